@@ -1,0 +1,68 @@
+# Everything from a fresh clone: `make train`, `make test`. Needs Python >= 3.11, make, git and g++.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+
+RECIPE ?= launch/recipes/tiny.yaml
+RUN ?= runs/tiny
+ARGS ?=
+LAUNCHER_ARGS ?=
+
+TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+# Where DeepSpeed's compiled ops live: in the environment, so that they are built once and go with it.
+TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+export TORCH_EXTENSIONS_DIR
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: setup train eval test lint bench pretrain clean help
+
+setup: $(STAMP)  ## make .venv, install, build DeepSpeed's CPU op (PYTHON=python3.12 picks another Python)
+
+# torch goes in first, by its pin: left to the resolver it may pull a newer one, with CUDA by the gigabyte.
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "srum-ds needs Python >= 3.11, and '$(PYTHON)' is not. Install one and name it: make setup PYTHON=python3.12" >&2; \
+	    exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	    exit 1; }
+	$(PIP_INSTALL) $(TORCH_PIN)
+	$(PIP_INSTALL) -e '.[test]'
+	$(BIN)/python -m srum_ds.launcher
+	@touch $@
+
+train: setup  ## train and evaluate (RECIPE=launch/recipes/tiny.yaml ARGS="key=value ..." LAUNCHER_ARGS="...")
+	$(BIN)/srum-ds train $(RECIPE) $(ARGS) $(if $(LAUNCHER_ARGS),--launcher-args="$(LAUNCHER_ARGS)")
+	$(BIN)/srum-ds eval --recipe $(RECIPE) $(ARGS)
+
+eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="eval.prompts=300 ...")
+	$(BIN)/srum-ds eval $(RUN) $(ARGS)
+
+test: setup  ## run the tests (ARGS="-k config ...")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## run every benchmark in benchmarks/
+	@ls benchmarks/*.py >/dev/null
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+pretrain: setup  ## make the embedded tiny model again from a seed
+	$(BIN)/python -m srum_ds.shapes.pretrain $(ARGS)
+
+clean:  ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find srum_ds tests launch benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+help:  ## show this
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done

@@ -1,0 +1,109 @@
+"""Packaging of srum-ds: metadata, dependencies, package data, the console script."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """``__version__`` as it stands in the package, without importing the package."""
+    text = (HERE / "srum_ds" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("srum_ds/__init__.py has no __version__")
+    return found.group(1)
+
+
+def description() -> str:
+    """The README, once there is one."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+# Lower bounds are releases whose interfaces the code uses; constraints.txt has the exact set that is
+# tested. There are no upper bounds: what a later release breaks is fixed here.
+REQUIRES = [
+    "annotated-types>=0.7",
+    "cyclopts>=5.0",
+    "deepspeed>=0.19",
+    "diffusers>=0.42",
+    "jinja2>=3.1",
+    "matplotlib>=3.10",
+    # DeepSpeed compiles its CPU communication op with it.
+    "ninja>=1.11",
+    "numpy>=2.0",
+    # Structured configs with tuples and literals.
+    "omegaconf>=2.4",
+    "pillow>=12.0",
+    "psutil>=7.0",
+    "pydantic>=2.12",
+    "pyyaml>=6.0.2",
+    "rich>=14.0",
+    "safetensors>=0.8",
+    "scipy>=1.16",
+    "tensorboard>=2.20",
+    "tokenizers>=0.22",
+    "torch>=2.11",
+    "transformers>=5.17",
+    "webdataset>=1.0",
+]
+
+EXTRAS = {
+    "test": [
+        "mypy>=2.0",
+        "pytest>=9.0",
+        "pytest-xdist>=3.8",
+        "ruff>=0.17",
+    ],
+    "docs": [
+        "mkdocs-material>=9.7",
+        "mkdocstrings[python]>=1.0",
+    ],
+    # Fused GPU kernels (Triton, so CUDA on Linux).
+    "fused": [
+        "liger-kernel>=0.8; sys_platform == 'linux'",
+    ],
+    # model.trains=lora
+    "lora": [
+        "peft>=0.18",
+    ],
+}
+
+setup(
+    name="srum-ds",
+    version=version(),
+    description="Self-rewarding post-training of unified multimodal models on DeepSpeed ZeRO-3",
+    long_description=description(),
+    long_description_content_type="text/markdown",
+    author="The srum-ds authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["srum_ds", "srum_ds.*"]),
+    package_data={
+        "srum_ds": [
+            "assets/**/*",
+            "rewards/prompts/*",
+            "py.typed",
+        ],
+    },
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["srum-ds = srum_ds.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

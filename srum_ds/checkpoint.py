@@ -1,0 +1,251 @@
+"""Training checkpoints on disk: safetensors and JSON, one folder a step, committed by one rename.
+
+    checkpoints/step_000020/rank_00000.safetensors   what rank 0 held: "<kind>/<parameter>" -> 1-D tensor
+                            rank_00001.safetensors
+                            state.json               step, sizes and hashes of the files, the caller's state
+
+A kind is ``live`` (fp32 master weights), ``exp_avg``, ``exp_avg_sq`` or ``weights.<name>`` (a named copy).
+Each file says in its header where in the flattened parameter its pieces start, so a run of any number of
+ranks reads the checkpoint of any other. A folder is written under ``step_000020.partial`` and renamed
+when everything in it is on the disk: whatever has the final name is whole. No function here communicates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from srum_ds.errors import UserError
+
+FORMAT = 1
+STATE_FILE = "state.json"
+PARTIAL = ".partial"
+CORRUPT = ".corrupt"
+_STEP_FOLDER = re.compile(r"step_(\d{6,})")
+# Room for headers, state.json and the file system's own bookkeeping.
+_SLACK_BYTES = 1 << 20
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint folder that cannot be trusted: names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as it was written: name inside the folder, size in bytes, SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """The final name of a step's checkpoint inside ``folder``."""
+    return folder / f"step_{step:06d}"
+
+
+def rank_file(rank: int) -> str:
+    """The name of one rank's file."""
+    return f"rank_{rank:05d}.safetensors"
+
+
+def committed_steps(folder: Path) -> list[int]:
+    """Steps of the committed checkpoints in ``folder``, ascending; empty where the folder is missing."""
+    if not folder.is_dir():
+        return []
+    matches = (_STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def clean_partial(folder: Path) -> list[str]:
+    """Removes what an interrupted save left behind; returns the names removed."""
+    if not folder.is_dir():
+        return []
+    partial = sorted(path for path in folder.iterdir() if path.name.endswith(PARTIAL))
+    for path in partial:
+        shutil.rmtree(path)
+    return [path.name for path in partial]
+
+
+def begin(folder: Path, step: int, bytes_needed: int) -> Path:
+    """Makes the empty partial folder of a step. Raises UserError where the disk has too little room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clean_partial(folder)
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed + _SLACK_BYTES:
+        raise no_room(folder, bytes_needed, f"{free:,} bytes are free")
+    partial = step_folder(folder, step).with_name(step_folder(folder, step).name + PARTIAL)
+    partial.mkdir()
+    return partial
+
+
+def no_room(folder: Path, bytes_needed: int, found: str) -> UserError:
+    """The error of a disk that cannot take a checkpoint."""
+    return UserError(
+        f"no room for a checkpoint in {folder}: it needs {bytes_needed:,} bytes ({found}). "
+        "The last checkpoint is untouched: free some space, or move run.dir to another disk, and run the "
+        "same command again."
+    )
+
+
+def write_rank(
+    partial: Path, rank: int, pieces: Mapping[str, Tensor], starts: Mapping[str, int]
+) -> FileRecord:
+    """Writes one rank's pieces and waits until they are on the disk.
+
+    pieces: ``<kind>/<parameter>`` -> 1-D tensor. starts: parameter -> index in the flattened parameter of
+    the first element of its pieces. Raises OSError where the disk refuses (full, read-only, gone).
+    """
+    path = partial / rank_file(rank)
+    contents = {key: value.detach().cpu().contiguous().clone() for key, value in pieces.items()}
+    try:
+        save_file(contents, path, metadata={"starts": json.dumps(dict(starts))})
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    _fsync(path)
+    return FileRecord(path.name, path.stat().st_size, _sha256(path))
+
+
+def commit(partial: Path, folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Writes state.json and gives the folder its final name, which is the moment the checkpoint exists."""
+    path = partial / STATE_FILE
+    path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    _fsync(path)
+    _fsync(partial)
+    final = step_folder(folder, step)
+    if final.exists():
+        # The same step saved again after a fall-back: rename cannot replace a folder that is not empty.
+        replaced = final.with_name(f"{final.name}.replaced{PARTIAL}")
+        os.rename(final, replaced)
+        os.rename(partial, final)
+        _fsync(folder)
+        shutil.rmtree(replaced)
+        return final
+    os.rename(partial, final)
+    _fsync(folder)
+    return final
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the ``keep`` newest committed checkpoints."""
+    for step in committed_steps(folder)[:-keep]:
+        doomed = step_folder(folder, step)
+        # Renamed first: a half-removed folder must never carry a final name.
+        going = doomed.with_name(f"{doomed.name}.old{PARTIAL}")
+        os.rename(doomed, going)
+        shutil.rmtree(going)
+
+
+def quarantine(folder: Path, step: int) -> Path:
+    """Moves a checkpoint that failed its checks out of the way, keeping its contents."""
+    bad = step_folder(folder, step)
+    aside = bad.with_name(bad.name + CORRUPT)
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.rename(bad, aside)
+    return aside
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json of a committed checkpoint. Raises CorruptCheckpoint where it is missing or unreadable."""
+    path = checkpoint / STATE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptCheckpoint(f"{path}: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CorruptCheckpoint(f"{path}: not a checkpoint of format {FORMAT}")
+    return state
+
+
+def verify(checkpoint: Path, record: FileRecord) -> None:
+    """Checks one file against its record. Raises CorruptCheckpoint naming the file and the difference."""
+    path = checkpoint / record.name
+    if not path.is_file():
+        raise CorruptCheckpoint(f"{path} is missing")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise CorruptCheckpoint(f"{path} has {size:,} bytes instead of {record.bytes:,}")
+    if _sha256(path) != record.sha256:
+        raise CorruptCheckpoint(f"{path} has other contents than were written (SHA-256 differs)")
+
+
+class Reader:
+    """Reads any range of any parameter from a checkpoint, whatever ranks wrote it.
+
+    Use as a context manager. Files are memory-mapped, only the ranges asked for are read.
+    """
+
+    def __init__(self, checkpoint: Path, names: list[str]) -> None:
+        """names: the rank files, as state.json lists them."""
+        self._files = []
+        self._pieces: dict[str, list[tuple[int, int, int]]] = {}
+        for index, name in enumerate(names):
+            try:
+                handle = safe_open(checkpoint / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CorruptCheckpoint(f"{checkpoint / name}: {error}") from error
+            self._files.append(handle)
+            starts = json.loads((handle.metadata() or {}).get("starts", "{}"))
+            for key in handle.keys():
+                start = starts[key.split("/", 1)[1]]
+                length = handle.get_slice(key).get_shape()[0]
+                self._pieces.setdefault(key, []).append((index, start, length))
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._files.clear()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._pieces
+
+    def kinds(self) -> set[str]:
+        """Kinds of tensors that the checkpoint holds."""
+        return {key.split("/", 1)[0] for key in self._pieces}
+
+    def read(self, key: str, start: int, numel: int) -> Tensor:
+        """Elements [start, start + numel) of the flattened tensor ``<kind>/<parameter>``, float32, CPU."""
+        parts = []
+        position = start
+        for index, first, length in sorted(self._pieces.get(key, []), key=lambda piece: piece[1]):
+            if first > position or first + length <= position:
+                continue
+            stop = min(first + length, start + numel)
+            parts.append(self._files[index].get_slice(key)[position - first : stop - first])
+            position = stop
+            if position == start + numel:
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+        raise CorruptCheckpoint(f"{key}: elements {start} to {start + numel} are not in the checkpoint")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def records(state: Mapping[str, Any]) -> Iterator[FileRecord]:
+    """The file records of a state."""
+    for entry in state["files"]:
+        yield FileRecord(**entry)

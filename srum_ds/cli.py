@@ -1,0 +1,325 @@
+"""The console script `srum-ds`. Reads arguments, prints results; the work is done elsewhere.
+
+Modules that take long to import (torch above all) are imported inside the commands that need
+them, so that `srum-ds --help` and mistyped arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from srum_ds import __version__
+from srum_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from srum_ds.data.shards import SplitReport
+
+WRONG_INPUT = 2
+
+app = App(
+    name="srum-ds",
+    version=__version__,
+    help="Post-train a unified multimodal model with its own judgement (SRUM) on DeepSpeed.",
+    help_format="plaintext",
+)
+shards_app = App(name="shards", help="Write and check prompt shards.")
+config_app = App(name="config", help="Show what a run would be configured with.")
+app.command(shards_app)
+app.command(config_app)
+
+
+@app.command
+def train(*arguments: str, launcher_args: str = "", dry_run: bool = False) -> int:
+    """Train, or go on where the run stands: starts `deepspeed launch/train.sh`.
+
+    Parameters
+    ----------
+    arguments
+        [RECIPE] [key=value ...]: a recipe (without one launch/recipes/tiny.yaml) and settings on top of it.
+    launcher_args
+        The DeepSpeed launcher's own flags in one word, such as --launcher-args="--num_gpus 4".
+    dry_run
+        Print the launcher's command line and stop.
+    """
+    from srum_ds.config import check_world, load_config, split_arguments
+    from srum_ds.launcher import build_command, build_environment, has_cuda, run_command
+
+    recipe, overrides = split_arguments(arguments)
+    cfg = load_config(recipe, overrides)
+    flags = shlex.split(launcher_args)
+    command = build_command(cfg, recipe, overrides, flags)
+    if "--num_gpus" in command[: len(command) - len(flags)]:
+        # Nobody else says how many ranks there are, so a bad number can be told before they start.
+        check_world(cfg, cfg.deepspeed.ranks)
+    if dry_run:
+        print(shlex.join(command))
+        return 0
+    return run_command(command, build_environment(os.environ, cfg.deepspeed.ranks, has_cuda()))
+
+
+@app.command(name="eval")
+def evaluate(*arguments: str, recipe: Path | None = None) -> None:
+    """Draw held-out prompts with the base and the trained model and compare them.
+
+    Parameters
+    ----------
+    arguments
+        [RUN] [key=value ...]: the run's folder (runs/tiny without one) and eval.* settings.
+    recipe
+        Instead of RUN: the recipe the run was trained by; the settings are then those of the training.
+    """
+    from srum_ds.commands import evaluation_request
+    from srum_ds.evaluation.run import evaluate_run
+
+    run, overrides = evaluation_request(arguments, recipe)
+    evaluate_run(run, overrides)
+
+
+@app.command
+def generate(
+    *,
+    model: Path,
+    prompt: list[str],
+    out: Path,
+    seed: int = 0,
+    count: int = 1,
+    steps: int = 49,
+    guidance: float = 4.0,
+    shift: float = 3.0,
+    interval: tuple[float, float] = (0.4, 1.0),
+    size: tuple[int, int] | None = None,
+    force: bool = False,
+) -> None:
+    """Draw pictures of prompts. The sampler's defaults are BAGEL's own.
+
+    Parameters
+    ----------
+    model
+        Checkpoint folder, such as runs/tiny/export.
+    prompt
+        What to draw; may be given several times.
+    out
+        Folder for the PNG files.
+    seed
+        Seeds the noise.
+    count
+        Pictures of each prompt.
+    steps
+        Euler steps.
+    guidance
+        Scale of classifier-free guidance by the text; 1 is without.
+    shift
+        Timestep shift; above 1, more steps go to high noise.
+    interval
+        Two numbers: guidance applies to times above the first, up to the second.
+    size
+        Height and width in pixels; without it the largest square of the model.
+    force
+        Write over files of the same name.
+    """
+    from srum_ds.commands import draw_pictures
+    from srum_ds.models.base import Sampling
+
+    sampling = Sampling(
+        num_timesteps=steps + 1,
+        timestep_shift=shift,
+        text_scale=guidance,
+        interval=interval,
+    )
+    for path in draw_pictures(model, prompt, out, sampling, count=count, seed=seed, size=size, force=force):
+        print(path)
+
+
+@app.command
+def ask(
+    *,
+    model: Path,
+    image: list[Path],
+    question: str,
+    answer: list[str] | None = None,
+    max_new_tokens: int = 16,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Ask a model about pictures.
+
+    Parameters
+    ----------
+    model
+        Checkpoint folder, such as runs/tiny/export.
+    image
+        Picture file; may be given several times.
+    question
+        What to ask about each picture.
+    answer
+        A possible answer (given at least twice): prints the probability of each instead of free text.
+    max_new_tokens
+        Longest free answer.
+    json_
+        Print one JSON object a picture.
+    """
+    from srum_ds.commands import ask_model
+
+    choices = answer or []
+    if len(choices) == 1:
+        raise UserError("--answer needs at least two answers to choose from.")
+    for path, reply, shares in ask_model(
+        model, image, question, answers=choices, max_new_tokens=max_new_tokens
+    ):
+        if json_:
+            print(json.dumps({"image": str(path), "answer": reply, "probabilities": dict(shares)}))
+            continue
+        detail = "  ".join(f"{text} {share:.3f}" for text, share in shares)
+        print(f"{path}: {reply}" + (f"  ({detail})" if detail else ""))
+
+
+@app.command
+def inspect(folder: Path, *, json_: Annotated[bool, Parameter(name="--json", negative=())] = False) -> None:
+    """Say what a checkpoint folder holds, without loading its weights.
+
+    Parameters
+    ----------
+    folder
+        Checkpoint folder in BAGEL's layout.
+    json_
+        Print JSON.
+    """
+    from srum_ds.models.bagel.inspect import inspect_folder
+
+    found = inspect_folder(folder)
+    if json_:
+        print(json.dumps(found, indent=2, default=str))
+    else:
+        _print_nested(found)
+
+
+@shards_app.command(name="write")
+def shards_write(
+    kind: str,
+    source: Path | None = None,
+    *,
+    out: Path,
+    shard_size: int = 2000,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    force: bool = False,
+) -> None:
+    """Write a prompt set as shards, and check them.
+
+    Parameters
+    ----------
+    kind
+        shapes (drawn), or compbench, srum, geneval (read from your checkout of that project).
+    source
+        File or folder of the public prompt set.
+    out
+        Folder of the shards.
+    shard_size
+        Prompts a tar.
+    seed
+        Seeds the prompts of shapes.
+    sizes
+        Prompts of each split of shapes, such as --sizes.train 4002 --sizes.test 1200.
+    force
+        Replace splits that are there.
+    """
+    from srum_ds.data.commands import write
+
+    _print_reports(out, write(kind, source, out, shard_size, seed, sizes, force))
+
+
+@shards_app.command(name="check")
+def shards_check(folder: Path) -> None:
+    """Check every shard of a folder byte for byte against its index.
+
+    Parameters
+    ----------
+    folder
+        Folder of the shards.
+    """
+    from srum_ds.data.commands import check
+
+    _print_reports(folder, check(folder))
+
+
+@config_app.command(name="show")
+def config_show(*arguments: str) -> None:
+    """Print the whole configuration, defaults included, as a recipe.
+
+    Parameters
+    ----------
+    arguments
+        [RECIPE] [key=value ...], as for train.
+    """
+    from omegaconf import OmegaConf
+
+    from srum_ds.config import load_config, plain_config, split_arguments
+
+    recipe, overrides = split_arguments(arguments)
+    print(OmegaConf.to_yaml(OmegaConf.create(plain_config(load_config(recipe, overrides)))), end="")
+
+
+@config_app.command(name="schema")
+def config_schema() -> None:
+    """Print a JSON Schema of recipes, for editors."""
+    from srum_ds.config import config_schema as schema
+
+    print(json.dumps(schema(), indent=2))
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Runs ``work`` and returns an exit status; a UserError becomes its message on stderr and 2."""
+    try:
+        result = work()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"srum-ds: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except CycloptsError:
+        # Cyclopts has printed what is wrong.
+        return WRONG_INPUT
+    except BrokenPipeError:
+        # The reader of a pipe went away; nothing more can be said, at the interpreter's exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `srum-ds` with ``arguments`` (without: the process's) and returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: app(words, exit_on_error=False, result_action="return_value"))
+
+
+def _print_reports(folder: Path, reports: Mapping[str, SplitReport]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(folder))
+    for name in ("split", "shards", "prompts", "bytes", "categories"):
+        table.add_column(name, justify="left" if name in ("split", "categories") else "right")
+    for split, report in reports.items():
+        kinds = ", ".join(f"{name} {count}" for name, count in report.categories.items())
+        table.add_row(split, f"{report.shards:,}", f"{report.prompts:,}", f"{report.bytes:,}", kinds)
+    Console().print(table)
+
+
+def _print_nested(content: Mapping[str, Any], indent: str = "") -> None:
+    width = max((len(str(name)) for name in content), default=0)
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            print(f"{indent}{name}")
+            _print_nested(value, indent + "  ")
+            continue
+        if isinstance(value, list | tuple):
+            value = ", ".join(str(item) for item in value)
+        print(f"{indent}{name!s:<{width}}  {value}")

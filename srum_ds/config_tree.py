@@ -1,0 +1,265 @@
+"""Every setting of a run, its default and its range. ``srum_ds.config`` loads and checks them.
+
+A key is written ``section.name`` in recipes (as nested YAML) and on the command line
+(``section.name=value``). Paths are relative to the working directory, or else to the folder that
+holds the ``srum_ds`` package (see ``srum_ds.config.find_path``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+Share = Annotated[float, Ge(0), Le(1)]
+# The exponential averages: at 1 they would never take in anything.
+Decay = Annotated[float, Ge(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what seeds it."""
+
+    # Folder of everything the run writes; the same folder again means: resume.
+    dir: Text = "runs/tiny"
+    # Seeds the order of the prompts, the sampling noise, the training noise and the timesteps.
+    seed: Whole = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """The unified model that draws and judges."""
+
+    # Checkpoint folder in its design's released layout.
+    path: Text = "srum_ds/assets/tiny_bagel"
+    # Which adapter reads that folder.
+    kind: Literal["bagel"] = "bagel"
+    # What learns: the generation half, the whole transformer, or low-rank adapters.
+    trains: Literal["generation", "transformer", "lora"] = "generation"
+    # Who judges: the live model (only where training provably leaves understanding untouched), a
+    # frozen copy of the model as it was at the start, or whichever of the two `trains` calls for.
+    judge: Literal["auto", "shared", "frozen_copy"] = "auto"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The prompts."""
+
+    # Folder of prompt shards (tars) with their index.
+    shards: Text = "data_shards/shapes"
+    # Split the loop trains on.
+    split: Text = "train"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How the pictures of a step are drawn."""
+
+    # Prompts in a step of the whole job (all ranks together).
+    prompts_per_step: Count = 8
+    # Samples drawn of each prompt; they stay on one rank.
+    images_per_prompt: Count = 8
+    # Prompts a rank draws and trains at once. Shapes follow from this, never from the world size.
+    micro_batch_prompts: Count = 4
+    # Picture size in pixels: height, width.
+    image_size: tuple[Count, Count] = (64, 64)
+    # Time points of the sampler; the Euler updates are one fewer.
+    num_timesteps: Annotated[int, Ge(2)] = 11
+    # t -> shift * t / (1 + (shift - 1) * t): above 1, more of the steps go to high noise.
+    timestep_shift: Positive = 2.0
+    # Classifier-free guidance by the text; 1 is without.
+    text_scale: NotNegative = 1.0
+    # Guidance applies where interval[0] < t <= interval[1].
+    interval: tuple[Share, Share] = (0.0, 1.0)
+    # Which norm guidance gives back to the velocity: over the whole picture, a channel, or the
+    # channels of the text-guided velocity.
+    renorm: Literal["global", "channel", "text_channel"] = "global"
+    # Smallest factor that renormalisation may scale by.
+    renorm_min: Share = 0.0
+    # Which weights draw: the slow average of the trained ones, the trained ones, the untrained ones.
+    weights: Literal["old", "live", "reference"] = "old"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How the understanding half is asked about a picture."""
+
+    # How its opinion is read: the answers' probabilities after one prefill (fixed length, so that
+    # no rank waits for another).
+    readout: Literal["logprob"] = "logprob"
+    # Jinja templates of the question on the whole picture and of the one on a crop.
+    global_template: Text = "srum_ds/rewards/prompts/shapes_global.jinja"
+    local_template: Text = "srum_ds/rewards/prompts/shapes_local.jinja"
+    # The good answer, the bad answer. In YAML in quotes: a bare yes is a truth value there.
+    answers: tuple[Text, Text] = ("yes", "no")
+    # Smallest probability of both together that counts as an answer at all.
+    min_mass: Share = 0.05
+    # Size in pixels that regions are cut out to: height, width.
+    crop_size: tuple[Count, Count] = (64, 64)
+    # Pictures or crops asked about at once.
+    batch: Count = 64
+    # The run stops when a larger share of a step's answers could not be parsed.
+    max_failed_share: Share = 0.5
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Which boxes of a picture are judged locally."""
+
+    # Connected bright components, the cells of a grid, or no boxes at all.
+    kind: Literal["components", "grid", "none"] = "components"
+    # At most so many boxes of a picture, the largest first.
+    max_count: Count = 6
+    # Components: contrast to the background, in (0, 1), from which a pixel is foreground.
+    threshold: Annotated[float, Gt(0), Lt(1)] = 0.2
+    # Grid: cells along each side.
+    grid_side: Count = 2
+    # Smallest box, as a share of the picture's area.
+    min_area: Share = 0.003
+    # Margin added on each side of a box, as a share of the picture's side.
+    pad: Annotated[float, Ge(0), Lt(0.5)] = 0.03
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How scores become a map of rewards over latent tokens."""
+
+    # Weights of the whole-picture score and of the boxes' scores.
+    global_weight: NotNegative = 1.0
+    local_weight: NotNegative = 0.5
+    # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
+    # of the smallest box.
+    combine: Literal["max", "strongest", "mean", "smallest"] = "max"
+    # Value in [0, 1] of pixels outside every box (0.5 is neutral).
+    background: Share = 0.5
+    # How the pixel map comes down to the latent grid.
+    resize: Literal["area", "bilinear"] = "area"
+    # Taken off the whole-picture score, times the share of asked-for objects that no box shows.
+    missing_penalty: NotNegative = 0.0
+    # A box that no phrase claims (a surplus object) scores minus this.
+    surplus_penalty: Share = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How rewards weigh the velocity loss."""
+
+    # nft: implicit negatives (DiffusionNFT); weighted: the paper's positive weights; sft: none;
+    # signed: negative rewards push away; group: the advantage within a prompt's samples.
+    name: Literal["nft", "weighted", "sft", "signed", "group"] = "nft"
+    # Strength of the implicit policies of `nft`.
+    beta: Positive = 1.0
+    # `signed`: the error at which repulsion has run out. `group`: how far a token's ratio may move.
+    bound: Positive = 2.0
+    clip: Annotated[float, Gt(0), Lt(1)] = 0.2
+    # What holds the generator: the untrained model's velocity, the sampled target, or nothing.
+    constraint: Literal["reference", "target", "none"] = "reference"
+    # Its weight beside the rewarded loss (unused with `none`).
+    constraint_weight: NotNegative = 0.3
+
+
+@dataclass(frozen=True)
+class Train:
+    """The optimiser and the schedule."""
+
+    # Optimiser steps of the whole run.
+    steps: Count = 60
+    # Steps between two checkpoints; the last step always has one.
+    save_every: Count = 20
+    # Precision of the passes; masters and gradient sums are fp32 either way.
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
+    lr: NotNegative = 5e-4
+    warmup_steps: Whole = 5
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    # Gradients are scaled down to this norm.
+    max_grad_norm: Positive = 1.0
+    # Noise levels each picture is trained at in a step.
+    timesteps_per_image: Count = 6
+    # Density they are drawn from, and its shift (as in rollout.timestep_shift).
+    timestep_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    timestep_shift: Positive = 1.0
+    # Share of pictures trained without their prompt, which keeps guidance possible.
+    caption_dropout: Share = 0.1
+    # Decay a step of the slow average that draws (rollout.weights=old).
+    old_decay: Decay = 0.5
+    # Decay a step of the average that is exported and evaluated.
+    ema_decay: Decay = 0.9
+    # Newest checkpoints that stay on disk.
+    keep_checkpoints: Count = 2
+
+
+@dataclass(frozen=True)
+class DeepSpeed:
+    """The engine underneath."""
+
+    # DeepSpeed's own settings (JSON); batch sizes and precision are filled in from the recipe.
+    config: Text = "ds_configs/cpu.json"
+    # Ranks a node that `srum-ds train` starts; `deepspeed --num_gpus` decides when called itself.
+    ranks: Count = 2
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run shows while it runs."""
+
+    # Scalars and pictures for TensorBoard.
+    tensorboard: bool = True
+    # Steps between two grids of the fixed prompts.
+    image_every: Count = 20
+    # A live line on the first rank.
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Base against trained, on prompts that training never saw."""
+
+    # Split the prompts come from.
+    split: Text = "test"
+    # Prompts, one picture each of either model.
+    prompts: Count = 900
+    # Seeds the noise of the pictures.
+    seed: Whole = 1234
+    # Guidance by the text; null takes rollout.text_scale.
+    text_scale: NotNegative | None = None
+    # Time points of the sampler.
+    num_timesteps: Annotated[int, Ge(2)] = 17
+    # Pictures drawn at once.
+    batch: Count = 60
+    # Which trained weights: their average or the last ones.
+    weights: Literal["ema", "live"] = "ema"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree."""
+
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    rollout: Rollout = field(default_factory=Rollout)
+    judge: Judge = field(default_factory=Judge)
+    regions: Regions = field(default_factory=Regions)
+    reward: Reward = field(default_factory=Reward)
+    objective: Objective = field(default_factory=Objective)
+    train: Train = field(default_factory=Train)
+    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
+    log: Log = field(default_factory=Log)
+    eval: Eval = field(default_factory=Eval)
+    # Expressions that read the environment: key -> (as written, as resolved). No setting: it lets
+    # saved copies say `${oc.env:NAME}` again rather than the secret.
+    expressions: dict[str, tuple[str, Any]] = field(
+        default_factory=dict,
+        repr=False,
+        compare=False,
+        metadata={"omegaconf_ignore": True},
+    )

@@ -1,0 +1,405 @@
+"""The DeepSpeed engine: ZeRO sharding, gathering, precision. Nothing else in the package imports DeepSpeed.
+
+``gathered()`` is what plain ``deepspeed.zero.GatheredParameters`` does not give: all parameters gathered in
+one all-gather, DeepSpeed's module hooks taken off so that no forward inside releases or fetches anything,
+optionally with the values of a named copy, and everything put back whatever happens inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+# DeepSpeed picks its accelerator when it is imported, and warns where it has to guess.
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # noqa: E402
+from deepspeed.utils import set_z3_leaf_modules  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from srum_ds.engine_base import DTYPES, LIVE, EngineBase, Place, Settings, split_trainable  # noqa: E402
+from srum_ds.engine_config import full_config, read_ds_config  # noqa: E402
+from srum_ds.engine_plain import PlainEngine  # noqa: E402
+from srum_ds.errors import UserError  # noqa: E402
+
+__all__ = ["Engine", "PlainEngine", "read_ds_config", "start_distributed", "zero_init"]
+
+# One all-gather holds its whole buffer twice, so a big model is gathered in slices of this many elements.
+_GATHER_NUMEL = 1 << 28
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+def start_distributed(timeout_minutes: float = 30.0) -> None:
+    """Joins the process group the launcher describes; without a launcher, a group of one.
+
+    timeout_minutes: how long a collective waits for the slowest rank before the run fails.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if dist.is_initialized() and deepspeed.comm.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+
+
+def zero_init(ds_config: Mapping[str, Any], precision: str) -> AbstractContextManager[Any]:
+    """Under ZeRO-3, a context in which modules are built already sharded; else a context without effect.
+
+    For models that do not fit one rank. Weights are then loaded one tensor at a time, before the engine
+    is created (its fp32 masters are copies made there).
+    """
+    if ds_config["zero_optimization"]["stage"] != 3:
+        return nullcontext()
+    start_distributed()
+    nothing = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0.0, 0)
+    return deepspeed.zero.Init(config_dict_or_path=full_config(ds_config, nothing, precision))
+
+
+class Engine(EngineBase):
+    """Trains the named parameters of a module under ZeRO-1, -2 or -3, on any number of ranks."""
+
+    @classmethod
+    def create(
+        cls,
+        module: torch.nn.Module,
+        trainable_names: set[str],
+        ds_config: Mapping[str, Any],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        max_grad_norm: float,
+        warmup_steps: int,
+        precision: str,
+        seed: int,
+        leaf_modules: Sequence[type[torch.nn.Module]] = (),
+        timeout_minutes: float = 30.0,
+    ) -> Engine:
+        """Takes the module over: freezes all but ``trainable_names``, shards, makes fp32 masters.
+
+        module: the same weights on every rank (rank 0's are broadcast). ds_config: a DeepSpeed config
+        without the keys the recipe sets. precision: ``fp32`` or ``bf16`` (all parameters are cast; the
+        masters keep the fp32 values the module came with). leaf_modules: classes whose instances ZeRO-3
+        gathers as one unit, e.g. the transformer layer; their tensors come in by position. Raises
+        UserError for a config that cannot work.
+        """
+        start_distributed(timeout_minutes)
+        engine = cls()
+        engine.rank = dist.get_rank()
+        engine.world_size = dist.get_world_size()
+        engine.compute_dtype = DTYPES[precision]
+        engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps)
+        engine.module = module
+        engine._copies = {}
+        engine._stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+        config = full_config(ds_config, engine.settings, precision)
+        torch.manual_seed(seed + engine.rank)
+
+        for name, parameter in module.named_parameters():
+            if parameter.dim() == 0:
+                # DeepSpeed broadcasts parameters as bytes, which a tensor without dimensions cannot be.
+                raise ValueError(f"parameter {name} has no dimensions; give it the shape [1]")
+        trainable = split_trainable(module, trainable_names)
+        engine._parameters = trainable
+        engine._shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in trainable.items()}
+        originals = _unrounded(trainable, engine.compute_dtype)
+        if leaf_modules and engine._stage == 3:
+            set_z3_leaf_modules(module, list(leaf_modules))
+            for part in module.modules():
+                if isinstance(part, tuple(leaf_modules)):
+                    part.register_forward_pre_hook(_make_inputs_differentiable)
+        try:
+            engine._ds, _, _, _ = deepspeed.initialize(
+                model=module,
+                model_parameters=list(trainable.values()),
+                config=config,
+                dist_init_required=False,
+            )
+        except ValidationError as error:
+            raise UserError(f"deepspeed.config: DeepSpeed does not accept it: {error}") from error
+        engine.device = torch.device(get_accelerator().current_device_name())
+        engine._find_masters()
+        engine._take_unrounded(originals)
+        return engine
+
+    _ds: Any
+    _stage: int
+    # torch.nn.Parameter, with the attributes DeepSpeed hangs on it.
+    _parameters: dict[str, Any]
+    _seen: int = 0
+    _boundary: bool = False
+    _open_graph: bool = False
+    _is_gathered: bool = False
+
+    # ---- training ----------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any) -> Any:
+        if self._is_gathered:
+            raise RuntimeError("inside gathered() call the module, not the engine")
+        output = self._ds(*args)
+        self._open_graph = torch.is_grad_enabled()
+        return output
+
+    def backward(self, loss_sum: Tensor, global_count: float, micro_batches: int) -> None:
+        self._seen += 1
+        if self._seen > micro_batches:
+            raise RuntimeError(f"backward() called {self._seen} times for {micro_batches} micro-batches")
+        self._boundary = self._seen == micro_batches
+        self._ds.set_gradient_accumulation_boundary(self._boundary)
+        # DeepSpeed averages over ranks; times the world size, it is the sum again.
+        self._ds.backward(self.world_size * loss_sum / global_count, scale_wrt_gas=False)
+        self._open_graph = False
+
+    def step(self) -> float:
+        if not self._boundary:
+            raise RuntimeError(f"step() after {self._seen} micro-batches, before the last one announced")
+        self._set_learning_rate()
+        self._ds.step()
+        norm = float(self._ds.get_global_grad_norm())
+        if not self._ds.was_step_applied():
+            norm = float("nan")
+        if self._stage == 3 and self._zero.grad_partitions_flat_buffer is not None:
+            # A parameter no micro-batch of the next step reaches would be updated by this step's gradient.
+            self._zero.grad_partitions_flat_buffer.zero_()
+        self._seen = 0
+        self._boundary = False
+        self.steps += 1
+        return norm
+
+    def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
+        dist.all_reduce(tensor, op=_OPERATIONS[op])
+        return tensor
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def sharded_share(self) -> float:
+        total = partial = 0
+        parameters: list[Any] = list(self.module.parameters())
+        for parameter in parameters:
+            numel = getattr(parameter, "ds_numel", parameter.numel())
+            held = parameter.ds_tensor.numel() if self._stage == 3 else numel
+            total += numel
+            partial += numel if held < numel else 0
+        return partial / max(1, total)
+
+    # ---- gathering ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def gathered(self, weights: str = LIVE) -> Iterator[torch.nn.Module]:
+        """The whole module on every rank: all parameters gathered once, no communication inside.
+
+        Trainable parameters hold the values of ``weights`` (``live`` or a named copy) in the compute
+        dtype. No gradients inside; not between a forward and its backward; not nested. Afterwards the
+        live shards are bit for bit what they were.
+        """
+        flats = self._named(weights)
+        if self._is_gathered:
+            raise RuntimeError("gathered() inside gathered()")
+        if self._open_graph:
+            raise RuntimeError("gathered() between a training forward and its backward")
+        self._is_gathered = True
+        try:
+            with self._whole(flats, weights == LIVE), _without(self._deepspeed_hooks()), torch.no_grad():
+                yield self.module
+        finally:
+            self._is_gathered = False
+
+    @contextmanager
+    def _whole(self, flats: list[Tensor], live: bool) -> Iterator[None]:
+        if self._stage < 3:
+            with self._replaced(flats, live):
+                yield
+            return
+        parameters: list[Any] = list(self.module.parameters())
+        # Prefetching and reuse leave some parameters whole or on their way after a backward.
+        self._zero.parameter_offload.partition_all_parameters()
+        try:
+            with self._shards_of(flats, live):
+                _all_gather(parameters)
+            yield
+        finally:
+            gathered = [p for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE]
+            if gathered:
+                gathered[0].partition(param_list=gathered, has_been_updated=False)
+
+    @contextmanager
+    def _replaced(self, flats: list[Tensor], live: bool) -> Iterator[None]:
+        """Stages 1 and 2: parameters are whole anyway, a named copy's values take their place."""
+        originals = {name: parameter.data for name, parameter in self._parameters.items()}
+        try:
+            if not live:
+                for name, parameter in self._parameters.items():
+                    parameter.data = self._full(flats, name).to(parameter.dtype)
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = originals[name]
+
+    @contextmanager
+    def _shards_of(self, flats: list[Tensor], live: bool) -> Iterator[None]:
+        """Stage 3: lets the sharded parameters' storage be the named copy's while they are gathered."""
+        if live:
+            yield
+            return
+        originals = {name: parameter.ds_tensor.data for name, parameter in self._parameters.items()}
+        cast = [flat.detach().to(self.compute_dtype) for flat in flats]
+        try:
+            for name, parameter in self._parameters.items():
+                place = self._places[name]
+                shard = cast[place.flat].narrow(0, place.offset, parameter.ds_tensor.ds_numel)
+                parameter.ds_tensor.data = shard.to(originals[name].device)
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.ds_tensor.data = originals[name]
+
+    def _deepspeed_hooks(self) -> list[Any]:
+        hooks = [self._ds.module_forward_pre_hook, self._ds.module_forward_post_hook]
+        if self._stage == 3:
+            offload = self._zero.parameter_offload
+            hooks += [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]
+            hooks += self._zero._leaf_module_hooks
+        return hooks
+
+    def _full_frozen(self, name: str) -> Tensor:
+        parameter = self.module.get_parameter(name)
+        if self._stage < 3:
+            return parameter.detach()
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    # ---- masters -----------------------------------------------------------------------------------
+
+    @property
+    def _zero(self) -> Any:
+        return self._ds.optimizer
+
+    def _find_masters(self) -> None:
+        """Says where DeepSpeed keeps this rank's fp32 masters."""
+        zero = self._zero
+        self._adam = zero.optimizer
+        self._places = {}
+        if self._stage == 3:
+            self._flats = list(zero.fp32_partitioned_groups_flat)
+            for name, parameter in self._parameters.items():
+                flat, offset, length = zero.grad_position[zero.get_param_id(parameter)]
+                start = length * dist.get_rank(group=parameter.ds_process_group)
+                held = max(0, min(length, parameter.ds_numel - start))
+                self._places[name] = Place(flat, offset, min(start, parameter.ds_numel), held)
+            return
+        bf16_optimizer = hasattr(zero, "fp32_groups_flat_partition")
+        self._flats = list(
+            zero.fp32_groups_flat_partition if bf16_optimizer else zero.single_partition_of_fp32_groups
+        )
+        for name, parameter in self._parameters.items():
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                self._places[name] = Place(0, 0, 0, 0)
+                continue
+            there = mapping.get_hp_fragment_address()
+            start = mapping.lp_fragment_address.start
+            self._places[name] = Place(mapping.param_group_index, there.start, start, there.numel)
+
+    @torch.no_grad()
+    def _take_unrounded(self, originals: Mapping[str, Tensor]) -> None:
+        for name, original in originals.items():
+            place = self._places[name]
+            if place.numel:
+                values = original[place.start : place.start + place.numel]
+                self._piece(self._flats, name).copy_(values)
+
+    @torch.no_grad()
+    def _refresh_live(self) -> None:
+        if self._stage == 3:
+            for index, flat in enumerate(self._flats):
+                self._zero.fp16_partitioned_groups_flat[index].data.copy_(flat.data)
+            return
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(self._full(self._flats, name))
+
+    def _gather_objects(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def _unrounded(trainable: Mapping[str, torch.nn.Parameter], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The fp32 values of parameters about to be cast, flattened; nothing where no rounding happens."""
+    return {
+        name: parameter.detach().clone().flatten()
+        for name, parameter in trainable.items()
+        if parameter.dtype == torch.float32 and dtype != torch.float32 and not hasattr(parameter, "ds_id")
+    }
+
+
+def _make_inputs_differentiable(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Lets a leaf module's gradients be ready when DeepSpeed's hook on it fires.
+
+    Without a differentiable input torch fires a full backward hook before the module's own parameters
+    have their gradients, and DeepSpeed would reduce zeros in their place.
+    """
+    if not torch.is_grad_enabled() or any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return None
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return (*args[:index], value.detach().requires_grad_(), *args[index + 1 :])
+    raise RuntimeError(f"leaf module {type(module).__name__} gets no floating-point tensor by position")
+
+
+def _all_gather(parameters: list[Any]) -> None:
+    """Gathers sharded parameters in as few all-gathers as memory allows; the same on every rank."""
+    batch: list[Any] = []
+    numel = 0
+    for parameter in sorted(parameters, key=lambda p: p.ds_id):
+        if batch and numel + parameter.ds_numel > _GATHER_NUMEL:
+            batch[0].all_gather_coalesced(batch).wait()
+            batch, numel = [], 0
+        batch.append(parameter)
+        numel += parameter.ds_numel
+    batch[0].all_gather_coalesced(batch).wait()
+
+
+@contextmanager
+def _without(handles: Sequence[Any]) -> Iterator[None]:
+    """Takes hooks off their modules and puts them back in their old order, whoever else has hooks there.
+
+    Removing and registering them again, as DeepSpeed does itself, would renumber the modules and throw
+    its recorded trace away.
+    """
+    ours: dict[int, tuple[Any, set[int]]] = {}
+    for handle in handles:
+        for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref):
+            hooks = reference()
+            if hooks is not None:
+                ours.setdefault(id(hooks), (hooks, set()))[1].add(handle.id)
+    saved = [(hooks, dict(hooks), keys) for hooks, keys in ours.values()]
+    try:
+        for hooks, _, keys in saved:
+            for key in keys & hooks.keys():
+                del hooks[key]
+        yield
+    finally:
+        for hooks, before, _ in saved:
+            added = {key: hook for key, hook in hooks.items() if key not in before}
+            hooks.clear()
+            hooks.update(before)
+            hooks.update(added)

@@ -1,0 +1,82 @@
+"""DeepSpeed's JSON settings: what a user's file may say, and what the recipe fills in."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srum_ds.engine_base import Settings
+from srum_ds.errors import UserError
+
+# Keys of a DeepSpeed config that the recipe says, and where.
+OURS = {
+    "optimizer": "train.lr, train.betas, train.eps and train.weight_decay",
+    "scheduler": "train.warmup_steps",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "fp16": "train.precision",
+    "data_types": "train.precision",
+    "gradient_clipping": "train.max_grad_norm",
+    "train_batch_size": "rollout.prompts_per_step and rollout.images_per_prompt",
+    "train_micro_batch_size_per_gpu": "rollout.micro_batch_prompts",
+    "gradient_accumulation_steps": "rollout.micro_batch_prompts",
+}
+
+
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """Reads a DeepSpeed JSON config. Raises UserError naming the file and what is wrong with it."""
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"deepspeed.config: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"deepspeed.config: {path} is not JSON: {error}") from error
+    _check_config(config, str(path))
+    return config
+
+
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    if not isinstance(config, Mapping):
+        raise UserError(f"deepspeed.config: {where} must hold a JSON object")
+    for key, setting in OURS.items():
+        if key in config:
+            raise UserError(f"deepspeed.config: {where}: remove {key!r}; the recipe sets it ({setting})")
+    if not isinstance(config.get("zero_optimization", {}), Mapping):
+        raise UserError(f"deepspeed.config: {where}: zero_optimization must be an object")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2, 3):
+        raise UserError(
+            f"deepspeed.config: {where}: zero_optimization.stage is {stage!r}; it must be 1, 2 or 3"
+        )
+    for part in ("offload_param", "offload_optimizer"):
+        if config["zero_optimization"].get(part, {}).get("device") == "nvme":
+            raise UserError(f"deepspeed.config: {where}: zero_optimization.{part} to nvme is not supported")
+
+
+def full_config(ds_config: Mapping[str, Any], settings: Settings, precision: str) -> dict[str, Any]:
+    """The user's config with what the recipe says filled in."""
+    _check_config(ds_config, "the config")
+    config = copy.deepcopy(dict(ds_config))
+    offloaded = "offload_optimizer" in config["zero_optimization"]
+    parameters: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": list(settings.betas),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if not offloaded:
+        parameters["torch_adam"] = True
+    config["optimizer"] = {"type": "AdamW", "params": parameters}
+    config["gradient_clipping"] = settings.max_grad_norm
+    # The engine says itself which micro-batch is the last of a step, so these are formal.
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_accumulation_steps"] = 1
+    # DeepSpeed's defaults under bf16 would reduce and accumulate gradients in bf16.
+    config["data_types"] = {"grad_accum_dtype": "fp32"}
+    config.setdefault("communication_data_type", "fp32")
+    config["bf16"] = {"enabled": precision == "bf16", "check_grad_overflow": True}
+    config.setdefault("steps_per_print", 10**9)
+    return config

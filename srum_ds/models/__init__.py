@@ -1,0 +1,24 @@
+"""Model adapters. ``load_model`` is the only door: nothing outside imports a concrete model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from srum_ds.errors import UserError
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
+
+__all__ = ["BagelAdapter", "load_model"]
+
+
+def load_model(
+    path: Path | str,
+    kind: str = "bagel",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> BagelAdapter:
+    """Loads a checkpoint folder of the given design. UserError for an unknown design or a bad folder."""
+    if kind != "bagel":
+        raise UserError(f"model.kind is {kind!r}; known designs: bagel.")
+    return load_bagel(path, dtype, device)

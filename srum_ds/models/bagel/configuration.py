@@ -1,0 +1,194 @@
+"""What a BAGEL checkpoint folder says about its model.
+
+``llm_config.json`` and ``vit_config.json`` stand in every released folder. Everything the released
+code hard-codes is an optional key of ``config.json``; an absent key means the released constant.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from srum_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that wrap text and images."""
+
+    bos: int = 151644
+    eos: int = 151645
+    image_start: int = 151652
+    image_end: int = 151653
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The Qwen2 language model. ``vocab_size`` is the checkpoint's own, paddings included."""
+
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    vocab_size: int = 152064
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    head_dim: int = 0
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The SigLIP tower. ``num_hidden_layers`` counts one more layer than is stored and run."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    patch_size: int = 14
+    image_size: int = 980
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+
+    @property
+    def kept_layers(self) -> int:
+        return self.num_hidden_layers - 1
+
+    @property
+    def num_positions(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The FLUX autoencoder, in the names of its own release."""
+
+    resolution: int = 256
+    in_channels: int = 3
+    downsample: int = 8
+    ch: int = 128
+    out_ch: int = 3
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 16
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+    norm_num_groups: int = 32
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize limits in pixels; sides become multiples of ``image_stride``."""
+
+    max_image_size: int
+    min_image_size: int
+    image_stride: int
+    max_pixels: int = 14 * 14 * 9 * 1024
+
+
+@dataclass(frozen=True)
+class BagelConfig:
+    """One BAGEL model. The defaults are the released BAGEL-7B-MoT."""
+
+    llm: LanguageConfig = field(default_factory=LanguageConfig)
+    vit: VisionConfig = field(default_factory=VisionConfig)
+    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    latent_patch_size: int = 2
+    max_latent_size: int = 64
+    vit_max_num_patch_per_side: int = 70
+    connector_act: str = "gelu_pytorch_tanh"
+    interpolate_pos: bool = False
+    timestep_shift: float = 1.0
+    vae_transform: ImageTransform = ImageTransform(1024, 512, 16)
+    vit_transform: ImageTransform = ImageTransform(980, 224, 14)
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side in pixels of the image square that one latent token stands for."""
+        return self.vae.downsample * self.latent_patch_size
+
+    @property
+    def token_channels(self) -> int:
+        """Numbers in one latent token."""
+        return self.latent_patch_size**2 * self.vae.z_channels
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing: a BAGEL folder holds llm_config.json, vit_config.json, ema.safetensors, "
+            f"ae.safetensors and the tokenizer's files. Point at such a folder."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy it again from the release.") from None
+
+
+def _pick(cls: type, values: dict[str, Any], where: Path) -> Any:
+    """Builds ``cls`` from the keys it knows; released files carry many more that do not matter here."""
+    known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
+    if "ch_mult" in known:
+        known["ch_mult"] = tuple(known["ch_mult"])
+    try:
+        return cls(**known)
+    except TypeError as error:
+        raise UserError(f"{where}: cannot build {cls.__name__}: {error}") from None
+
+
+def read_config(folder: Path) -> BagelConfig:
+    """Reads a checkpoint folder's configuration; no weights are needed.
+
+    Raises UserError naming the file when one is missing, broken or of another architecture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give the path of a BAGEL checkpoint folder.")
+    llm_path = folder / "llm_config.json"
+    vit_path = folder / "vit_config.json"
+    llm_values = _read_json(llm_path)
+    vit_values = _read_json(vit_path)
+    top_path = folder / "config.json"
+    top = _read_json(top_path) if top_path.exists() else {}
+    _refuse_unsupported(llm_values, llm_path)
+    rest: dict[str, Any] = {
+        name: top[name]
+        for name in (
+            "latent_patch_size",
+            "max_latent_size",
+            "vit_max_num_patch_per_side",
+            "connector_act",
+            "interpolate_pos",
+            "timestep_shift",
+        )
+        if top.get(name) is not None
+    }
+    for name in ("vae_transform", "vit_transform"):
+        if top.get(name) is not None:
+            rest[name] = _pick(ImageTransform, top[name], top_path)
+    return BagelConfig(
+        llm=_pick(LanguageConfig, llm_values, llm_path),
+        vit=_pick(VisionConfig, vit_values, vit_path),
+        vae=_pick(AutoencoderConfig, top.get("vae_config") or {}, top_path),
+        **rest,
+    )
+
+
+def _refuse_unsupported(values: dict[str, Any], path: Path) -> None:
+    model_type = values.get("model_type", "qwen2")
+    if model_type != "qwen2":
+        raise UserError(f"{path}: model_type is {model_type!r}, expected 'qwen2': not a BAGEL folder.")
+    layer = values.get("layer_module", "Qwen2MoTDecoderLayer")
+    if layer not in ("Qwen2MoTDecoderLayer", "Qwen2DecoderLayer"):
+        raise UserError(f"{path}: layer_module {layer!r} is not supported, expected 'Qwen2MoTDecoderLayer'.")
+    scaling = values.get("rope_scaling")
+    if scaling and scaling.get("rope_type", scaling.get("type")) not in (None, "default"):
+        raise UserError(f"{path}: rope_scaling {scaling!r} is not supported by BAGEL; remove it.")

@@ -1,0 +1,243 @@
+"""The BAGEL module: one tree of weights, three passes over it (read, draw, train).
+
+``forward(mode, ...)`` dispatches, so that an engine which wraps the module (DeepSpeed ZeRO-3 hooks
+on ``__call__``) sees every pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srum_ds.models.bagel.configuration import BagelConfig, SpecialTokens
+from srum_ds.models.bagel.latents import PositionTable, TimestepEmbedder
+from srum_ds.models.bagel.layout import Layout, Segment, build_layout
+from srum_ds.models.bagel.packing import Packed, packed_layout
+from srum_ds.models.bagel.transformer import Cache, LanguageModel, empty_cache
+from srum_ds.models.bagel.vision import Connector, VisionModel, grid_ids
+
+__all__ = ["Bagel", "Inputs", "SpecialTokens"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Flat inputs of one pass, in the order the layout counts them.
+
+    text_N: ids of every text-like token (image start and end included). patches_VD with
+    patch_position_V (the tower's learned table), patch_place_V (the connector's table) and
+    patch_counts; latents_GC with latent_place_G and time_G in [0, 1].
+    """
+
+    text_N: Tensor
+    patches_VD: Tensor | None = None
+    patch_place_V: Tensor | None = None
+    patch_counts: tuple[int, ...] = ()
+    latents_GC: Tensor | None = None
+    latent_place_G: Tensor | None = None
+    time_G: Tensor | None = None
+
+
+class Bagel(nn.Module):
+    """Everything of ``ema.safetensors``; the autoencoder lives outside."""
+
+    def __init__(self, config: BagelConfig, special: SpecialTokens) -> None:
+        super().__init__()
+        hidden = config.llm.hidden_size
+        self.config = config
+        self.special = special
+        self.language_model = LanguageModel(config.llm)
+        self.vit_model = VisionModel(config.vit)
+        self.connector = Connector(config.vit.hidden_size, hidden, config.connector_act)
+        self.vit_pos_embed = PositionTable(config.vit_max_num_patch_per_side, hidden)
+        self.latent_pos_embed = PositionTable(config.max_latent_size, hidden)
+        self.time_embedder = TimestepEmbedder(hidden)
+        self.vae2llm = nn.Linear(config.token_channels, hidden)
+        self.llm2vae = nn.Linear(hidden, config.token_channels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.llm2vae.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm2vae.weight.device
+
+    def forward(self, mode: str, *args: object) -> object:
+        """Runs the pass called ``mode``: ``read``, ``velocity``, ``denoise`` or ``train`` (``losses``)."""
+        if mode == "denoise":
+            return self.denoise(*args)  # type: ignore[arg-type]
+        if mode == "velocity":
+            return self.velocity(*args)  # type: ignore[arg-type]
+        if mode == "read":
+            return self.read(*args)  # type: ignore[arg-type]
+        if mode == "train":
+            return self.losses(*args)  # type: ignore[arg-type]
+        raise ValueError(f"mode {mode!r} is none of read, velocity, denoise, train")
+
+    def enable_checkpointing(self, enabled: bool = True) -> None:
+        """Recomputes each block in backward instead of keeping its activations."""
+        self.language_model.model.checkpointing = enabled
+
+    def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Embeddings of the understanding rows [U, D] and the generation rows [G, D]."""
+        und = self.language_model.model.embed_tokens(inputs.text_N)
+        if inputs.patches_VD is not None and inputs.patch_place_V is not None:
+            features = self.vit_model.vision_model(
+                inputs.patches_VD.to(self.dtype), inputs.patch_place_V, list(inputs.patch_counts)
+            )
+            seen = self.connector(features) + self.vit_pos_embed(inputs.patch_place_V)
+            und = torch.cat([und, seen.to(und.dtype)])
+        if inputs.latents_GC is None or inputs.latent_place_G is None or inputs.time_G is None:
+            return und, und.new_zeros(0, und.shape[-1])
+        gen = self.vae2llm(inputs.latents_GC.to(self.dtype))
+        gen = gen + self.time_embedder(inputs.time_G, self.dtype)
+        gen = gen + self.latent_pos_embed(inputs.latent_place_G).to(gen.dtype)
+        return und, gen.to(und.dtype)
+
+    def run(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> tuple[Tensor, Tensor, Cache]:
+        """Normed hidden states of understanding and generation rows, and the cache with them."""
+        und, gen = self.embed(inputs)
+        return self.language_model.model(und, gen, layout, past)
+
+    def read(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> Cache:
+        """Appends segments to a cache."""
+        return self.run(inputs, layout, past)[2]
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Vocabulary logits [N, V] in float32 from normed hidden states."""
+        return self.language_model.lm_head(hidden_ND).float()
+
+    def read_text(self, ids_B: Sequence[Tensor], past: Cache | None = None) -> Cache:
+        """Appends one text segment a sample; ids carry bos and eos. An empty tensor appends nothing."""
+        return self.text_hidden(ids_B, past)[1]
+
+    def text_hidden(self, ids_B: Sequence[Tensor], past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Like ``read_text``, with the normed hidden states [sum of lengths, D] of the new ids."""
+        if all(len(ids) == 0 for ids in ids_B):
+            cache = past or empty_cache(self.config.llm, len(ids_B), self.dtype, self.device)
+            return torch.zeros(0, self.config.llm.hidden_size, dtype=self.dtype, device=self.device), cache
+        layout = self._continue([[Segment("text", len(ids))] if len(ids) else [] for ids in ids_B], past)
+        text_N = torch.cat([ids for ids in ids_B if len(ids)]).to(self.device)
+        hidden, _, cache = self.run(Inputs(text_N), layout, past)
+        return hidden, cache
+
+    def read_padded(self, ids_BL: Tensor, length_B: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Like ``text_hidden`` for texts padded at their ends to one length: static shapes.
+
+        Returns hidden states [B, L, D] (meaningless in the padding) and a cache in which the padding
+        is marked as not there. A text of length 0 leaves its sample's context as it was.
+        """
+        batch, width = ids_BL.shape
+        layout = self._continue([[Segment("text", width)]] * batch, past)
+        hidden, _, cache = self.run(Inputs(ids_BL.reshape(-1)), layout, past)
+        real_BL = torch.arange(width, device=ids_BL.device)[None] < length_B[:, None]
+        before = cache.valid_BP[:, : cache.valid_BP.shape[1] - width]
+        start_B = cache.position_B - width
+        trimmed = Cache(
+            cache.keys_L, cache.values_L, torch.cat([before, real_BL], dim=1), start_B + length_B
+        )
+        return hidden.view(batch, width, -1), trimmed
+
+    def _continue(self, samples: Sequence[Sequence[Segment]], past: Cache | None) -> Layout:
+        valid = None if past is None else past.valid_BP
+        position = None if past is None else past.position_B
+        return build_layout(samples, valid, position, self.device)
+
+    def noised_layout(self, batch: int, tokens: int, past: Cache) -> Layout:
+        """The layout of one noised image a sample after ``past``; the same for every denoising step."""
+        return self._continue([[Segment("noised", tokens)]] * batch, past)
+
+    def velocity(
+        self, x_BTC: Tensor, t_B: Tensor, grid: tuple[int, int], past: Cache, layout: Layout | None = None
+    ) -> Tensor:
+        """Velocity [B, T, C] (float32) of noised images after a context that is read, never written.
+
+        x_BTC: latent tokens, row-major over ``grid``; t_B: float in [0, 1].
+        """
+        batch, tokens, channels = x_BTC.shape
+        if layout is None:
+            layout = self.noised_layout(batch, tokens, past)
+        wrap = torch.tensor([self.special.image_start, self.special.image_end], device=self.device)
+        place = grid_ids(*grid, self.config.max_latent_size, self.config.interpolate_pos).to(self.device)
+        inputs = Inputs(
+            text_N=wrap.repeat(batch),
+            latents_GC=x_BTC.reshape(batch * tokens, channels),
+            latent_place_G=place.repeat(batch),
+            time_G=t_B.repeat_interleave(tokens),
+        )
+        _, gen, _ = self.run(inputs, layout, past)
+        return self.llm2vae(gen).float().view(batch, tokens, channels)
+
+    def denoise(
+        self,
+        ids_BL: Tensor,
+        length_B: Tensor,
+        dropped_BM: Tensor,
+        x_BMTC: Tensor,
+        t_BM: Tensor,
+        grid_2: Tensor,
+    ) -> Tensor:
+        """Velocities [B, M, T, C] of M noised copies of each of B pictures under their prompts.
+
+        ids_BL: prompt ids with bos and eos, padded; length_B their lengths; dropped_BM (bool) says
+        which copies see no prompt; x_BMTC the noised latent tokens at times t_BM; grid_2 = (h, w).
+        The prompt is read once for all copies.
+        """
+        b, m, tokens, channels = x_BMTC.shape
+        context = self.read_padded(ids_BL, length_B)[1]
+        each = torch.arange(b, device=self.device).repeat_interleave(m)
+        past = context.take(each).without(dropped_BM.reshape(-1).to(self.device))
+        grid = (int(grid_2[0]), int(grid_2[1]))
+        v = self.velocity(x_BMTC.reshape(b * m, tokens, channels), t_BM.reshape(-1), grid, past)
+        return v.view(b, m, tokens, channels)
+
+    def losses(
+        self,
+        packed: Packed,
+        noise_GC: Tensor,
+        time_G: Tensor,
+        targets_KMC: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """One training forward over packed samples (``packing.pack``).
+
+        noise_GC ~ N(0, 1) and time_G in [0, 1] for every latent token; a clean token's time counts as 0.
+        targets_KMC: K alternative clean latents of the M noised tokens, to which the velocity is compared
+        under the same noise (default: the packed ones, K = 1).
+
+        Returns, in float32: ``time_G``; ``noisy_GC`` = (1 - t) clean + t noise, the tokens that went in;
+        ``velocity_MC`` of the noised tokens; ``squared_error_KM``, the mean over channels of
+        (velocity - (noise - target))^2; ``logits_LV`` and ``cross_entropy_L`` of the predicted ids.
+        """
+        clean_GC = packed["latents_GC"].float()
+        noised_G = packed["noised_G"]
+        time_G = time_G.float() * noised_G
+        noisy_GC = (1 - time_G[:, None]) * clean_GC + time_G[:, None] * noise_GC.float()
+        looks = packed["patch_count_P"].numel() > 0
+        inputs = Inputs(
+            text_N=packed["text_N"],
+            patches_VD=packed["patches_VD"] if looks else None,
+            patch_place_V=packed["patch_place_V"] if looks else None,
+            patch_counts=tuple(packed["patch_count_P"].tolist()),
+            latents_GC=noisy_GC,
+            latent_place_G=packed["latent_place_G"],
+            time_G=time_G,
+        )
+        und, gen, _ = self.run(inputs, packed_layout(packed, self.device))
+        index_M = noised_G.nonzero()[:, 0]
+        velocity_MC = self.llm2vae(gen.index_select(0, index_M)).float()
+        if targets_KMC is None:
+            targets_KMC = clean_GC.index_select(0, index_M)[None]
+        direction_KMC = noise_GC.float().index_select(0, index_M) - targets_KMC.float()
+        logits_LV = self.logits(und.index_select(0, packed["predict_L"]))
+        return {
+            "time_G": time_G,
+            "noisy_GC": noisy_GC,
+            "velocity_MC": velocity_MC,
+            "squared_error_KM": (velocity_MC - direction_KMC).square().mean(dim=-1),
+            "logits_LV": logits_LV,
+            "cross_entropy_L": F.cross_entropy(logits_LV, packed["label_L"], reduction="none"),
+        }

@@ -1,0 +1,168 @@
+"""What both halves of the adapter share: sizes, and contexts of texts and pictures read into a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from srum_ds.errors import UserError
+from srum_ds.models.bagel.configuration import BagelConfig
+from srum_ds.models.bagel.images import resize, to_pil, to_tensor
+from srum_ds.models.bagel.latents import Autoencoder, patchify_latent
+from srum_ds.models.bagel.layout import Segment
+from srum_ds.models.bagel.model import Bagel, Inputs
+from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.transformer import Cache, empty_cache
+from srum_ds.models.bagel.vision import grid_ids, patchify_image
+
+Patches = tuple[Tensor, tuple[int, int]]
+
+
+class BagelReader:
+    """A loaded checkpoint folder, and how it reads."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: BagelConfig,
+        module: Bagel,
+        autoencoder: Autoencoder,
+        tokenizer: BagelTokenizer,
+    ) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self.module = module
+        self.autoencoder = autoencoder
+        self.tokenizer = tokenizer
+
+    # ---- sizes
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Latent tokens (rows, columns) of a picture in pixels; UserError where it does not fit."""
+        unit = self.config.pixels_per_token
+        side = self.config.max_latent_size
+        if height % unit or width % unit or min(height, width) < unit:
+            raise UserError(f"picture sides must be multiples of {unit} pixels, got {height} x {width}.")
+        if max(height, width) > side * unit:
+            raise UserError(
+                f"{height} x {width} pixels are too many: max_latent_size {side} in config.json allows "
+                f"{side * unit} pixels a side."
+            )
+        return height // unit, width // unit
+
+    def edited_size(self, image_CHW: Tensor) -> tuple[int, int]:
+        """(height, width) in pixels that an input picture is resized to, and its edit has."""
+        resized = resize(to_pil(image_CHW), self.config.vae_transform)
+        return resized.height, resized.width
+
+    # ---- pictures
+
+    def patches(self, image_CHW: Tensor) -> Patches:
+        """ViT patches [N, 588] of a picture in [0, 1] after BAGEL's transform, and their grid."""
+        return self._patches_of(to_pil(image_CHW))
+
+    def _patches_of(self, image: Image.Image) -> Patches:
+        resized = resize(image, self.config.vit_transform)
+        patch = self.config.vit.patch_size
+        grid = (resized.height // patch, resized.width // patch)
+        side = self.config.vit_max_num_patch_per_side
+        if max(grid) > side:
+            raise UserError(
+                f"a picture becomes {resized.height} x {resized.width} pixels for the vision tower, but "
+                f"vit_max_num_patch_per_side {side} in config.json allows {side * patch} pixels a side; "
+                f"lower max_image_size of vit_transform there."
+            )
+        return patchify_image(to_tensor(resized), patch), grid
+
+    @torch.no_grad()
+    def encode(self, images_NCHW: Tensor) -> Tensor:
+        """Latent tokens [N, T, C] of pictures in [0, 1] (the posterior's mean)."""
+        return patchify_latent(self.autoencoder.encode(images_NCHW * 2 - 1), self.config.latent_patch_size)
+
+    @torch.no_grad()
+    def look(self, patches: Sequence[Patches]) -> tuple[Tensor, Tensor]:
+        """The tower's features [V, vit hidden] and the connector's outputs [V, hidden] of some pictures.
+
+        patches: what ``patches`` returns, one a picture. Positions are not added yet.
+        """
+        inputs = self._vision_inputs(patches)
+        assert inputs.patches_VD is not None and inputs.patch_place_V is not None
+        features = self.module.vit_model.vision_model(
+            inputs.patches_VD.to(self.module.dtype), inputs.patch_place_V, list(inputs.patch_counts)
+        )
+        return features, self.module.connector(features)
+
+    def _wrap(self, count: int) -> Tensor:
+        special = self.module.special
+        return torch.tensor([special.image_start, special.image_end], device=self.module.device).repeat(count)
+
+    def _vision_inputs(self, patches: Sequence[Patches]) -> Inputs:
+        device = self.module.device
+        side = self.config.vit_max_num_patch_per_side
+        places = [grid_ids(*grid, side, self.config.interpolate_pos) for _, grid in patches]
+        return Inputs(
+            text_N=self._wrap(len(patches)),
+            patches_VD=torch.cat([numbers for numbers, _ in patches]).to(device),
+            patch_place_V=torch.cat(places).to(device),
+            patch_counts=tuple(len(numbers) for numbers, _ in patches),
+        )
+
+    # ---- contexts
+
+    def empty(self, batch: int) -> Cache:
+        """A context that holds nothing, for ``batch`` samples."""
+        return empty_cache(self.config.llm, batch, self.module.dtype, self.module.device)
+
+    @torch.no_grad()
+    def read_texts(self, ids_B: Sequence[Sequence[int]], past: Cache | None = None) -> Cache:
+        """Appends [bos] ids [eos], one text a sample; ids without bos and eos."""
+        return self.module.read_text([self.tokenizer.wrap(list(ids)) for ids in ids_B], past)
+
+    @torch.no_grad()
+    def read_images(self, images: Sequence[Tensor], past: Cache | None = None) -> Cache:
+        """Appends one picture [3, H, W] in [0, 1] a sample to a cache, as the vision tower sees it."""
+        return self._read_patches([self.patches(image) for image in images], past)
+
+    def _read_patches(self, patches: Sequence[Patches], past: Cache | None) -> Cache:
+        past = past or self.empty(len(patches))
+        layout = self.module._continue([[Segment("vision", len(numbers))] for numbers, _ in patches], past)
+        return self.module.read(self._vision_inputs(patches), layout, past)
+
+    @torch.no_grad()
+    def read_latents(
+        self, tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]], past: Cache | None = None
+    ) -> Cache:
+        """Appends one picture a sample as clean latent tokens [T, C] (time 0)."""
+        device = self.module.device
+        past = past or self.empty(len(tokens))
+        side = self.config.max_latent_size
+        places = [grid_ids(*grid, side, self.config.interpolate_pos) for grid in grids]
+        latents_GC = torch.cat(list(tokens)).to(device)
+        inputs = Inputs(
+            text_N=self._wrap(len(tokens)),
+            latents_GC=latents_GC,
+            latent_place_G=torch.cat(places).to(device),
+            time_G=torch.zeros(len(latents_GC), device=device),
+        )
+        layout = self.module._continue([[Segment("clean", len(t))] for t in tokens], past)
+        return self.module.read(inputs, layout, past)
+
+    @torch.no_grad()
+    def read_pictures(self, images: Sequence[Tensor], past: Cache | None = None) -> Cache:
+        """Appends one picture [3, H, W] in [0, 1] a sample as editing wants it: latents, then patches.
+
+        As released, the picture is resized by the autoencoder's transform, and the tower gets the result.
+        """
+        resized = [resize(to_pil(image), self.config.vae_transform) for image in images]
+        grids = [self.grid_of(image.height, image.width) for image in resized]
+        patch = self.config.latent_patch_size
+        tokens = [
+            patchify_latent(self.autoencoder.encode(to_tensor(image)[None].to(self.module.device)), patch)[0]
+            for image in resized
+        ]
+        past = self.read_latents(tokens, grids, past)
+        return self._read_patches([self._patches_of(image) for image in resized], past)

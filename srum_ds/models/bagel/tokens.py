@@ -1,0 +1,50 @@
+"""BAGEL's tokenizer: Qwen2's byte-level BPE with the two special tokens for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Tokenizer
+
+from srum_ds.errors import UserError
+from srum_ds.models.bagel.model import SpecialTokens
+
+
+class BagelTokenizer:
+    """Text to ids and back, without templates or role strings."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        for name in ("vocab.json", "merges.txt"):
+            if not (Path(folder) / name).exists() and not (Path(folder) / "tokenizer.json").exists():
+                raise UserError(f"{folder}/{name} is missing: copy the tokenizer's files from the release.")
+        self._inner = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        known = self._inner.get_vocab()
+        wanted = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            raise UserError(f"the tokenizer in {folder} lacks {', '.join(missing)}: it is not BAGEL's own.")
+        self.special = SpecialTokens(*(known[name] for name in wanted))
+        largest = max(known.values())
+        if largest >= vocab_size:
+            raise UserError(
+                f"the tokenizer in {folder} knows id {largest}, but llm_config.json says vocab_size "
+                f"{vocab_size}; the tokenizer and the weights do not belong together."
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone."""
+        return self._inner.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids; special tokens are left out."""
+        return self._inner.decode(ids, skip_special_tokens=True)
+
+    def segment(self, text: str) -> Tensor:
+        """[bos] ids [eos] as int64."""
+        return self.wrap(self.encode(text))
+
+    def wrap(self, ids: list[int]) -> Tensor:
+        """[bos] ids [eos] as int64."""
+        return torch.tensor([self.special.bos, *ids, self.special.eos])

@@ -1,0 +1,169 @@
+"""The nouns of one training step, and the small protocol every model adapter speaks.
+
+Nothing outside ``srum_ds/models`` imports a concrete model: the loop, the rewards and the
+evaluation know only what stands in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a prompt set.
+
+    ``id`` (not the position in a batch) seeds everything random about the prompt. ``phrases`` are
+    the object phrases a region may be judged against, empty when unknown.
+    """
+
+    id: str
+    text: str
+    category: str = ""
+    phrases: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of the flow-matching sampler (BAGEL's names and defaults).
+
+    ``num_timesteps`` counts time points, so there are ``num_timesteps - 1`` Euler updates.
+    Guidance applies where ``interval[0] < t <= interval[1]``; scale 1 switches it off.
+    ``renorm_scope`` is ``sample`` (a picture never depends on its batch) or ``batch`` (as released).
+    """
+
+    num_timesteps: int = 50
+    timestep_shift: float = 3.0
+    text_scale: float = 4.0
+    image_scale: float = 1.0
+    interval: tuple[float, float] = (0.4, 1.0)
+    renorm: str = "global"
+    renorm_min: float = 0.0
+    renorm_scope: str = "sample"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """N generated pictures: K samples for each prompt, the samples of one prompt adjacent.
+
+    images_NCHW: float in [0, 1]. targets_NTC: the latent tokens exactly as sampled, never
+    re-encoded, row-major over ``grid`` = (h, w), T = h * w. ``group_N`` says which samples share a
+    prompt (0..P-1); ``sample_N`` is the sample's index within its prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    group_N: Tensor
+    sample_N: Tensor
+    images_NCHW: Tensor
+    targets_NTC: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """R boxes over N pictures, in normalised image coordinates.
+
+    ``owner_R`` (int64) is the picture each box lies in, ascending. ``boxes_R4`` (float32) holds
+    x0, y0, x1, y1 in [0, 1] with x0 < x1 and y0 < y1.
+    """
+
+    owner_R: Tensor
+    boxes_R4: Tensor
+
+    def __len__(self) -> int:
+        return int(self.owner_R.numel())
+
+
+class Status(IntEnum):
+    """How a judge's answer ended. A failed score is masked out, never a number."""
+
+    PARSED = 0
+    CLAMPED = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the judge said: scores in [-1, 1], NaN exactly where the status is FAILED.
+
+    ``phrase_R`` is the index of the phrase (of the owner's prompt) each region was matched to, -1
+    for a region no phrase claims. ``missing_N`` is the share of the objects a prompt asks for that no
+    region of the picture shows, in [0, 1]; None when nobody looked.
+    """
+
+    global_N: Tensor
+    global_status_N: Tensor
+    local_R: Tensor
+    local_status_R: Tensor
+    phrase_R: Tensor
+    raw: tuple[str, ...] = ()
+    missing_N: Tensor | None = None
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """The understanding half of a model, which is all the rewards ever see."""
+
+    def answer_logprobs(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        image_index: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Log-probabilities [Q, A] (float32) of each answer's first token after each question.
+
+        images: pictures [3, H, W] in [0, 1]; ``image_index[q]`` is the picture question q is
+        about (default: question q is about picture q). One prefill; no sampling.
+        """
+        ...
+
+    def answer(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[str],
+        max_new_tokens: int,
+        image_index: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Greedy answers as text, one a question."""
+        ...
+
+
+@runtime_checkable
+class UnifiedModel(Judge, Protocol):
+    """A model that draws and looks."""
+
+    module: torch.nn.Module
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        noise_NTC: Tensor,
+        grid: tuple[int, int],
+        sampling: Sampling,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws one picture a prompt from the given noise.
+
+        Returns (targets [N, T, C] latent tokens, images [N, 3, H, W] in [0, 1]).
+        """
+        ...
+
+    def trainable(self, mode: str) -> list[str]:
+        """Names of the parameters that ``mode`` trains."""
+        ...
+
+    def judge_unchanged_by(self, mode: str) -> bool:
+        """Whether training in ``mode`` provably leaves the understanding path bit-identical."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the checkpoint folder in the design's released layout."""
+        ...

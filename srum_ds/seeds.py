@@ -1,0 +1,48 @@
+"""Randomness by identity: a seed, and the noise drawn from it, is a function of names and numbers.
+
+Nothing here depends on a batch, a rank or the order of calls, so a prompt's noise is the same
+whoever draws it and whenever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Part = int | str
+
+
+def derive(*parts: Part) -> int:
+    """A seed in [0, 2**63) for a sequence of names and numbers.
+
+    The parts are hashed (SHA-256) as a JSON list, so that ("ab", "c") and ("a", "bc"), or 1 and
+    "1", give different seeds. Raises TypeError for a part that is neither int nor str.
+    """
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, int | str):
+            raise TypeError(f"a seed is made of ints and strings, not of {type(part).__name__} {part!r}")
+    text = json.dumps(parts, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts: Part) -> torch.Generator:
+    """A CPU generator seeded by ``derive(*parts)``."""
+    return torch.Generator().manual_seed(derive(*parts))
+
+
+def noise(shape: Sequence[int], *parts: Part, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise (float32) of ``shape``, drawn on the CPU and moved to ``device``.
+
+    Drawn for one item at a time (no batch dimension in ``shape``), it is the same in any batch.
+    """
+    return torch.randn(tuple(shape), generator=generator(*parts), dtype=torch.float32).to(device)
+
+
+def uniform(shape: Sequence[int], *parts: Part, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in [0, 1) (float32) of ``shape``, drawn on the CPU and moved to ``device``."""
+    return torch.rand(tuple(shape), generator=generator(*parts), dtype=torch.float32).to(device)

@@ -1,0 +1,331 @@
+"""Trains the embedded BAGEL from scratch: to draw captions, and to answer questions about pictures.
+
+Each step is one sum of four losses: the flow-matching loss on captions (a share of them altered, so
+that drawing stays behind understanding), and cross-entropy of one-token answers about whole
+pictures, about their layout, and about crops. Matrices of the transformers train with Muon, the
+rest with AdamW; an exponential average of the weights is what is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from srum_ds.models.bagel.images import to_tensor
+from srum_ds.models.bagel.layout import Segment
+from srum_ds.models.bagel.model import Bagel, Inputs
+from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.transformer import Cache, MoTLayer
+from srum_ds.models.bagel.vision import grid_ids
+from srum_ds.rewards.regions import crop_pictures
+from srum_ds.shapes.pretrain.pool import Pool, understanding_images
+
+GRID = (4, 4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, rates and weights of the losses. ``altered`` is the share of altered captions."""
+
+    steps: int = 3600
+    captions: int = 64
+    noise_copies: int = 4
+    pictures: int = 24
+    crops: int = 24
+    lr: float = 3e-3
+    warmup: int = 100
+    flat_share: float = 0.45
+    altered: float = 0.3
+    altered_late: float = 0.2
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.998
+    match_weight: float = 1.0
+    exist_weight: float = 0.4
+    open_weight: float = 0.6
+    crop_weight: float = 0.5
+    max_grad_norm: float = 2.0
+    seed: int = 1
+
+
+class Texts:
+    """The pool's distinct strings as padded ids: [bos] text [eos], and for questions a final [bos]."""
+
+    def __init__(self, tokenizer: BagelTokenizer, strings: list[str]) -> None:
+        ids = [tokenizer.segment(s) for s in strings]
+        self.length_S = torch.tensor([len(i) for i in ids])
+        width = int(self.length_S.max()) + 1
+        self.ids_SL = torch.zeros(len(ids), width, dtype=torch.int64)
+        for row, segment in enumerate(ids):
+            self.ids_SL[row, : len(segment)] = segment
+        self.bos = tokenizer.special.bos
+        self.first_S = torch.tensor([int(i[1]) if len(i) > 2 else 0 for i in ids])
+
+    def captions(self, index_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Ids [B, width] and lengths [B]."""
+        return self.ids_SL[index_B][:, :width], self.length_S[index_B]
+
+    def questions(self, index_Q: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Ids [Q, width] that end in the answer's [bos], and their lengths."""
+        ids = self.ids_SL[index_Q][:, :width].clone()
+        length = self.length_S[index_Q]
+        ids.scatter_(1, length[:, None], self.bos)
+        return ids, length + 1
+
+
+def vit_patches(images_NCHW: Tensor, patch: int = 14, size: int = 56) -> Tensor:
+    """ViT patches [N * 16, 588] of pictures in [0, 1], by the very transform the judge will use."""
+    from PIL import Image
+
+    n = images_NCHW.shape[0]
+    array = (images_NCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    resized = [
+        to_tensor(Image.fromarray(a).resize((size, size), Image.Resampling.BICUBIC)) for a in array
+    ]
+    x = torch.stack(resized)
+    side = size // patch
+    x = x.reshape(n, 3, side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(n * side * side, patch * patch * 3)
+
+
+def read_pictures(module: Bagel, images_NCHW: Tensor) -> Cache:
+    """The context of one picture a sample."""
+    n = images_NCHW.shape[0]
+    side = module.config.vit.image_size // module.config.vit.patch_size
+    place = grid_ids(side, side, module.config.vit_max_num_patch_per_side)
+    wrap = torch.tensor([module.special.image_start, module.special.image_end])
+    inputs = Inputs(
+        text_N=wrap.repeat(n),
+        patches_VD=vit_patches(images_NCHW),
+        patch_place_V=place.repeat(n),
+        patch_counts=(side * side,) * n,
+    )
+    layout = module._continue([[Segment("vision", side * side)]] * n, None)
+    return module.read(inputs, layout)
+
+
+def ask(module: Bagel, pictures: Cache, ids_QL: Tensor, length_Q: Tensor, each: int) -> Tensor:
+    """Vocabulary logits [Q, V] of the answers; ``each`` consecutive questions share a picture."""
+    index = torch.arange(pictures.batch).repeat_interleave(each)
+    hidden, _ = module.read_padded(ids_QL, length_Q, pictures.take(index))
+    last = hidden[torch.arange(hidden.shape[0]), length_Q - 1]
+    return module.logits(last)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Slight blur on some pictures and noise on others: generated pictures are never quite clean."""
+    n = images.shape[0]
+
+    def rand() -> Tensor:
+        return torch.rand(n, 1, 1, 1, generator=generator)
+
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = rand() * 0.8
+    images = torch.where(rand() < 0.15, images * (1 - share) + blurred * share, images)
+    noise = torch.randn(images.shape, generator=generator) * rand() * 0.12
+    return torch.where(rand() < 0.3, images + noise, images).clamp(0, 1)
+
+
+def flow_loss(module: Bagel, plan: Plan, pool: Pool, texts: Texts, altered: float, g: torch.Generator) -> Tensor:
+    """Mean squared velocity error over ``noise_copies`` noised copies of each drawn picture."""
+    b, m = plan.captions, plan.noise_copies
+    index = torch.randint(len(pool), (b,), generator=g)
+    swap = torch.rand(b, generator=g) < altered
+    which = torch.randint(2, (b,), generator=g)
+    caption = torch.where(swap, pool.altered_N2[index, which], pool.caption_N[index])
+    ids, length = texts.captions(caption, 12)
+    x0 = pool.latents_NTC[index].float()[:, None].expand(b, m, -1, -1)
+    noise = torch.randn(x0.shape, generator=g)
+    t = torch.sigmoid(torch.randn(b, m, generator=g))
+    # Where things stand is decided at high noise: half of the copies lean towards it.
+    lean = torch.rand(b, m, generator=g) < 0.5
+    t = torch.where(lean, 2 * t / (1 + t), t)
+    x_t = (1 - t)[..., None, None] * x0 + t[..., None, None] * noise
+    dropped = torch.rand(b, m, generator=g) < plan.caption_dropout
+    v = module.denoise(ids, length, dropped, x_t, t, torch.tensor(GRID))
+    return (v - (noise - x0)).square().mean()
+
+
+def _pick(pool: Pool, count: int, g: torch.Generator) -> Tensor:
+    """Half pictures that went through the autoencoder, half fresh ones."""
+    seen = torch.randint(pool.round_trips, (count // 2,), generator=g)
+    fresh = torch.randint(pool.round_trips, len(pool), (count - count // 2,), generator=g)
+    return torch.cat([seen, fresh])
+
+
+def picture_losses(
+    module: Bagel, plan: Plan, pool: Pool, texts: Texts, g: torch.Generator
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Cross-entropy and accuracy of the questions about whole pictures, by group."""
+    index = _pick(pool, plan.pictures, g)
+    images = augment(understanding_images(pool, index), g)
+    question = torch.cat(
+        [pool.match_question_N5[index], pool.exist_question_N3[index], pool.open_question_N4[index]], dim=1
+    )
+    answer = torch.cat([pool.match_answer_N5[index], pool.exist_answer_N3[index], pool.open_answer_N4[index]], dim=1)
+    ids, length = texts.questions(question.reshape(-1), 18)
+    logits = ask(module, read_pictures(module, images), ids, length, question.shape[1])
+    return _grouped(logits, texts.first_S[answer], {"match": 5, "exist": 3, "where": 2, "which": 2})
+
+
+def crop_losses(
+    module: Bagel, plan: Plan, pool: Pool, texts: Texts, g: torch.Generator
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Cross-entropy and accuracy of the questions about crops."""
+    index = _pick(pool, plan.crops, g)
+    images = augment(understanding_images(pool, index), g)
+    crops = crop_pictures(images, pool.crop_box_N4[index].float() / images.shape[-1], 64)
+    ids, length = texts.questions(pool.crop_question_N4[index].reshape(-1), 11)
+    logits = ask(module, read_pictures(module, crops), ids, length, 4)
+    return _grouped(logits, texts.first_S[pool.crop_answer_N4[index]], {"crop": 4})
+
+
+def _grouped(logits_QV: Tensor, answer_BQ: Tensor, groups: dict[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    loss = F.cross_entropy(logits_QV, answer_BQ.reshape(-1), reduction="none").view(answer_BQ.shape)
+    right = (logits_QV.argmax(-1) == answer_BQ.reshape(-1)).float().view(answer_BQ.shape)
+    out = {}
+    start = 0
+    for name, count in groups.items():
+        out[name] = (loss[:, start : start + count].mean(), right[:, start : start + count].mean())
+        start += count
+    return out
+
+
+def optimizers(module: Bagel, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the transformers' matrices, AdamW for everything else."""
+    matrices, rest = [], []
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(True)
+        hidden = ".layers." in name and parameter.ndim == 2
+        (matrices if hidden else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate_at(step: int, plan: Plan) -> float:
+    """Warm-up, flat, then linear down to a fiftieth."""
+    done = step / plan.steps
+    fall = 1.0 if done < plan.flat_share else (1 - done) / (1 - plan.flat_share)
+    return plan.lr * min(1.0, (step + 1) / plan.warmup) * (0.02 + 0.98 * fall)
+
+
+@dataclass
+class Progress:
+    """Everything a resumed pretraining needs."""
+
+    step: int
+    seconds: float
+    curve: list[dict[str, float]]
+
+
+def train(
+    module: Bagel,
+    tokenizer: BagelTokenizer,
+    pool: Pool,
+    plan: Plan,
+    out: Path,
+    evaluate: Callable[[dict[str, Tensor], int], dict[str, float]] | None = None,
+    evaluate_every: int = 600,
+    compiled: bool = True,
+) -> dict[str, Tensor]:
+    """Trains and returns the averaged weights; resumes from ``out`` where it was stopped.
+
+    Writes ``out/progress.json``, ``out/state.safetensors`` (weights and averages; the optimizers'
+    momenta start afresh on resume, which the curve shows as a short bump).
+    """
+    texts = Texts(tokenizer, pool.strings)
+    ema = {name: p.detach().clone() for name, p in module.named_parameters()}
+    progress = Progress(0, 0.0, [])
+    state_path, progress_path = out / "state.safetensors", out / "progress.json"
+    if progress_path.exists():
+        progress = Progress(**json.loads(progress_path.read_text()))
+        stored = load_file(state_path)
+        for name, parameter in module.named_parameters():
+            parameter.data.copy_(stored["live/" + name])
+            ema[name].copy_(stored["ema/" + name])
+    if compiled:
+        torch._dynamo.config.cache_size_limit = 64
+        MoTLayer.forward = torch.compile(MoTLayer.forward, dynamic=False)  # type: ignore[method-assign]
+    opts = optimizers(module, plan.lr)
+    names = dict(module.named_parameters())
+    sums: dict[str, float] = {}
+    start = time.time() - progress.seconds
+    since = 0
+    while progress.step < plan.steps:
+        step = progress.step
+        g = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        for optimizer in opts:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, plan)
+        late = step / plan.steps > plan.flat_share
+        marks = [time.time()]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = flow_loss(module, plan, pool, texts, plan.altered_late if late else plan.altered, g)
+        loss.backward()
+        marks.append(time.time())
+        with torch.autocast("cpu", torch.bfloat16):
+            groups = picture_losses(module, plan, pool, texts, g)
+        weighted = (
+            plan.match_weight * groups["match"][0]
+            + plan.exist_weight * groups["exist"][0]
+            + plan.open_weight * (groups["where"][0] + groups["which"][0]) / 2
+        )
+        weighted.backward()
+        marks.append(time.time())
+        with torch.autocast("cpu", torch.bfloat16):
+            crops = crop_losses(module, plan, pool, texts, g)
+        (plan.crop_weight * crops["crop"][0]).backward()
+        marks.append(time.time())
+        grad_norm = torch.nn.utils.clip_grad_norm_(names.values(), plan.max_grad_norm)
+        for optimizer in opts:
+            optimizer.step()
+            optimizer.zero_grad()
+        decay = min(plan.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.values()), [names[n] for n in ema], 1 - decay)
+        marks.append(time.time())
+        values = {"flow": loss.item(), "grad_norm": float(grad_norm)}
+        for name, (value, right) in {**groups, **crops}.items():
+            values[name] = value.item()
+            values[name + "_acc"] = right.item()
+        for name, a, b in zip(("t_flow", "t_pic", "t_crop", "t_opt"), marks, marks[1:], strict=False):
+            values[name] = b - a
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+        since += 1
+        progress.step += 1
+        progress.seconds = time.time() - start
+        if progress.step % 50 == 0 or progress.step in (5, 20):
+            point = {"step": progress.step, "seconds": round(progress.seconds, 1)}
+            point |= {name: round(value / since, 4) for name, value in sums.items()}
+            progress.curve.append(point)
+            print(json.dumps(point), flush=True)
+            sums, since = {}, 0
+        if progress.step % evaluate_every == 0 or progress.step == plan.steps:
+            _save(out, module, ema, progress, plan)
+            if evaluate is not None:
+                with torch.compiler.set_stance("force_eager"):
+                    figures = evaluate(ema, progress.step)
+                progress.curve.append({"step": progress.step, **figures})
+                print(json.dumps({"step": progress.step, **figures}), flush=True)
+                start = time.time() - progress.seconds
+    return ema
+
+
+def _save(out: Path, module: Bagel, ema: dict[str, Tensor], progress: Progress, plan: Plan) -> None:
+    tensors = {"live/" + name: p.detach().clone() for name, p in module.named_parameters()}
+    tensors |= {"ema/" + name: p for name, p in ema.items()}
+    save_file(tensors, out / "state.partial")
+    (out / "state.partial").replace(out / "state.safetensors")
+    (out / "progress.partial").write_text(json.dumps(asdict(progress)))
+    (out / "progress.partial").replace(out / "progress.json")
+    (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")

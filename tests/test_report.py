@@ -1,0 +1,296 @@
+"""Evaluation: the result's figures, its files, and a whole evaluation with models of known skill."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from srum_ds.config import load_config, save_config
+from srum_ds.data.commands import shapes_prompts
+from srum_ds.data.shards import write_shards
+from srum_ds.errors import UserError
+from srum_ds.evaluation import draw as drawing
+from srum_ds.evaluation.draw import DrawSettings, cache_key, draw, eval_noise
+from srum_ds.evaluation.report import Measured, build_result, markdown, result_table, verdict, write_result
+from srum_ds.evaluation.run import evaluate_run, grid_positions, main
+from srum_ds.models.base import Prompt, Sampling
+from srum_ds.shapes.render import render_scenes
+from srum_ds.shapes.world import ShapePrompt, random_scene
+
+SHARDS = {"test": 60}
+
+
+def example() -> dict:
+    return build_result(
+        ["color", "shape", "color", "shape"],
+        Measured([1, 0, 0, 0], [1, 0.5, 0, 0], [0.5, -0.5, math.nan, -1.0]),
+        Measured([1, 0, 1, 0], [1, 0.5, 1, 0.5], [0.5, -0.5, 1.0, -1.0]),
+        seed=7,
+        seconds=12.34,
+        settings={"split": "test"},
+    )
+
+
+def test_result_has_the_figures_and_names_others_rely_on() -> None:
+    result = example()
+    assert result["base"]["overall"] == 0.25 and result["base"]["n"] == 4
+    # s^2 = (0.75^2 + 3 * 0.25^2) / 3 = 0.25, stderr = 0.25.
+    assert result["base"]["stderr"] == pytest.approx(0.25)
+    assert result["trained"]["by_category"] == {
+        "color": {"mean": 1.0, "stderr": 0.0, "n": 2},
+        "shape": {"mean": 0.0, "stderr": 0.0, "n": 2},
+    }
+    assert result["difference"]["mean"] == 0.25
+    assert result["difference"]["stderr"] == pytest.approx(0.25)
+    assert result["difference"]["by_category"]["color"] == {"mean": 0.5, "stderr": 0.5, "n": 2}
+    assert result["base"]["partial"]["mean"] == pytest.approx(0.375)
+    assert result["difference"]["partial"]["mean"] == pytest.approx(0.375)
+    assert result["seed"] == 7 and result["seconds"] == 12.3
+
+
+def test_failed_scores_are_counted_and_never_a_number() -> None:
+    result = example()
+    assert result["base"]["self_reward"]["failed"] == 1
+    assert result["base"]["self_reward"]["n"] == 3
+    assert result["base"]["self_reward"]["mean"] == pytest.approx(-1 / 3)
+    assert result["trained"]["self_reward"]["failed"] == 0
+    # The only exact picture of the base, 0.5, scores above both that are left of the others.
+    assert result["base"]["judge_auc"] == 1.0
+
+
+def test_undefined_figures_are_null_not_nan(tmp_path: Path) -> None:
+    one = Measured([1.0], self_reward=[math.nan])
+    result = build_result(["color"], one, one, seed=0, seconds=1.0)
+    write_result(tmp_path, result)
+    stored = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert stored == result
+    assert stored["base"]["stderr"] is None and stored["base"]["self_reward"] is None
+    assert stored["base"]["judge_auc"] is None
+    assert "nan" not in markdown(stored).lower()
+    assert "no difference established" in verdict(stored)
+
+
+def test_markdown_and_terminal_table_tell_the_same(tmp_path: Path) -> None:
+    result = example()
+    write_result(tmp_path, result)
+    text = (tmp_path / "eval.md").read_text()
+    assert "| color | 2 | 0.500 ± 0.500 | 1.000 ± 0.000 | +0.500 ± 0.500 |" in text
+    assert "| **overall** | **4** | **0.250 ± 0.250** | **0.500 ± 0.289** | **+0.250 ± 0.250** |" in text
+    assert "| self-reward | 3 / 4 |" in text
+    assert "| split | `test` |" in text
+    console = Console(file=io.StringIO(), width=120)
+    console.print(result_table(result))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for cell in ("0.250 ± 0.250", "+0.500 ± 0.500", "partial credit", "judge AUC"):
+        assert cell in shown
+
+
+@pytest.mark.parametrize(
+    ("base", "trained", "words"),
+    [
+        ([0] * 20, [1] * 10 + [0] * 10, "+0.500 (+4.4 standard errors): better"),
+        ([1] * 10 + [0] * 10, [0] * 20, "-0.500 (-4.4 standard errors): worse"),
+        ([1, 0] * 10, [0, 1] * 10, "+0.000 (+0.0 standard errors): no difference established"),
+        ([1, 0] * 10, [1, 0] * 10, "+0.000: no difference established"),
+    ],
+)
+def test_verdict_in_one_line(base: list, trained: list, words: str) -> None:
+    line = verdict(build_result(["a"] * 20, Measured(base), Measured(trained), 0, 0.0))
+    assert line.endswith(words)
+    assert f"trained {np.mean(trained):.3f} against base {np.mean(base):.3f}" in line
+
+
+def test_result_on_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "result.json").write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device"):
+        write_result(tmp_path, example())
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert (tmp_path / "result.json").read_text() == "old"
+
+
+class SkilledModel:
+    """Draws what is asked for where its first noise value is below its skill, else nothing."""
+
+    drawn: list[str] = []
+    config = SimpleNamespace(token_channels=64)
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.skill = float((folder / "model.safetensors").read_text())
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        return height // 16, width // 16
+
+    def generate(
+        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        assert noise_NTC.shape == (len(prompts), 16, 64) and grid == (4, 4)
+        SkilledModel.drawn.append(self.folder.name)
+        images = torch.zeros(len(prompts), 3, 64, 64)
+        for i, prompt in enumerate(prompts):
+            if noise_NTC[i, 0, 0] < self.skill:
+                scene = random_scene(random.Random(0), ShapePrompt.from_meta(prompt.meta), train=False)
+                images[i] = render_scenes([scene])[0]
+        return noise_NTC, images
+
+    def answer_logprobs(
+        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
+    ) -> Tensor:
+        assert all(question.startswith("does the picture show ") for question in questions)
+        likely = torch.tensor([0.9 if bool(image.max() > 0) else 0.2 for image in images])
+        return torch.stack((likely, 1 - likely), dim=1).log()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for split, prompts in shapes_prompts(SHARDS).items():
+        write_shards(tmp_path / "shards", split, prompts)
+    run = tmp_path / "runs" / "one"
+    for folder, skill in ((tmp_path / "base", -0.3), (run / "export", 0.5)):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(str(skill))
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{path: {tmp_path / 'base'}}}\n"
+        f"data: {{shards: {tmp_path / 'shards'}}}\n"
+        f"run: {{dir: {run}}}\n"
+        "eval: {prompts: 48, batch: 20}\n"
+    )
+    save_config(load_config(tmp_path / "recipe.yaml"), run / "config.yaml")
+    monkeypatch.setattr(drawing, "load_model", lambda folder, kind, device: SkilledModel(folder))
+    drawing._loaded.cache_clear()
+    SkilledModel.drawn.clear()
+    return run
+
+
+def expected_share(seed: int, skill: float) -> float:
+    prompts = shapes_prompts(SHARDS)["test"][:48]
+    return float(np.mean([eval_noise((16, 64), seed, prompt)[0, 0].item() < skill for prompt in prompts]))
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def test_evaluation_measures_the_skill_of_both_models(run_dir: Path) -> None:
+    console = quiet()
+    result = evaluate_run(run_dir, processes=1, console=console)
+    assert result["base"]["overall"] == pytest.approx(expected_share(1234, -0.3))
+    assert result["trained"]["overall"] == pytest.approx(expected_share(1234, 0.5))
+    assert result["base"]["n"] == 48
+    assert {entry["n"] for entry in result["base"]["by_category"].values()} == {8}
+    # Better and never worse on the same noise: the paired error is below the unpaired one.
+    assert result["difference"]["mean"] > 0.2
+    assert result["difference"]["stderr"] < result["base"]["stderr"] + result["trained"]["stderr"]
+    assert result["base"]["judge_auc"] == 1.0
+    share = result["trained"]["overall"]
+    assert result["trained"]["self_reward"]["mean"] == pytest.approx(0.8 * share - 0.6 * (1 - share))
+    assert json.loads((run_dir / "result.json").read_text()) == result
+    assert "Base against trained" in (run_dir / "eval.md").read_text()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "better" in text and "overall" in text
+    grid = Image.open(run_dir / "samples" / "eval_grid.png")
+    # Two prompts of each of six categories, 192 pixels a picture.
+    assert grid.height > 12 * 192 and grid.width > 2 * 192
+
+
+def test_base_is_drawn_once_for_the_same_settings(run_dir: Path) -> None:
+    first = evaluate_run(run_dir, processes=1, console=quiet())
+    assert SkilledModel.drawn == ["base"] * 3 + ["export"] * 3
+    SkilledModel.drawn.clear()
+    second = evaluate_run(run_dir, processes=1, console=quiet())
+    assert SkilledModel.drawn == ["export"] * 3
+    assert second["settings"]["base_from_cache"] and not first["settings"]["base_from_cache"]
+    for side in ("base", "trained", "difference"):
+        assert second[side] == first[side]
+    SkilledModel.drawn.clear()
+    other = evaluate_run(run_dir, ["eval.seed=5"], processes=1, console=quiet())
+    assert SkilledModel.drawn == ["base"] * 3 + ["export"] * 3
+    assert other["base"]["overall"] == pytest.approx(expected_share(5, -0.3))
+    SkilledModel.drawn.clear()
+    evaluate_run(run_dir, processes=1, cache=False, console=quiet())
+    assert SkilledModel.drawn == ["base"] * 3 + ["export"] * 3
+
+
+def test_new_base_weights_are_drawn_anew(run_dir: Path) -> None:
+    evaluate_run(run_dir, processes=1, console=quiet())
+    (run_dir.parents[1] / "base" / "model.safetensors").write_text("0.50")
+    result = evaluate_run(run_dir, processes=1, console=quiet())
+    assert result["base"]["overall"] == pytest.approx(expected_share(1234, 0.5))
+    assert result["difference"]["mean"] == 0.0
+    assert not result["settings"]["base_from_cache"]
+
+
+def test_a_broken_cache_is_drawn_anew(run_dir: Path) -> None:
+    first = evaluate_run(run_dir, processes=1, console=quiet())
+    (stored,) = (run_dir.parent / ".eval_cache").iterdir()
+    stored.write_bytes(stored.read_bytes()[:-100])
+    second = evaluate_run(run_dir, processes=1, console=quiet())
+    assert not second["settings"]["base_from_cache"]
+    assert second["base"] == first["base"]
+
+
+def test_pictures_do_not_depend_on_their_batch(run_dir: Path) -> None:
+    folder = run_dir.parents[1] / "base"
+    prompts = shapes_prompts(SHARDS)["test"]
+    questions = [f"does the picture show {prompt.text}?" for prompt in prompts]
+    results = []
+    for batch in (7, 60):
+        settings = DrawSettings("bagel", (64, 64), Sampling(), seed=3, batch=batch)
+        results.append(draw([folder], prompts, questions, settings)[0])
+    assert torch.equal(results[0].images_NCHW, results[1].images_NCHW)
+    assert results[0].images_NCHW.dtype == torch.uint8
+
+
+def test_cache_key_changes_with_everything_that_changes_pictures() -> None:
+    prompts = shapes_prompts(SHARDS)["test"]
+    questions = [prompt.text for prompt in prompts]
+    settings = DrawSettings("bagel", (64, 64), Sampling(), seed=3, batch=7)
+    keys = [
+        cache_key("0f", prompts, questions, settings),
+        cache_key("f0", prompts, questions, settings),
+        cache_key("0f", prompts[:-1], questions[:-1], settings),
+        cache_key("0f", prompts[::-1], questions, settings),
+        cache_key("0f", prompts, [*questions[:-1], "other"], settings),
+        cache_key("0f", prompts, questions, DrawSettings("bagel", (64, 64), Sampling(), 4, 7)),
+        cache_key("0f", prompts, questions, DrawSettings("bagel", (64, 64), Sampling(9), 3, 7)),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert cache_key("0f", prompts, questions, settings) == keys[0]
+
+
+def test_what_is_missing_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="eval.prompts=61, but .*shards has 60 prompts in the split 'test'"):
+        evaluate_run(run_dir, ["eval.prompts=61"], console=quiet())
+    with pytest.raises(UserError, match="eval.key=value only"):
+        evaluate_run(run_dir, ["train.steps=3"], console=quiet())
+    (run_dir / "export").rename(run_dir / "elsewhere")
+    with pytest.raises(UserError, match="export: missing; the run has not finished"):
+        evaluate_run(run_dir, console=quiet())
+    (run_dir / "export").mkdir()
+    with pytest.raises(UserError, match="export: no model there"):
+        evaluate_run(run_dir, processes=1, console=quiet())
+    assert main([str(run_dir.parent)]) == 2
+    assert "config.yaml: missing" in capsys.readouterr().err
+    assert not (run_dir / "result.json").exists()
+
+
+def test_shown_prompts_are_the_first_of_each_category() -> None:
+    assert grid_positions(["b", "a", "b", "b", "a"], 2) == [0, 2, 1, 4]
