@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -47,6 +48,8 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
     timeout_minutes: how long a collective waits for the slowest rank before the run fails.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch has renamed: a line of warning for each.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if dist.is_initialized() and deepspeed.comm.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -98,8 +101,8 @@ class Engine(EngineBase):
         module: the same weights on every rank (rank 0's are broadcast). ds_config: a DeepSpeed config
         without the keys the recipe sets. precision: ``fp32`` or ``bf16`` (all parameters are cast; the
         masters keep the fp32 values the module came with). leaf_modules: classes whose instances ZeRO-3
-        gathers as one unit, e.g. the transformer layer; their tensors come in by position. Raises
-        UserError for a config that cannot work.
+        gathers as one unit, e.g. the transformer layer (far fewer hooks); they take their tensors by
+        position. Raises UserError for a config that cannot work.
         """
         start_distributed(timeout_minutes)
         engine = cls()
@@ -121,11 +124,6 @@ class Engine(EngineBase):
         engine._parameters = trainable
         engine._shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in trainable.items()}
         originals = _unrounded(trainable, engine.compute_dtype)
-        if leaf_modules and engine._stage == 3:
-            set_z3_leaf_modules(module, list(leaf_modules))
-            for part in module.modules():
-                if isinstance(part, tuple(leaf_modules)):
-                    part.register_forward_pre_hook(_make_inputs_differentiable)
         try:
             engine._ds, _, _, _ = deepspeed.initialize(
                 model=module,
@@ -136,6 +134,8 @@ class Engine(EngineBase):
         except ValidationError as error:
             raise UserError(f"deepspeed.config: DeepSpeed does not accept it: {error}") from error
         engine.device = torch.device(get_accelerator().current_device_name())
+        if leaf_modules and engine._stage == 3:
+            engine._gather_as_units(leaf_modules)
         engine._find_masters()
         engine._take_unrounded(originals)
         return engine
@@ -247,8 +247,9 @@ class Engine(EngineBase):
         originals = {name: parameter.data for name, parameter in self._parameters.items()}
         try:
             if not live:
-                for name, parameter in self._parameters.items():
-                    parameter.data = self._full(flats, name).to(parameter.dtype)
+                for batch in _batches(list(self._shapes), [s.numel() for s in self._shapes.values()]):
+                    for name, value in self._full(flats, batch).items():
+                        self._parameters[name].data = value.to(self.compute_dtype)
             yield
         finally:
             for name, parameter in self._parameters.items():
@@ -277,8 +278,21 @@ class Engine(EngineBase):
         if self._stage == 3:
             offload = self._zero.parameter_offload
             hooks += [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]
-            hooks += self._zero._leaf_module_hooks
         return hooks
+
+    def _gather_as_units(self, classes: Sequence[type[torch.nn.Module]]) -> None:
+        """Lets DeepSpeed hook instances of these classes as a whole, not each module in them.
+
+        Marked before ``deepspeed.initialize`` they would be its "leaf modules", whose gradients are
+        reduced by one hook a call: wrong where a module runs twice in a forward, or where none of its
+        inputs carries a gradient. Marked now, only fetching is coarse; gradients keep a hook each.
+        """
+        offload = self._zero.parameter_offload
+        offload._remove_module_hooks()
+        offload.forward_hooks = []
+        offload.backward_hooks = []
+        set_z3_leaf_modules(self.module, list(classes))
+        offload.setup_zero_stage3_hooks()
 
     def _full_frozen(self, name: str) -> Tensor:
         parameter = self.module.get_parameter(name)
@@ -334,7 +348,7 @@ class Engine(EngineBase):
                 self._zero.fp16_partitioned_groups_flat[index].data.copy_(flat.data)
             return
         for name, parameter in self._parameters.items():
-            parameter.data.copy_(self._full(self._flats, name))
+            parameter.data.copy_(self._full(self._flats, [name])[name])
 
     def _gather_objects(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
@@ -351,31 +365,25 @@ def _unrounded(trainable: Mapping[str, torch.nn.Parameter], dtype: torch.dtype) 
     }
 
 
-def _make_inputs_differentiable(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Lets a leaf module's gradients be ready when DeepSpeed's hook on it fires.
-
-    Without a differentiable input torch fires a full backward hook before the module's own parameters
-    have their gradients, and DeepSpeed would reduce zeros in their place.
-    """
-    if not torch.is_grad_enabled() or any(isinstance(a, Tensor) and a.requires_grad for a in args):
-        return None
-    for index, value in enumerate(args):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return (*args[:index], value.detach().requires_grad_(), *args[index + 1 :])
-    raise RuntimeError(f"leaf module {type(module).__name__} gets no floating-point tensor by position")
-
-
 def _all_gather(parameters: list[Any]) -> None:
     """Gathers sharded parameters in as few all-gathers as memory allows; the same on every rank."""
+    ordered = sorted(parameters, key=lambda p: p.ds_id)
+    for batch in _batches(ordered, [parameter.ds_numel for parameter in ordered]):
+        batch[0].all_gather_coalesced(batch).wait()
+
+
+def _batches(items: list[Any], numels: list[int]) -> Iterator[list[Any]]:
+    """Splits items into runs of at most ``_GATHER_NUMEL`` elements (or one item)."""
     batch: list[Any] = []
-    numel = 0
-    for parameter in sorted(parameters, key=lambda p: p.ds_id):
-        if batch and numel + parameter.ds_numel > _GATHER_NUMEL:
-            batch[0].all_gather_coalesced(batch).wait()
-            batch, numel = [], 0
-        batch.append(parameter)
-        numel += parameter.ds_numel
-    batch[0].all_gather_coalesced(batch).wait()
+    total = 0
+    for item, numel in zip(items, numels, strict=True):
+        if batch and total + numel > _GATHER_NUMEL:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += numel
+    if batch:
+        yield batch
 
 
 @contextmanager

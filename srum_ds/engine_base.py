@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,15 +175,18 @@ class EngineBase(ABC):
         place = self._places[name]
         return flats[place.flat].detach()[place.offset : place.offset + place.numel]
 
-    def _full(self, flats: list[Tensor], name: str) -> Tensor:
-        """A trainable parameter put together from all ranks, float32, on every rank."""
-        place, shape = self._places[name], self._shapes[name]
-        whole = torch.zeros(shape.numel(), dtype=torch.float32, device=self.device)
-        whole[place.start : place.start + place.numel] = self._piece(flats, name)
+    def _full(self, flats: list[Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """Trainable parameters put together from all ranks, float32, on every rank; one all-reduce."""
+        sizes = [self._shapes[name].numel() for name in names]
+        whole = torch.zeros(sum(sizes), dtype=torch.float32, device=self.device)
+        parts = whole.split(sizes)
+        for name, part in zip(names, parts, strict=True):
+            place = self._places[name]
+            part[place.start : place.start + place.numel] = self._piece(flats, name)
         if self.world_size > 1:
             # Each element is non-zero on one rank; summed as integers, every bit survives (-0.0 too).
             self.all_reduce(whole.view(torch.int32))
-        return whole.view(shape)
+        return {name: part.view(self._shapes[name]) for name, part in zip(names, parts, strict=True)}
 
     def consolidate(
         self, weights: str = LIVE, *, frozen: bool = False
@@ -195,7 +198,7 @@ class EngineBase(ABC):
         """
         flats = self._named(weights)
         for name in self._places:
-            whole = self._full(flats, name)
+            whole = self._full(flats, [name])[name]
             yield name, whole.cpu().clone() if self.rank == 0 else None
         if frozen:
             for name, _ in self.module.named_parameters():

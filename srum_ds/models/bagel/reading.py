@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from srum_ds.errors import UserError
@@ -56,17 +55,18 @@ class BagelReader:
 
     def edited_size(self, image_CHW: Tensor) -> tuple[int, int]:
         """(height, width) in pixels that an input picture is resized to, and its edit has."""
-        resized = resize(to_pil(image_CHW), self.config.vae_transform)
-        return resized.height, resized.width
+        _, height, width = self.resized(image_CHW).shape
+        return height, width
 
     # ---- pictures
 
+    def resized(self, image_CHW: Tensor) -> Tensor:
+        """A picture in [0, 1] after the autoencoder's transform, [3, H', W'] in [0, 1] (8-bit values)."""
+        return to_tensor(resize(to_pil(image_CHW), self.config.vae_transform)) * 0.5 + 0.5
+
     def patches(self, image_CHW: Tensor) -> Patches:
         """ViT patches [N, 588] of a picture in [0, 1] after BAGEL's transform, and their grid."""
-        return self._patches_of(to_pil(image_CHW))
-
-    def _patches_of(self, image: Image.Image) -> Patches:
-        resized = resize(image, self.config.vit_transform)
+        resized = resize(to_pil(image_CHW), self.config.vit_transform)
         patch = self.config.vit.patch_size
         grid = (resized.height // patch, resized.width // patch)
         side = self.config.vit_max_num_patch_per_side
@@ -125,9 +125,7 @@ class BagelReader:
     @torch.no_grad()
     def read_images(self, images: Sequence[Tensor], past: Cache | None = None) -> Cache:
         """Appends one picture [3, H, W] in [0, 1] a sample to a cache, as the vision tower sees it."""
-        return self._read_patches([self.patches(image) for image in images], past)
-
-    def _read_patches(self, patches: Sequence[Patches], past: Cache | None) -> Cache:
+        patches = [self.patches(image) for image in images]
         past = past or self.empty(len(patches))
         layout = self.module._continue([[Segment("vision", len(numbers))] for numbers, _ in patches], past)
         return self.module.read(self._vision_inputs(patches), layout, past)
@@ -157,12 +155,7 @@ class BagelReader:
 
         As released, the picture is resized by the autoencoder's transform, and the tower gets the result.
         """
-        resized = [resize(to_pil(image), self.config.vae_transform) for image in images]
-        grids = [self.grid_of(image.height, image.width) for image in resized]
-        patch = self.config.latent_patch_size
-        tokens = [
-            patchify_latent(self.autoencoder.encode(to_tensor(image)[None].to(self.module.device)), patch)[0]
-            for image in resized
-        ]
-        past = self.read_latents(tokens, grids, past)
-        return self._read_patches([self._patches_of(image) for image in resized], past)
+        resized = [self.resized(image) for image in images]
+        grids = [self.grid_of(image.shape[1], image.shape[2]) for image in resized]
+        tokens = [self.encode(image[None].to(self.module.device))[0] for image in resized]
+        return self.read_images(resized, self.read_latents(tokens, grids, past))

@@ -19,8 +19,14 @@ class BagelTokenizer:
         for name in ("vocab.json", "merges.txt"):
             if not (Path(folder) / name).exists() and not (Path(folder) / "tokenizer.json").exists():
                 raise UserError(f"{folder}/{name} is missing: copy the tokenizer's files from the release.")
-        self._inner = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-        known = self._inner.get_vocab()
+        try:
+            self._inner = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
+            known = self._inner.get_vocab()
+        except Exception as error:
+            # The library raises whatever its parsers do.
+            raise UserError(
+                f"the tokenizer's files in {folder} cannot be read ({error}); copy them from the release."
+            ) from error
         wanted = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
         missing = [name for name in wanted if name not in known]
         if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from srum_ds.shapes.questions import build_examples
 from srum_ds.shapes.render import render_arrays
 
 CHUNKS = 20
+BATCH = 50
+"""Pictures at once through the autoencoder: fewer or more are slower on a CPU's cache."""
+
 WORN_NOISE = 0.3
 TEXT_FIELDS = (
     "caption",
@@ -82,8 +86,11 @@ def build_pool(folder: Path, scenes: int, round_trips: int, seed: int, processes
     """Writes ``pool.safetensors`` and ``texts.json`` into a folder that holds the trained VAE."""
     codec = load_codec(folder, autocast=True)
     counts = [len(part) for part in np.array_split(np.arange(scenes), CHUNKS)]
-    with ProcessPoolExecutor(processes) as workers:
+    # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
         chunks = list(workers.map(build_examples, [seed * CHUNKS + i for i in range(CHUNKS)], counts))
+    codec = load_codec(folder, autocast=True)
     strings: dict[str, int] = {}
     tensors: dict[str, Tensor] = {}
     for name in TEXT_FIELDS:
@@ -94,10 +101,10 @@ def build_pool(folder: Path, scenes: int, round_trips: int, seed: int, processes
     tensors["shown"] = torch.from_numpy(arrays["shown"])
     tensors["crop_box"] = torch.from_numpy(arrays["crop_box"])
     scene = torch.from_numpy(arrays["scene"])
-    latents = [codec.encode(render_arrays(part)).half() for part in scene.split(200)]
+    latents = [codec.encode(render_arrays(part)).half() for part in scene.split(BATCH)]
     tensors["latents"] = torch.cat(latents)
     tensors["worn"] = _wear(codec, tensors["shown"][:round_trips], seed)
-    save_file(tensors, folder / "pool.safetensors")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "pool.safetensors")
     (folder / "texts.json").write_text(json.dumps(list(strings)))
 
 
@@ -105,14 +112,14 @@ def _wear(codec: LatentCodec, shown: Tensor, seed: int) -> Tensor:
     """Pictures through the autoencoder (uint8), seven in ten of them with latent noise."""
     generator = torch.Generator().manual_seed(seed)
     worn = []
-    for part in shown.split(200):
+    for part in shown.split(BATCH):
         tokens = codec.encode(render_arrays(part))
         shape = (len(part), 1, 1)
         size = torch.rand(shape, generator=generator) * WORN_NOISE
         size = size * (torch.rand(shape, generator=generator) < 0.7)
         tokens = tokens + size * torch.randn(tokens.shape, generator=generator)
         worn.append((codec.decode(tokens) * 255).round().to(torch.uint8))
-    return torch.cat(worn)
+    return torch.cat(worn).contiguous()
 
 
 def load_pool(folder: Path) -> Pool:
