@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from srum_ds.evaluation.statistics import (
@@ -76,6 +77,17 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
     """Writes ``result.json`` and ``eval.md`` into the run's folder, each in one step."""
     write_atomic(run_dir / MARKDOWN, markdown(result))
     write_atomic(run_dir / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def show_result(run_dir: Path, console: Console) -> None:
+    """Prints a finished run's result, or how to get it."""
+    path = run_dir / "result.json"
+    if not path.exists():
+        console.print(f"{run_dir} is finished; `srum-ds eval {run_dir}` measures it.", highlight=False)
+        return
+    result = json.loads(path.read_text())
+    console.print(result_table(result))
+    console.print(verdict(result), soft_wrap=True, highlight=False)
 
 
 def verdict(result: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.packing import Packed, Part, pack
 from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.transformer import MoTLayer
 from srum_ds.models.bagel.weights import export_folder, load_autoencoder, load_into
 
 GENERATION_PARTS = ("vae2llm.", "llm2vae.", "time_embedder.")
@@ -49,6 +50,10 @@ class BagelAdapter(BagelPainter):
         return mode == "generation"
 
     # ---- training
+
+    def leaf_modules(self) -> list[type[torch.nn.Module]]:
+        """Module classes that ZeRO-3 gathers as one unit."""
+        return [MoTLayer]
 
     def pack(self, samples: Sequence[Sequence[Part]], always_look: bool = False) -> Packed:
         """Packs training samples for ``losses``, or for an engine's ``("train", packed, ...)``."""

@@ -118,6 +118,18 @@ def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
     return x_NHD * cos_N1D.to(x_NHD.dtype) + turned * sin_N1D.to(x_NHD.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Scaled dot-product attention, in q's dtype; mask is additive and broadcasts to [B, KV, Q, K].
+
+    On CPU it computes in float32: the bfloat16 kernel's backward pass is several times slower there.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+    with torch.autocast("cpu", enabled=False):
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
+    return out.to(q.dtype)
+
+
 class Attention(nn.Module):
     """Joint grouped-query attention with an expert's projections for each kind of token."""
 
@@ -165,7 +177,7 @@ class Attention(nn.Module):
         if past is not None:
             keys = torch.cat([past[0], k], dim=2)
             values = torch.cat([past[1], v], dim=2)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.mask)
+        out = attend(q, keys, values, step.mask)
         out = out.view(layout.batch, self.kv_heads, groups, layout.length, self.head)
         out = out.permute(0, 3, 1, 2, 4).reshape(-1, self.heads * self.head)
         out_ND = out.index_select(0, layout.slot_N)

@@ -23,7 +23,7 @@ from srum_ds.models.bagel.images import to_tensor
 from srum_ds.models.bagel.layout import Segment
 from srum_ds.models.bagel.model import Bagel, Inputs
 from srum_ds.models.bagel.tokens import BagelTokenizer
-from srum_ds.models.bagel.transformer import Cache, MoTLayer
+from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.rewards.regions import crop_pictures
 from srum_ds.shapes.pretrain.pool import Pool, understanding_images
@@ -35,11 +35,11 @@ GRID = (4, 4)
 class Plan:
     """Sizes, rates and weights of the losses. ``altered`` is the share of altered captions."""
 
-    steps: int = 3600
-    captions: int = 64
+    steps: int = 2100
+    captions: int = 48
     noise_copies: int = 4
-    pictures: int = 24
-    crops: int = 24
+    pictures: int = 16
+    crops: int = 16
     lr: float = 3e-3
     warmup: int = 100
     flat_share: float = 0.45
@@ -234,8 +234,7 @@ def train(
     plan: Plan,
     out: Path,
     evaluate: Callable[[dict[str, Tensor], int], dict[str, float]] | None = None,
-    evaluate_every: int = 600,
-    compiled: bool = True,
+    save_every: int = 300,
 ) -> dict[str, Tensor]:
     """Trains and returns the averaged weights; resumes from ``out`` where it was stopped.
 
@@ -252,9 +251,6 @@ def train(
         for name, parameter in module.named_parameters():
             parameter.data.copy_(stored["live/" + name])
             ema[name].copy_(stored["ema/" + name])
-    if compiled:
-        torch._dynamo.config.cache_size_limit = 64
-        MoTLayer.forward = torch.compile(MoTLayer.forward, dynamic=False)  # type: ignore[method-assign]
     opts = optimizers(module, plan.lr)
     names = dict(module.named_parameters())
     sums: dict[str, float] = {}
@@ -310,11 +306,10 @@ def train(
             progress.curve.append(point)
             print(json.dumps(point), flush=True)
             sums, since = {}, 0
-        if progress.step % evaluate_every == 0 or progress.step == plan.steps:
+        if progress.step % save_every == 0 or progress.step == plan.steps:
             _save(out, module, ema, progress, plan)
             if evaluate is not None:
-                with torch.compiler.set_stance("force_eager"):
-                    figures = evaluate(ema, progress.step)
+                figures = evaluate(ema, progress.step)
                 progress.curve.append({"step": progress.step, **figures})
                 print(json.dumps({"step": progress.step, **figures}), flush=True)
                 start = time.time() - progress.seconds

@@ -1,0 +1,71 @@
+"""A run's folder: who may write there, whether it fits the settings, and when it is finished."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from srum_ds.config import Config, diff_configs, load_config, save_config
+from srum_ds.errors import UserError
+
+# What may change between two calls of one run: nothing here changes a weight.
+FREE = ("log", "eval", "deepspeed.ranks", "run.dir")
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+
+
+def prepare(run_dir: Path, cfg: Config) -> None:
+    """Makes the folder and saves the resolved configuration, or checks that the saved one is the same.
+
+    Raises UserError naming the keys that differ, and for a folder that cannot be written.
+    """
+    saved = run_dir / CONFIG
+    if saved.exists():
+        changed = diff_configs(load_config(saved), cfg, ignore=FREE)
+        if changed:
+            listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changed)
+            raise UserError(
+                f"{run_dir} holds a run with other settings: {listed}. Give the run's own settings to go on "
+                f"with it, or another run.dir to start a new one."
+            )
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir {run_dir} cannot be made ({error}); choose another folder.") from error
+    if any((run_dir / name).exists() for name in (CHECKPOINTS, EXPORT, "metrics.jsonl")):
+        raise UserError(f"{run_dir} holds a run without its {CONFIG}; choose another run.dir.")
+    save_config(cfg, saved)
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Holds the folder for this process; the lock ends with the process, however that ends.
+
+    Raises UserError where another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is training in {run_dir}; wait for it or stop it.") from error
+        yield
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the trained model stands there, whole."""
+    return (run_dir / EXPORT / "ema.safetensors").exists()
+
+
+def publish_export(partial: Path, run_dir: Path) -> None:
+    """Moves a completely written export to its place."""
+    final = run_dir / EXPORT
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)

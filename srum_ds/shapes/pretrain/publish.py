@@ -1,0 +1,35 @@
+"""From pretraining's state to a checkpoint folder in the released BAGEL layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from srum_ds.errors import UserError
+from srum_ds.models.bagel.configuration import read_config
+from srum_ds.models.bagel.latents import Autoencoder
+from srum_ds.models.bagel.weights import save_autoencoder
+
+FILES = ("config.json", "llm_config.json", "vit_config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+
+
+def publish(work: Path, out: Path) -> None:
+    """Writes the averaged weights (bfloat16, as released) and the autoencoder (float32) into ``out``."""
+    state = work / "state.safetensors"
+    if not state.exists():
+        raise UserError(f"{state} is missing: pretraining has saved nothing yet.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(work / "model" / name, out / name)
+    averaged = {
+        name.removeprefix("ema/"): tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in load_file(state).items()
+        if name.startswith("ema/")
+    }
+    save_file(averaged, out / "ema.safetensors", metadata={"format": "pt"})
+    autoencoder = Autoencoder(read_config(out).vae)
+    autoencoder.kl.load_state_dict(load_file(work / "vae.safetensors"))
+    save_autoencoder(autoencoder, out / "ae.safetensors")
