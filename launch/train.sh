@@ -32,7 +32,7 @@ if [ -n "${NUM_RANKS:-}" ]; then
         *) flags="--num_gpus $NUM_RANKS $flags" ;;
     esac
 fi
-exec "$python" -c "import sys; from srum_ds.cli import main; sys.exit(main())" \
+exec "$python" -P -c "import sys; from srum_ds.cli import main; sys.exit(main())" \
     train "--launcher-args=$flags" "$@"
 '''
 

@@ -56,6 +56,12 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
+def partial_folder(folder: Path, step: int) -> Path:
+    """The name under which a step's checkpoint is written."""
+    final = step_folder(folder, step)
+    return final.with_name(final.name + PARTIAL)
+
+
 def rank_file(rank: int) -> str:
     """The name of one rank's file."""
     return f"rank_{rank:05d}.safetensors"
@@ -86,7 +92,7 @@ def begin(folder: Path, step: int, bytes_needed: int) -> Path:
     free = shutil.disk_usage(folder).free
     if free < bytes_needed + _SLACK_BYTES:
         raise no_room(folder, bytes_needed, f"{free:,} bytes are free")
-    partial = step_folder(folder, step).with_name(step_folder(folder, step).name + PARTIAL)
+    partial = partial_folder(folder, step)
     partial.mkdir()
     return partial
 

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +235,10 @@ class EngineBase(ABC):
                 pieces[f"{kind}/{name}"] = self._piece(flats, name)
         needed = sum(self._gather_objects(sum(piece.numel() * 4 for piece in pieces.values())))
 
-        partial = checkpoint.step_folder(folder, step).with_name(f"step_{step:06d}{checkpoint.PARTIAL}")
+        unfinished = checkpoint.partial_folder(folder, step)
         self._together(lambda: checkpoint.begin(folder, step, needed), rank_zero=True)
         try:
-            files = self._together(lambda: self._write(partial, pieces, starts, folder, needed))
+            files = self._together(lambda: self._write(unfinished, pieces, starts, folder, needed))
             state = {
                 "format": checkpoint.FORMAT,
                 "step": step,
@@ -249,10 +250,10 @@ class EngineBase(ABC):
                 "files": [asdict(file) for file in files],
                 "extra": dict(extra_state),
             }
-            self._together(lambda: self._commit(partial, folder, step, state, needed), rank_zero=True)
+            self._together(lambda: self._commit(unfinished, folder, step, state, needed), rank_zero=True)
         except UserError:
             if self.rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(unfinished, ignore_errors=True)
             self.barrier()
             raise
         self._together(lambda: checkpoint.prune(folder, keep), rank_zero=True)
@@ -274,15 +275,14 @@ class EngineBase(ABC):
             if not problems:
                 state = checkpoint.read_state(path)
                 return int(state["step"]), state["extra"]
+            aside = self._together(partial(checkpoint.quarantine, folder, step), rank_zero=True)[0]
             if self.rank == 0:
-                aside = checkpoint.quarantine(folder, step)
                 log.warning(
                     "CHECKPOINT %s IS DAMAGED: %s. Moved to %s; going back to the one before it.",
                     path.name,
                     "; ".join(problems),
                     aside,
                 )
-            self.barrier()
         if steps:
             raise UserError(
                 f"no usable checkpoint in {folder}: all of them are damaged (they were renamed to "
@@ -291,16 +291,16 @@ class EngineBase(ABC):
         return None
 
     def _write(
-        self, partial: Path, pieces: dict[str, Tensor], starts: dict[str, int], folder: Path, needed: int
+        self, unfinished: Path, pieces: dict[str, Tensor], starts: dict[str, int], folder: Path, needed: int
     ) -> checkpoint.FileRecord:
         try:
-            return checkpoint.write_rank(partial, self.rank, pieces, starts)
+            return checkpoint.write_rank(unfinished, self.rank, pieces, starts)
         except OSError as error:
             raise checkpoint.no_room(folder, needed, str(error)) from error
 
-    def _commit(self, partial: Path, folder: Path, step: int, state: dict[str, Any], needed: int) -> None:
+    def _commit(self, unfinished: Path, folder: Path, step: int, state: dict[str, Any], needed: int) -> None:
         try:
-            checkpoint.commit(partial, folder, step, state)
+            checkpoint.commit(unfinished, folder, step, state)
         except OSError as error:
             raise checkpoint.no_room(folder, needed, str(error)) from error
 

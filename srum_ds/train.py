@@ -61,13 +61,12 @@ class Batch:
 
 def train(cfg: Config, run_dir: Path) -> int:
     """Trains from where ``run_dir`` stands to ``train.steps`` and exports; returns the exit status."""
-    start_distributed()
-    model = load_model(find_path(cfg.model.path), cfg.model.kind)
-    engine = create_engine(cfg, model)
-    check_world(cfg, engine.world_size)
-    judge = choose_judge(cfg, model)
-    ask = Questions(cfg)
     reader = PromptReader(find_path(cfg.data.shards), cfg.data.split)
+    ask = Questions(cfg)
+    model = load_model(find_path(cfg.model.path), cfg.model.kind)
+    judge = choose_judge(cfg, model)
+    start_distributed()
+    engine = create_engine(cfg, model)
     objective = get_objective(cfg.objective.name)
     with_reference = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
     for name in ("old", "ema", "reference"):

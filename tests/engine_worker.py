@@ -147,7 +147,7 @@ def main(folder: Path) -> None:
             ds_config["zero_optimization"]["stage"] = 1
         leaves = (Block,) if leaf else ()
         return Engine.create(
-            model, model.trainable(), ds_config, leaf_modules=leaves, timeout_minutes=1, **settings(**changes)
+            model, model.trainable(), ds_config, leaf_modules=leaves, timeout_minutes=3, **settings(**changes)
         )
 
     def predict_alone(engine: Engine, ids: Tensor, target: Tensor) -> None:
@@ -220,7 +220,8 @@ def main(folder: Path) -> None:
 def named_copies(create: Any) -> dict[str, Any]:
     """Checks named copies and gathered() on them, under every stage and precision."""
     seen: dict[str, Any] = {}
-    for config, precision in (("cpu", "fp32"), ("cpu", "bf16"), ("zero2", "fp32"), ("zero2", "bf16")):
+    for setup in ("cpu fp32", "cpu bf16", "zero3 fp32", "zero2 fp32", "zero2 bf16"):
+        config, precision = setup.split()
         engine = create(config, precision=precision)
         engine.add_weights("old")
         engine.add_weights("ema")
@@ -257,7 +258,7 @@ def named_copies(create: Any) -> dict[str, Any]:
         twin = create(config, precision=precision)
         train(twin, range(4))
         result["trains_on_the_same"] = same(weights(twin), weights(engine))
-        seen[f"{config} {precision}"] = result
+        seen[setup] = result
     return seen
 
 

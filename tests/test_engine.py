@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine_worker import COUNT, ROOT, Toy, batch, distance, same, settings, toy, train, train_step, weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -25,6 +24,19 @@ from srum_ds.engine_base import learning_rate
 from srum_ds.engine_config import read_ds_config
 from srum_ds.engine_plain import PlainEngine
 from srum_ds.errors import UserError
+from tests.engine_worker import (
+    COUNT,
+    ROOT,
+    Toy,
+    batch,
+    distance,
+    same,
+    settings,
+    toy,
+    train,
+    train_step,
+    weights,
+)
 
 WORKER = ROOT / "tests" / "engine_worker.py"
 
@@ -169,7 +181,7 @@ def test_gathering_between_micro_batches_changes_nothing(ranks: list[dict[str, A
     assert all(rank["gathered_changes_nothing"] for rank in ranks)
 
 
-@pytest.mark.parametrize("setup", ["cpu fp32", "cpu bf16", "zero2 fp32", "zero2 bf16"])
+@pytest.mark.parametrize("setup", ["cpu fp32", "cpu bf16", "zero3 fp32", "zero2 fp32", "zero2 bf16"])
 def test_named_copies(ranks: list[dict[str, Any]], setup: str) -> None:
     for rank in ranks:
         seen = rank["copies"][setup]
@@ -309,9 +321,9 @@ def test_killed_at_any_moment_of_a_save(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_kill_9_while_saving_over_and_over(tmp_path: Path) -> None:
     script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from test_engine import plain, train_step\n"
+        "from tests.test_engine import plain\n"
         "engine = plain()\n"
         "for step in range(1, 10**6):\n"
         "    engine.save(Path(sys.argv[1]), step, {'at': step})\n"

@@ -133,9 +133,13 @@ def test_two_coloured_objects_have_no_colour() -> None:
     assert found.color is None and found.shape == "circle"
 
 
-@pytest.mark.parametrize(
-    "name", ["uniform", "gaussian", "grey", "white", "nan", "inf", "one_nan", "huge", "negative", "checkerboard"]
+JUNK = (
+    ("uniform", "gaussian", "grey", "white", "checkerboard")
+    + ("nan", "inf", "one_nan", "huge", "negative")
 )
+
+
+@pytest.mark.parametrize("name", JUNK)
 def test_noise_and_junk_never_succeed(name: str) -> None:
     rng = np.random.default_rng(0)
     truth = picture(SCENE)
@@ -183,8 +187,9 @@ def test_regions_by_hand() -> None:
         (0.0, 0.0, 1.0, 1.0),
         (0.25, 0.25, 0.34, 0.5),  # less than half of the circle
     ]
-    assert region_matches(PAIR, image, boxes) == [True, False, False, True, False]
-    assert region_matches(PAIR.to_prompt("id"), image, torch.tensor(boxes)) == [True, False, False, True, False]
+    expected = [True, False, False, True, False]
+    assert region_matches(PAIR, image, boxes) == expected
+    assert region_matches(PAIR.to_prompt("id"), image, torch.tensor(boxes)) == expected
     assert region_matches(PAIR, image, []) == []
 
 

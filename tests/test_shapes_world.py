@@ -8,6 +8,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def all_prompts() -> list[ShapePrompt]:
 
 
 @pytest.fixture(scope="module")
-def examples() -> dict[str, object]:
+def examples() -> dict[str, Any]:
     return build_examples(3, 400)
 
 
@@ -98,8 +99,8 @@ def test_splits_are_blind_to_any_order() -> None:
     for kind in vocabulary.KINDS:
         for prompt in list(world.enumerate_prompts(kind))[::7]:
             if kind == "numeracy":
-                types = prompt.types()
-                orders = [tuple(s for s, n in order for _ in range(n)) for order in itertools.permutations(types)]
+                turned = itertools.permutations(prompt.types())
+                orders = [tuple(s for s, n in order for _ in range(n)) for order in turned]
             else:
                 orders = list(itertools.permutations(prompt.slots))
             splits = {world.split_of(replace(prompt, slots=slots)) for slots in orders}
@@ -249,7 +250,7 @@ def test_half_objects_lose_light() -> None:
     assert torch.equal(render_arrays(torch.from_numpy(scene_array((whole,)))[None, :2])[0], images[0])
 
 
-def test_examples_have_the_promised_shapes_and_known_words(examples: dict[str, list]) -> None:
+def test_examples_have_the_promised_shapes_and_known_words(examples: dict[str, Any]) -> None:
     assert examples["scene"].shape == examples["shown"].shape == (400, 5, 16)
     assert examples["crop_box"].shape == (400, 4)
     counts = {"match": 5, "exist": 3, "open": 4, "crop": 4}
@@ -262,7 +263,7 @@ def test_examples_have_the_promised_shapes_and_known_words(examples: dict[str, l
     assert (boxes[:, :2] < boxes[:, 2:]).all() and boxes.min() >= 0 and boxes.max() <= 64
 
 
-def test_examples_repeat_and_differ_by_seed(examples: dict[str, list]) -> None:
+def test_examples_repeat_and_differ_by_seed(examples: dict[str, Any]) -> None:
     again = build_examples(3, 50)
     for name in ("caption", "match_question", "crop_answer"):
         assert again[name] == examples[name][:50]
@@ -270,7 +271,7 @@ def test_examples_repeat_and_differ_by_seed(examples: dict[str, list]) -> None:
     assert build_examples(4, 50)["caption"] != again["caption"]
 
 
-def test_no_text_of_the_examples_is_held_out(examples: dict[str, list]) -> None:
+def test_no_text_of_the_examples_is_held_out(examples: dict[str, Any]) -> None:
     held = {prompt.text() for prompt in all_prompts() if world.split_of(prompt) != "train"}
     trained = {prompt.text() for prompt in all_prompts()} - held
     asked = [
@@ -285,7 +286,7 @@ def test_no_text_of_the_examples_is_held_out(examples: dict[str, list]) -> None:
         assert caption not in row
 
 
-def test_no_picture_of_the_examples_shows_a_held_out_pair(examples: dict[str, list]) -> None:
+def test_no_picture_of_the_examples_shows_a_held_out_pair(examples: dict[str, Any]) -> None:
     palette = {index: color for index, color in enumerate(vocabulary.COLORS)}
     for name in ("scene", "shown"):
         for array in examples[name]:
@@ -298,7 +299,7 @@ def test_no_picture_of_the_examples_shows_a_held_out_pair(examples: dict[str, li
                 assert world.pair_split(first, second) == "train"
 
 
-def test_answers_are_balanced_enough_to_teach(examples: dict[str, list]) -> None:
+def test_answers_are_balanced_enough_to_teach(examples: dict[str, Any]) -> None:
     answers = [answer for row in examples["match_answer"] for answer in row]
     assert 0.4 <= answers.count("yes") / len(answers) <= 0.6
     crops = [answer for row in examples["crop_answer"] for answer in row]

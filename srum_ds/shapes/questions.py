@@ -19,7 +19,6 @@ from srum_ds.shapes.world import (
     CELL,
     PICTURE,
     Scene,
-    SceneObject,
     ShapePrompt,
     Slot,
     Visible,

@@ -57,7 +57,8 @@ _KEYS = [(shape, texture, jitter) for shape in SHAPES for texture in TEXTURES fo
 _MASK_INDEX = {key: position + 1 for position, key in enumerate(_KEYS)}
 _COLOR_INDEX = {color: position for position, color in enumerate(COLORS)}
 
-MASKS = torch.from_numpy(np.stack([np.zeros((CELL, CELL), np.float32)] + [object_mask(*key) for key in _KEYS]))
+_EMPTY = np.zeros((CELL, CELL), np.float32)
+MASKS = torch.from_numpy(np.stack([_EMPTY, *(object_mask(*key) for key in _KEYS)]))
 """Coverage masks [73, 16, 16] float32: empty, then every shape, texture and jitter."""
 
 PALETTE = torch.tensor([RGB[color] for color in COLORS])
@@ -114,7 +115,9 @@ def render_scenes(scenes: Sequence[Sequence[SceneObject]]) -> Tensor:
     return render_arrays(torch.from_numpy(np.stack([scene_array(scene) for scene in scenes])))
 
 
-def random_arrays(count: int, generator: torch.Generator, occupied: float = 0.45, flawed: float = 0.15) -> Tensor:
+def random_arrays(
+    count: int, generator: torch.Generator, occupied: float = 0.45, flawed: float = 0.15
+) -> Tensor:
     """Arrays [count, 5, 16] of crowded random pictures, some objects broken: what the VAE learns from."""
     shape = (count, len(CELLS))
 

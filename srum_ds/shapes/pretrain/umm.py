@@ -35,11 +35,11 @@ GRID = (4, 4)
 class Plan:
     """Sizes, rates and weights of the losses. ``altered`` is the share of altered captions."""
 
-    steps: int = 2100
+    steps: int = 2000
     captions: int = 48
-    noise_copies: int = 4
-    pictures: int = 16
-    crops: int = 16
+    noise_copies: int = 3
+    pictures: int = 32
+    crops: int = 32
     lr: float = 3e-3
     warmup: int = 100
     flat_share: float = 0.45
@@ -166,13 +166,20 @@ def picture_losses(
     """Cross-entropy and accuracy of the questions about whole pictures, by group."""
     index = _pick(pool, plan.pictures, g)
     images = augment(understanding_images(pool, index), g)
-    question = torch.cat(
-        [pool.match_question_N5[index], pool.exist_question_N3[index], pool.open_question_N4[index]], dim=1
-    )
-    answer = torch.cat([pool.match_answer_N5[index], pool.exist_answer_N3[index], pool.open_answer_N4[index]], dim=1)
+    # All questions whether it matches, and one of each other kind.
+    third = torch.randint(3, (len(index), 1), generator=g)
+    half = torch.randint(2, (len(index), 1), generator=g)
+
+    def asked(match: Tensor, exist: Tensor, open_: Tensor) -> Tensor:
+        one = exist[index].gather(1, third)
+        two = open_[index].gather(1, torch.cat([half, 2 + half], dim=1))
+        return torch.cat([match[index], one, two], dim=1)
+
+    question = asked(pool.match_question_N5, pool.exist_question_N3, pool.open_question_N4)
+    answer = asked(pool.match_answer_N5, pool.exist_answer_N3, pool.open_answer_N4)
     ids, length = texts.questions(question.reshape(-1), 18)
     logits = ask(module, read_pictures(module, images), ids, length, question.shape[1])
-    return _grouped(logits, texts.first_S[answer], {"match": 5, "exist": 3, "where": 2, "which": 2})
+    return _grouped(logits, texts.first_S[answer], {"match": 5, "exist": 1, "where": 1, "which": 1})
 
 
 def crop_losses(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -25,6 +26,9 @@ from srum_ds.errors import UserError
 from srum_ds.shapes.checker import check
 from srum_ds.shapes.render import random_arrays, render_arrays, render_scenes
 from srum_ds.shapes.world import random_prompt, random_scene
+
+Autoencoder = Any
+"""diffusers' AutoencoderKL, whose methods the library hides from type checkers."""
 
 CHANNELS = 16
 PATCH = 2
@@ -45,7 +49,7 @@ class VaeSchedule:
     warmup: int = 50
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae() -> Autoencoder:
     """An untrained VAE: pictures [N, 3, 64, 64] in [-1, 1] to latents [N, 16, 8, 8]."""
     channels = (16, 32, 64, 64)
     return AutoencoderKL(
@@ -80,7 +84,7 @@ def latents_from_tokens(tokens: Tensor) -> Tensor:
 class LatentCodec:
     """A trained VAE with the scale and shift that give its latents unit scale."""
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     scale: float = 1.0
     shift: float = 0.0
     autocast: bool = False
@@ -118,7 +122,7 @@ def load_codec(folder: Path, autocast: bool = False) -> LatentCodec:
     return LatentCodec(vae, facts["scaling_factor"], facts["shift_factor"], autocast)
 
 
-def vae_loss(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+def vae_loss(vae: Autoencoder, images: Tensor) -> tuple[Tensor, dict[str, float]]:
     """mse + 0.3 L1 + 6e-4 KL (per latent) of pictures in [-1, 1]; also its parts as numbers."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
@@ -133,7 +137,7 @@ def vae_loss(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, dict[str, floa
 
 def train_vae(
     seed: int, schedule: VaeSchedule, report: Callable[[dict[str, float]], None]
-) -> tuple[AutoencoderKL, list[dict[str, float]]]:
+) -> tuple[Autoencoder, list[dict[str, float]]]:
     """The trained VAE (eval mode) and its curve, a point every 100 steps."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -169,7 +173,7 @@ def _training_batch(schedule: VaeSchedule, crops: bool, generator: torch.Generat
     return torch.cat(halves)
 
 
-def measure(vae: AutoencoderKL, seed: int, pictures: int = 1000) -> dict[str, object]:
+def measure(vae: Autoencoder, seed: int, pictures: int = 1000) -> dict[str, object]:
     """Scale and shift of the latents, and the checker's pass rate on reconstructions by latent noise."""
     rng = random.Random(seed)
     prompts = [random_prompt(rng, split=None) for _ in range(pictures)]
@@ -200,7 +204,8 @@ def measure(vae: AutoencoderKL, seed: int, pictures: int = 1000) -> dict[str, ob
 
 def main() -> None:
     """Command line: trains, measures and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,0 +1,171 @@
+"""Looking: answers in any batch, their probabilities, and that training the generator never touches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from srum_ds.errors import UserError
+from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.base import Prompt, Sampling
+from tests.tiny_models import random_picture, write_tiny_bagel
+
+PICTURES = [random_picture(30, 50, 1), random_picture(56, 56, 2), random_picture(20, 20, 3)]
+QUESTIONS = ["what is it?", "a", "is there a red cat in the picture?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bagel(tmp_path_factory.mktemp("bagel"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> BagelAdapter:
+    return load_model(folder)
+
+
+def test_answers_do_not_depend_on_their_batch(model: BagelAdapter) -> None:
+    answers = model.answer(PICTURES, QUESTIONS, 6)
+    probabilities = model.answer_logprobs(PICTURES, QUESTIONS, ["yes", "no"])
+    likely = model.text_logprob(PICTURES, ["yes", "a red cat", "no"], QUESTIONS)
+    for row in range(3):
+        picture, question = [PICTURES[row]], [QUESTIONS[row]]
+        assert model.answer(picture, question, 6) == [answers[row]]
+        alone = model.answer_logprobs(picture, question, ["yes", "no"])
+        torch.testing.assert_close(alone[0], probabilities[row], atol=1e-5, rtol=0)
+        text = ["yes", "a red cat", "no"][row]
+        torch.testing.assert_close(
+            model.text_logprob(picture, [text], question)[0], likely[row], atol=1e-5, rtol=0
+        )
+
+
+def test_questions_can_share_pictures(model: BagelAdapter) -> None:
+    index = [2, 0, 2]
+    shared = model.answer_logprobs(PICTURES, QUESTIONS, ["yes", "no"], index)
+    spread = model.answer_logprobs([PICTURES[i] for i in index], QUESTIONS, ["yes", "no"])
+    torch.testing.assert_close(shared, spread, atol=1e-5, rtol=0)
+    assert model.answer(PICTURES, QUESTIONS, 4, index) == model.answer([PICTURES[i] for i in index], QUESTIONS, 4)
+    with pytest.raises(ValueError, match="image_index"):
+        model.answer(PICTURES[:2], QUESTIONS, 4)
+
+
+def test_probabilities_are_those_of_the_first_token(model: BagelAdapter) -> None:
+    context = model.read_texts(
+        [model.tokenizer.encode(question) for question in QUESTIONS], model.read_images(PICTURES)
+    )
+    first, _ = model.start_answer(context)
+    expected = first.log_softmax(-1)[:, [model.tokenizer.encode(a)[0] for a in ("yes", "no")]]
+    found = model.answer_logprobs(PICTURES, QUESTIONS, ["yes", "no"])
+    assert found.dtype == torch.float32 and bool((found < 0).all())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert model.answer_logprobs([], [], ["yes", "no"]).shape == (0, 2)
+    with pytest.raises(UserError, match="first tokens"):
+        model.answer_logprobs(PICTURES, QUESTIONS, ["yes", "yes!"])
+
+
+def test_a_texts_probability_is_the_product_of_its_tokens(model: BagelAdapter) -> None:
+    """Token by token through the cache, against the one pass of ``text_logprob``."""
+    ids = [*model.tokenizer.encode("a red cat"), model.module.special.eos]
+    logits, cache = model.start_answer(model.read_images(PICTURES[:1]))
+    total = torch.zeros(())
+    for token in ids:
+        total = total + logits[0].log_softmax(-1)[token]
+        hidden, cache = model.module.text_hidden([torch.tensor([token])], cache)
+        logits = model.module.logits(hidden)
+    found = model.text_logprob(PICTURES[:1], ["a red cat"])
+    torch.testing.assert_close(found[0], total / len(ids), atol=1e-5, rtol=0)
+    assert (found - model.text_logprob(PICTURES[1:2], ["a red cat"])).abs() > 1e-4
+    with pytest.raises(UserError, match="text 1 is empty"):
+        model.text_logprob(PICTURES[:2], ["a", ""])
+    with pytest.raises(ValueError, match="as many images"):
+        model.text_logprob(PICTURES[:2], ["a"])
+
+
+def test_greedy_decoding_equals_recomputing_everything(model: BagelAdapter) -> None:
+    """The cache against a fresh read of the whole sequence for each token."""
+    question = model.tokenizer.encode(QUESTIONS[0])
+    context = model.read_texts([question], model.read_images(PICTURES[:1]))
+    first, cache = model.start_answer(context)
+    tokens, logits = model.decode_tokens(first, cache, 5, keep_logits=True)
+    assert logits is not None and tokens.shape == (1, 5)
+    for step in range(5):
+        before = torch.cat([torch.tensor([model.module.special.bos]), tokens[0, :step]])
+        hidden, _ = model.module.text_hidden([before], context)
+        fresh = model.module.logits(hidden[-1:])
+        torch.testing.assert_close(logits[:, step], fresh, atol=1e-5, rtol=0)
+        assert int(fresh.argmax()) == int(tokens[0, step])
+
+
+def test_sampled_answers_follow_their_own_seeds(model: BagelAdapter) -> None:
+    def ask(seeds: list[int], temperature: float = 2.0, rows: tuple[int, ...] = (0, 1, 2)) -> list[str]:
+        pictures = [PICTURES[row] for row in rows]
+        return model.answer(pictures, [QUESTIONS[row] for row in rows], 8, None, temperature, seeds)
+
+    answers = ask([1, 2, 3])
+    assert answers == ask([1, 2, 3])
+    assert answers != ask([4, 5, 6])
+    assert [ask([seed], rows=(row,))[0] for row, seed in enumerate([1, 2, 3])] == answers
+    assert ask([1, 2, 3], temperature=1e-4) == model.answer(PICTURES, QUESTIONS, 8)
+    with pytest.raises(UserError, match="temperature"):
+        ask([1, 2, 3], temperature=-1.0)
+    with pytest.raises(ValueError, match="seeds"):
+        ask([1, 2])
+
+
+def test_sampling_draws_from_the_softmax(model: BagelAdapter) -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    count = 4000
+    choose = model._chooser(count, 0.5, list(range(count)))
+    drawn = choose(logits.repeat(count, 1)).bincount(minlength=4) / count
+    expected = (logits / 0.5).softmax(-1)
+    assert (drawn - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+def test_a_picture_too_large_for_the_tower_is_refused(folder: Path) -> None:
+    model = load_model(folder)
+    transform = model.config.vit_transform
+    object.__setattr__(transform, "max_image_size", 84)
+    with pytest.raises(UserError, match="vit_max_num_patch_per_side 4"):
+        model.answer([random_picture(84, 84)], ["a"], 1)
+
+
+def test_training_the_generator_leaves_understanding_bit_identical(folder: Path) -> None:
+    model = load_model(folder)
+    assert model.judge_unchanged_by("generation") and not model.judge_unchanged_by("transformer")
+
+    def look() -> list[Tensor]:
+        first, cache = model.start_answer(model.read_images(PICTURES))
+        tokens, logits = model.decode_tokens(first, cache, 6, keep_logits=True)
+        assert logits is not None
+        return [
+            tokens,
+            logits,
+            model.answer_logprobs(PICTURES, QUESTIONS, ["yes", "no"]),
+            model.text_logprob(PICTURES, ["yes", "no", "a"]),
+        ]
+
+    def draw() -> Tensor:
+        noise = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+        return model.generate([Prompt("p", "a")], noise, (2, 2), Sampling(num_timesteps=4))[0]
+
+    def disturb(mode: str) -> None:
+        generator = torch.Generator().manual_seed(1)
+        named = dict(model.module.named_parameters())
+        with torch.no_grad():
+            for name in model.trainable(mode):
+                named[name].add_(0.1 * torch.randn(named[name].shape, generator=generator))
+
+    def changes(act: Callable[[], None]) -> tuple[list[bool], bool]:
+        seen, drawn = look(), draw()
+        act()
+        return [not torch.equal(a, b) for a, b in zip(seen, look(), strict=True)], not torch.equal(drawn, draw())
+
+    assert changes(lambda: disturb("generation")) == ([False] * 4, True)
+    looks_changed, _ = changes(lambda: disturb("transformer"))
+    assert looks_changed[1] and looks_changed[2]
+    with pytest.raises(UserError, match="'everything'"):
+        model.trainable("everything")
