@@ -106,9 +106,7 @@ def no_room(folder: Path, bytes_needed: int, found: str) -> UserError:
     )
 
 
-def write_rank(
-    partial: Path, rank: int, pieces: Mapping[str, Tensor], starts: Mapping[str, int]
-) -> FileRecord:
+def write_rank(partial: Path, rank: int, pieces: Mapping[str, Tensor], starts: Mapping[str, int]) -> FileRecord:
     """Writes one rank's pieces and waits until they are on the disk.
 
     pieces: ``<kind>/<parameter>`` -> 1-D tensor. starts: parameter -> index in the flattened parameter of

@@ -170,9 +170,7 @@ def ask(
     choices = answer or []
     if len(choices) == 1:
         raise UserError("--answer needs at least two answers to choose from.")
-    for path, reply, shares in ask_model(
-        model, image, question, answers=choices, max_new_tokens=max_new_tokens
-    ):
+    for path, reply, shares in ask_model(model, image, question, answers=choices, max_new_tokens=max_new_tokens):
         if json_:
             print(json.dumps({"image": str(path), "answer": reply, "probabilities": dict(shares)}))
             continue

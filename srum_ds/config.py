@@ -106,8 +106,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     stray = [word for word in words if "=" not in word]
     if stray:
         raise UserError(
-            f"'{stray[0]}' is not of the form key=value. Give one recipe first, then settings "
-            "(train.steps=10)."
+            f"'{stray[0]}' is not of the form key=value. Give one recipe first, then settings (train.steps=10)."
         )
     return recipe, words
 
@@ -333,9 +332,7 @@ def _flatten(content: Mapping[Any, Any], prefix: str, where: str) -> Iterator[_S
 def _check_known(key: str, where: str) -> None:
     known = known_keys()
     if key not in known and key not in _sections():
-        raise UserError(
-            f"unknown key '{key}' {where}. The nearest known key is '{nearest(key, list(known))}'."
-        )
+        raise UserError(f"unknown key '{key}' {where}. The nearest known key is '{nearest(key, list(known))}'.")
 
 
 def _sections() -> list[str]:

@@ -56,9 +56,7 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
 
 
@@ -321,9 +319,7 @@ class Engine(EngineBase):
                 self._places[name] = Place(flat, offset, min(start, parameter.ds_numel), held)
             return
         bf16_optimizer = hasattr(zero, "fp32_groups_flat_partition")
-        self._flats = list(
-            zero.fp32_groups_flat_partition if bf16_optimizer else zero.single_partition_of_fp32_groups
-        )
+        self._flats = list(zero.fp32_groups_flat_partition if bf16_optimizer else zero.single_partition_of_fp32_groups)
         for name, parameter in self._parameters.items():
             mapping = parameter._hp_mapping
             if mapping is None:

@@ -189,9 +189,7 @@ class EngineBase(ABC):
             self.all_reduce(whole.view(torch.int32))
         return {name: part.view(self._shapes[name]) for name, part in zip(names, parts, strict=True)}
 
-    def consolidate(
-        self, weights: str = LIVE, *, frozen: bool = False
-    ) -> Iterator[tuple[str, Tensor | None]]:
+    def consolidate(self, weights: str = LIVE, *, frozen: bool = False) -> Iterator[tuple[str, Tensor | None]]:
         """Yields (name, whole fp32 CPU tensor on rank 0 and None elsewhere), one parameter at a time.
 
         Trainable parameters hold the named copy's values; with ``frozen`` the others follow in the

@@ -48,9 +48,7 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         raise UserError(f"deepspeed.config: {where}: zero_optimization must be an object")
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2, 3):
-        raise UserError(
-            f"deepspeed.config: {where}: zero_optimization.stage is {stage!r}; it must be 1, 2 or 3"
-        )
+        raise UserError(f"deepspeed.config: {where}: zero_optimization.stage is {stage!r}; it must be 1, 2 or 3")
     for part in ("offload_param", "offload_optimizer"):
         if config["zero_optimization"].get(part, {}).get("device") == "nvme":
             raise UserError(f"deepspeed.config: {where}: zero_optimization.{part} to nvme is not supported")

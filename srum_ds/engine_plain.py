@@ -59,9 +59,7 @@ class PlainEngine(EngineBase):
         # Parameters only, like DeepSpeed: buffers (rotary tables) keep the precision they were made in.
         for parameter in module.parameters():
             parameter.data = parameter.data.to(engine.compute_dtype)
-        engine._adam = torch.optim.AdamW(
-            engine._flats, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-        )
+        engine._adam = torch.optim.AdamW(engine._flats, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         engine._refresh_live()
         return engine
 
@@ -82,9 +80,7 @@ class PlainEngine(EngineBase):
             parameter.grad = None
         self._micro_batches += 1
         if self._micro_batches > micro_batches:
-            raise RuntimeError(
-                f"backward() called {self._micro_batches} times for {micro_batches} micro-batches"
-            )
+            raise RuntimeError(f"backward() called {self._micro_batches} times for {micro_batches} micro-batches")
 
     def step(self) -> float:
         self._set_learning_rate()

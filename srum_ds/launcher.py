@@ -44,9 +44,7 @@ def build_command(
     """
     launcher = Path(sys.executable).with_name("deepspeed")
     if not launcher.exists():
-        raise UserError(
-            f"no DeepSpeed launcher at {launcher}: run `make setup`, or `pip install deepspeed` there."
-        )
+        raise UserError(f"no DeepSpeed launcher at {launcher}: run `make setup`, or `pip install deepspeed` there.")
     script = find_path(TRAIN_SCRIPT)
     if not script.is_file():
         raise UserError(f"no {TRAIN_SCRIPT} here or in {ROOT}: start from a clone of the repository.")

@@ -189,9 +189,7 @@ class Monitor:
     def _tell(self, record: Mapping[str, Any]) -> None:
         step = record["step"]
         figures = "  ".join(
-            f"{name} {record[key]:{form}}"
-            for key, name, form in SHOWN
-            if isinstance(record.get(key), int | float)
+            f"{name} {record[key]:{form}}" for key, name, form in SHOWN if isinstance(record.get(key), int | float)
         )
         if self._console.is_terminal:
             if self._progress is None:
@@ -204,9 +202,7 @@ class Monitor:
         last = self._total is not None and step + 1 == self._total
         if step % every == 0 or last:
             of = f"/{self._total}" if self._total is not None else ""
-            seconds = sum(
-                v for k, v in record.items() if k.startswith("time_") and isinstance(v, int | float)
-            )
+            seconds = sum(v for k, v in record.items() if k.startswith("time_") and isinstance(v, int | float))
             took = f"  {seconds:.1f} s" if seconds else ""
             line = f"step {step + 1}{of}  {figures}{took}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -225,9 +221,7 @@ def metrics_before(data: bytes, step: int, path: Path | str = METRICS) -> bytes:
             if type(found) is not int:
                 raise TypeError
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: not a step's record; remove that line and repeat"
-            ) from error
+            raise UserError(f"{path}, line {number}: not a step's record; remove that line and repeat") from error
         if found < step:
             kept.append(line + b"\n")
     return b"".join(kept)

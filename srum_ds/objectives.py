@@ -273,9 +273,7 @@ def _needed(value: Tensor | None, who: str, name: str) -> Tensor:
     return value
 
 
-def _checked_weights(
-    weights_BT: Tensor, mask_BT: Tensor | None, velocity_BTC: Tensor, kind: str, name: str
-) -> Tensor:
+def _checked_weights(weights_BT: Tensor, mask_BT: Tensor | None, velocity_BTC: Tensor, kind: str, name: str) -> Tensor:
     """Weights of the tokens that count, 0 for the others, after a check of their range."""
     if weights_BT.shape != velocity_BTC.shape[:2]:
         tokens = tuple(velocity_BTC.shape[:2])
@@ -287,7 +285,6 @@ def _checked_weights(
     low, high = (-1.0, 1.0) if kind == "signed" else (0.0, torch.inf)
     if not bool(((weights_BT >= low) & (weights_BT <= high)).all()):
         raise ValueError(
-            f"objective {name!r} takes {kind} weights in [{low:g}, {high:g}]; "
-            f"some are outside or not a number"
+            f"objective {name!r} takes {kind} weights in [{low:g}, {high:g}]; some are outside or not a number"
         )
     return weights_BT

@@ -74,9 +74,7 @@ def boxes_by_picture(
     """(boxes, scores) for each of ``count`` pictures, from regions and their scores over all pictures."""
     boxes: list[list[list[float]]] = [[] for _ in range(count)]
     scores: list[list[float]] = [[] for _ in range(count)]
-    for owner, box, score in zip(
-        regions.owner_R.tolist(), regions.boxes_R4.tolist(), local_R.tolist(), strict=True
-    ):
+    for owner, box, score in zip(regions.owner_R.tolist(), regions.boxes_R4.tolist(), local_R.tolist(), strict=True):
         boxes[owner].append(box)
         scores[owner].append(score)
     return boxes, scores
@@ -131,10 +129,7 @@ def comparison(
 ) -> Image.Image:
     """Rows of a text and one picture a column, under the columns' headings."""
     font = _font(15)
-    drawn = [
-        (wrap(text, font, text_width), [annotated(shown, MIN_SIDE) for shown in cells])
-        for text, cells in rows
-    ]
+    drawn = [(wrap(text, font, text_width), [annotated(shown, MIN_SIDE) for shown in cells]) for text, cells in rows]
     if not drawn or any(len(cells) != len(headings) for _, cells in drawn):
         raise ValueError("each row needs one picture for each heading")
     cell_width = max(cell.width for _, cells in drawn for cell in cells)
@@ -204,9 +199,7 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int,
     return x0, y0, max(x0, x1), max(y0, y1)
 
 
-def _draw_score(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: tuple[int, int, int, int], score: float
-) -> None:
+def _draw_score(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: tuple[int, int, int, int], score: float) -> None:
     font = _font(13)
     label = "?" if math.isnan(score) else f"{score:+.2f}"
     right, bottom = font.getbbox(label)[2:]

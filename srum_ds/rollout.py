@@ -77,7 +77,9 @@ def add_noise(
     """``copies`` noised copies of every picture, each with its own noise, time and caption dropout."""
     x0_NTC = rollout.targets_NTC.float()
     device = x0_NTC.device
-    names = [(rollout.prompts[g].id, k) for g, k in zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)]
+    names = [
+        (rollout.prompts[g].id, k) for g, k in zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)
+    ]
     shape = (copies, *x0_NTC.shape[1:])
     noise = torch.stack([seeds.noise(shape, seed, "noise", step, i, k) for i, k in names]).to(device)
     u_N2M = torch.stack([seeds.uniform((2, copies), seed, "time", step, i, k) for i, k in names]).to(device)

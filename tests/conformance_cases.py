@@ -174,9 +174,7 @@ def _stack(steps: Sequence[Tensor | None], like: Tensor) -> Tensor:
     return torch.stack(known) if known else like.new_zeros(0, *like.shape)
 
 
-def _drawn(
-    model: BagelAdapter, sampling: Sampling, grid: tuple[int, int], x: Tensor, v: Sequence[Tensor]
-) -> Outputs:
+def _drawn(model: BagelAdapter, sampling: Sampling, grid: tuple[int, int], x: Tensor, v: Sequence[Tensor]) -> Outputs:
     flat = x.reshape(-1, x.shape[-1])
     return {
         "timesteps": time_points(sampling)[:-1],
@@ -293,8 +291,7 @@ def _times(model: BagelAdapter, case: Case) -> Tensor:
 def _masks(layout: Layout, packed: Packed) -> Outputs:
     lengths = layout.valid_BS.sum(dim=1).tolist()
     return {
-        f"attention_allowed_{row}": layout.allowed_BQK[row, :n, :n].to(torch.uint8)
-        for row, n in enumerate(lengths)
+        f"attention_allowed_{row}": layout.allowed_BQK[row, :n, :n].to(torch.uint8) for row, n in enumerate(lengths)
     }
 
 

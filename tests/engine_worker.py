@@ -192,9 +192,7 @@ def main(folder: Path) -> None:
     seen["bad_norm"] = str(engine.step())
     seen["bad_step_changes_nothing"] = same(weights(engine), before)
     train(engine, range(6, 7))
-    seen["training_goes_on"] = all(
-        bool(x.isfinite().all()) for x in weights(engine).values() if x is not None
-    )
+    seen["training_goes_on"] = all(bool(x.isfinite().all()) for x in weights(engine).values() if x is not None)
 
     seen["copies"] = named_copies(create)
     seen["resume"] = {

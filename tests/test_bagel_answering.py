@@ -38,9 +38,7 @@ def test_answers_do_not_depend_on_their_batch(model: BagelAdapter) -> None:
         alone = model.answer_logprobs(picture, question, ["yes", "no"])
         torch.testing.assert_close(alone[0], probabilities[row], atol=1e-5, rtol=0)
         text = ["yes", "a red cat", "no"][row]
-        torch.testing.assert_close(
-            model.text_logprob(picture, [text], question)[0], likely[row], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(model.text_logprob(picture, [text], question)[0], likely[row], atol=1e-5, rtol=0)
 
 
 def test_questions_can_share_pictures(model: BagelAdapter) -> None:

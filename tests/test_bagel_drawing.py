@@ -123,9 +123,7 @@ def test_the_input_picture_and_its_guidance_matter(model: BagelAdapter) -> None:
     one, _ = model.generate(**given, sampling=SAMPLING, images=[random_picture(32, 48, 1)])
     other, _ = model.generate(**given, sampling=SAMPLING, images=[random_picture(32, 48, 2)])
     none, _ = model.generate(**given, sampling=SAMPLING)
-    pulled, _ = model.generate(
-        **given, sampling=replace(SAMPLING, image_scale=3.0), images=[random_picture(32, 48, 1)]
-    )
+    pulled, _ = model.generate(**given, sampling=replace(SAMPLING, image_scale=3.0), images=[random_picture(32, 48, 1)])
     for different in (other, none, pulled):
         assert (one - different).abs().max() > 1e-2
 
@@ -193,9 +191,7 @@ def test_pictures_have_8_bit_values(model: BagelAdapter) -> None:
 @pytest.mark.parametrize(
     ("size", "message"), [((80, 32), "max_latent_size 4"), ((30, 32), "multiples of 16"), ((0, 16), "multiples")]
 )
-def test_sizes_that_do_not_fit_are_refused(
-    model: BagelAdapter, size: tuple[int, int], message: str
-) -> None:
+def test_sizes_that_do_not_fit_are_refused(model: BagelAdapter, size: tuple[int, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         model.generate_text_to_image(["a"], [1], size, SAMPLING)
 

@@ -161,10 +161,10 @@ def test_mask_and_positions_by_hand(model: BagelAdapter) -> None:
     packed = model.pack([[Text((5,)), latents(1, 1, 1, noised=False), latents(1, 1, 2), Text((6,), loss=True)]])
     layout = packed_layout(packed)
     rows = ["100000000000"[: 3 + 3 + 3 + 3]] * 0
-    rows += ["100" "000" "000" "000", "110" "000" "000" "000", "111" "000" "000" "000"]
-    rows += ["111" "111" "000" "000"] * 3
-    rows += ["111" "111" "111" "000"] * 3
-    rows += ["111" "111" "000" "100", "111" "111" "000" "110", "111" "111" "000" "111"]
+    rows += ["100000000000", "110000000000", "111000000000"]
+    rows += ["111111000000"] * 3
+    rows += ["111111111000"] * 3
+    rows += ["111111000100", "111111000110", "111111000111"]
     expected = torch.tensor([[cell == "1" for cell in row] for row in rows])
     assert torch.equal(layout.allowed_BQK[0], expected)
     in_order = torch.empty(12, dtype=torch.int64)

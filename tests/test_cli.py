@@ -117,9 +117,7 @@ def test_users_error_is_a_message_and_status_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "words", [["trian"], ["train", "--fast"], ["ask", "--model", "x"], ["shards", "check"]]
-)
+@pytest.mark.parametrize("words", [["trian"], ["train", "--fast"], ["ask", "--model", "x"], ["shards", "check"]])
 def test_wrong_arguments_are_status_2(words: list[str]) -> None:
     done = run(*words)
     assert done.returncode == 2
@@ -196,9 +194,7 @@ def test_generate_writes_pictures_that_depend_on_themselves_alone(tmp_path: Path
         assert picture.info["srum-ds:num_timesteps"] == "5"
 
 
-def test_generate_never_overwrites_unasked(
-    tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_never_overwrites_unasked(tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--model", "m", "--prompt", "x", "--out", str(tmp_path)]
     assert main(words) == 0
     before = (tmp_path / "x-seed0-0.png").stat().st_mtime_ns
@@ -210,9 +206,7 @@ def test_generate_never_overwrites_unasked(
         assert picture.size == (48, 32)
 
 
-def test_generate_refuses_bad_requests(
-    tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_refuses_bad_requests(tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--model", "m", "--prompt", "x", "--out", str(tmp_path)]
     assert main([*words, "--size", "30", "48"]) == 2
     assert "multiples of 16" in capsys.readouterr().err
@@ -245,9 +239,7 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path, capsys: pytest.Capture
     assert nowhere in capsys.readouterr().err
 
 
-def test_eval_knows_the_run_by_folder_or_by_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_knows_the_run_by_folder_or_by_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"run:\n  dir: {tmp_path}/run\n")
     with pytest.raises(UserError, match="holds no run"):
@@ -344,10 +336,7 @@ NEXT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c'] 
 @pytest.mark.parametrize("status", [0, 3])
 def test_sigterm_reaches_the_ranks_and_their_status_comes_back(tmp_path: Path, status: int) -> None:
     command = [sys.executable, "-c", NEXT, NEXT, RANK, str(tmp_path), str(status)]
-    code = (
-        "import os, sys; from srum_ds.launcher import run_command; "
-        f"sys.exit(run_command({command!r}, os.environ))"
-    )
+    code = f"import os, sys; from srum_ds.launcher import run_command; sys.exit(run_command({command!r}, os.environ))"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         for _ in range(300):

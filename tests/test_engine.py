@@ -238,9 +238,7 @@ def test_one_process_goes_on_from_two_ranks(folder: Path, ranks: Any) -> None:
     assert same(load_file(folder / "saved_ema.safetensors"), weights(engine, "ema"))
     never_stopped = plain()
     train(never_stopped, range(6))
-    assert train(engine, range(6, 8)) == [
-        pytest.approx(s, rel=1e-5) for s in train(never_stopped, range(6, 8))
-    ]
+    assert train(engine, range(6, 8)) == [pytest.approx(s, rel=1e-5) for s in train(never_stopped, range(6, 8))]
 
 
 def saved(folder: Path, steps: int = 2) -> PlainEngine:
@@ -356,9 +354,7 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 @pytest.mark.parametrize("name", ["rank_00000.safetensors", "state.json"])
-def test_damaged_checkpoint_falls_back(
-    tmp_path: Path, how: str, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_checkpoint_falls_back(tmp_path: Path, how: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     saved(tmp_path)
     damage(tmp_path / "step_000002" / name, how)
     engine = plain()
@@ -397,9 +393,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(
-            UserError, match=f"no room for a checkpoint in {tmp_path}: it needs [0-9,]+ bytes"
-        ):
+        with pytest.raises(UserError, match=f"no room for a checkpoint in {tmp_path}: it needs [0-9,]+ bytes"):
             engine.save(tmp_path, 3, {"at": 3})
     with monkeypatch.context() as patch:
 

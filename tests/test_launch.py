@@ -45,18 +45,14 @@ def main(argv):
         raise UserError("put it right")
     return 0
 """
-EVAL = (
-    "import json, os, sys\ndef main(argv):\n    print('EVAL', os.environ.get('RANK'), argv)\n    return 3\n"
-)
+EVAL = "import json, os, sys\ndef main(argv):\n    print('EVAL', os.environ.get('RANK'), argv)\n    return 3\n"
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the package and the scripts, with stand-ins for the loop and the evaluation."""
     tree = tmp_path / "clone"
-    shutil.copytree(
-        ROOT / "srum_ds", tree / "srum_ds", ignore=shutil.ignore_patterns("__pycache__", "assets")
-    )
+    shutil.copytree(ROOT / "srum_ds", tree / "srum_ds", ignore=shutil.ignore_patterns("__pycache__", "assets"))
     shutil.copytree(ROOT / "launch", tree / "launch")
     shutil.copytree(ROOT / "ds_configs", tree / "ds_configs")
     (tree / "srum_ds" / "train.py").write_text(TRAIN)
@@ -80,9 +76,7 @@ def test_launcher_runs_the_script_from_anywhere(tree: Path) -> None:
     """Without flags, as a CPU machine starts it: one rank a NUMA node, --local_rank among the arguments."""
     command = [str(BIN / "deepspeed"), str(tree / "launch" / "train.sh"), "some.yaml", "train.steps=2"]
     elsewhere = tree.parent
-    done = subprocess.run(
-        command, cwd=elsewhere, env=environment(tree), capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, cwd=elsewhere, env=environment(tree), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     found = seen(tree, 0)
     assert found["argv"] == ["some.yaml", "train.steps=2"]
@@ -95,9 +89,7 @@ def test_launcher_runs_the_script_from_anywhere(tree: Path) -> None:
 
 def test_shell_starts_the_ranks_and_hands_on_a_stop(tree: Path) -> None:
     command = ["bash", str(tree / "launch" / "train.sh"), "launch/recipes/tiny.yaml", "train.steps=999"]
-    with subprocess.Popen(
-        command, cwd=tree, env=environment(tree, NUM_RANKS="2"), start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, cwd=tree, env=environment(tree, NUM_RANKS="2"), start_new_session=True) as process:
         try:
             deadline = time.monotonic() + 60
             while not all((tree.parent / "seen" / f"rank{rank}.json").exists() for rank in (0, 1)):

@@ -150,9 +150,7 @@ class SkilledModel:
                 images[i] = render_scenes([scene])[0]
         return noise_NTC, images
 
-    def answer_logprobs(
-        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
-    ) -> Tensor:
+    def answer_logprobs(self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         assert all(question.startswith("does the picture show ") for question in questions)
         likely = torch.tensor([0.9 if bool(image.max() > 0) else 0.2 for image in images])
         return torch.stack((likely, 1 - likely), dim=1).log()

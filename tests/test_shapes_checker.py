@@ -60,9 +60,7 @@ def test_every_look_in_every_cell_is_read() -> None:
 def test_a_full_grid_is_read() -> None:
     rng = random.Random(1)
     scene = tuple(
-        SceneObject(
-            rng.choice(TEXTURES), rng.choice(COLORS), rng.choice(SHAPES), cell, rng.choice(world.JITTERS)
-        )
+        SceneObject(rng.choice(TEXTURES), rng.choice(COLORS), rng.choice(SHAPES), cell, rng.choice(world.JITTERS))
         for cell in range(GRID * GRID)
     )
     found = {(int(f.y) // 16 * 4 + int(f.x) // 16): f for f in detect(picture(scene))}
@@ -133,10 +131,7 @@ def test_two_coloured_objects_have_no_colour() -> None:
     assert found.color is None and found.shape == "circle"
 
 
-JUNK = (
-    ("uniform", "gaussian", "grey", "white", "checkerboard")
-    + ("nan", "inf", "one_nan", "huge", "negative")
-)
+JUNK = ("uniform", "gaussian", "grey", "white", "checkerboard") + ("nan", "inf", "one_nan", "huge", "negative")
 
 
 @pytest.mark.parametrize("name", JUNK)

@@ -24,9 +24,7 @@ from srum_ds.shapes.render import render_arrays, render_scenes, scene_array
 from srum_ds.shapes.world import SceneObject, ShapePrompt, Slot
 
 TEXTS = {
-    "a red circle and a blue square": ShapePrompt(
-        "color", (Slot(None, "red", "circle"), Slot(None, "blue", "square"))
-    ),
+    "a red circle and a blue square": ShapePrompt("color", (Slot(None, "red", "circle"), Slot(None, "blue", "square"))),
     "a circle and a square and a cross": ShapePrompt(
         "shape", (Slot(shape="circle"), Slot(shape="square"), Slot(shape="cross"))
     ),
@@ -125,8 +123,7 @@ def test_a_held_out_pair_is_held_out_in_every_kind() -> None:
 def test_every_kind_has_every_split_in_about_its_share() -> None:
     for kind in vocabulary.KINDS:
         meanings = {
-            split: {prompt.meaning() for prompt in world.enumerate_prompts(kind, split)}
-            for split in world.SPLITS
+            split: {prompt.meaning() for prompt in world.enumerate_prompts(kind, split)} for split in world.SPLITS
         }
         assert all(meanings.values()), kind
         total = sum(map(len, meanings.values()))

@@ -35,9 +35,7 @@ TINY = BagelConfig(
         num_key_value_heads=2,
         vocab_size=272,
     ),
-    vit=VisionConfig(
-        hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=2, image_size=56
-    ),
+    vit=VisionConfig(hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=2, image_size=56),
     vae=AutoencoderConfig(ch=8, ch_mult=(2, 1, 1, 1), num_res_blocks=1, z_channels=4, norm_num_groups=4),
     max_latent_size=4,
     vit_max_num_patch_per_side=4,

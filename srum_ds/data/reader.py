@@ -90,9 +90,7 @@ class PromptReader:
             raise UserError(f"{self.folder}: no prompt {prompt_id!r} in the split {self.split!r}")
         return self[self._position[prompt_id]]
 
-    def batch(
-        self, step: int, prompts_per_step: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> list[Prompt]:
+    def batch(self, step: int, prompts_per_step: int, seed: int, rank: int = 0, world_size: int = 1) -> list[Prompt]:
         """The prompts that ``rank`` takes in ``step``.
 
         Global sample index g = step * prompts_per_step + i lies in epoch g // len(self), at

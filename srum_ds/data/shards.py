@@ -196,9 +196,7 @@ def check_shards(folder: Path) -> dict[str, SplitReport]:
 def _check_shard(path: Path, shard: Shard) -> list[Prompt]:
     found = sha256_of(path)
     if found != shard.sha256:
-        raise UserError(
-            f"{path}: changed: expected sha256 {shard.sha256}, found {found}. What to do: {_REWRITE}."
-        )
+        raise UserError(f"{path}: changed: expected sha256 {shard.sha256}, found {found}. What to do: {_REWRITE}.")
     if _scan_tar(path).samples != shard.samples:
         raise UserError(f"{path}: its members are not where the index says. What to do: {_REWRITE}.")
     data = path.read_bytes()

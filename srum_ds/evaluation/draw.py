@@ -149,9 +149,7 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def cache_key(
-    weights: str, prompts: Sequence[Prompt], questions: Sequence[str], settings: DrawSettings
-) -> str:
+def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str], settings: DrawSettings) -> str:
     """What cached pictures are found by: the weights' hash, prompts, questions and every setting."""
     parts = {
         "version": CACHE_VERSION,

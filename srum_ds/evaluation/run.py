@@ -138,9 +138,7 @@ def _save_grid(
 ) -> None:
     rows = []
     for i in grid_positions([prompt.category for prompt in prompts]):
-        cells = [
-            Shown(side.images_NCHW[i], mark=found[i].exact) for side, found in zip(sides, checks, strict=True)
-        ]
+        cells = [Shown(side.images_NCHW[i], mark=found[i].exact) for side, found in zip(sides, checks, strict=True)]
         rows.append((prompts[i].text, cells))
     with replacing(path) as stream:
         comparison(rows, ["base", "trained"]).save(stream, "PNG")

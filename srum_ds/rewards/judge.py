@@ -158,9 +158,7 @@ def _check_settings(
                 f"be the same; use the variable or choose another template"
             )
     if len(answers) == 0 or len(answers) % 2:
-        raise UserError(
-            f"judge answers are {list(answers)}, expected the spellings of yes, then as many of no"
-        )
+        raise UserError(f"judge answers are {list(answers)}, expected the spellings of yes, then as many of no")
     if batch < 1:
         raise UserError(f"judge batch is {batch}, expected at least 1")
     if not 0.0 <= surplus_penalty <= 1.0:
@@ -236,8 +234,7 @@ def _ask(
         logprobs_QA = judge.answer_logprobs(pictures[start : start + batch], flat, answers, image_index)
         if tuple(logprobs_QA.shape) != (len(flat), len(answers)):
             raise ValueError(
-                f"the judge returned {tuple(logprobs_QA.shape)} for {len(flat)} questions and "
-                f"{len(answers)} answers"
+                f"the judge returned {tuple(logprobs_QA.shape)} for {len(flat)} questions and {len(answers)} answers"
             )
         parts.append(logprobs_QA.detach().float().cpu())
     return torch.cat(parts)

@@ -86,9 +86,7 @@ def propose(
     return Regions(owner_R=torch.tensor(owners, dtype=torch.int64), boxes_R4=boxes_R4.float())
 
 
-def _check_settings(
-    kind: str, max_count: int, min_area: float, pad: float, threshold: float, grid_side: int
-) -> None:
+def _check_settings(kind: str, max_count: int, min_area: float, pad: float, threshold: float, grid_side: int) -> None:
     if kind not in REGION_KINDS:
         near = difflib.get_close_matches(kind, REGION_KINDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -138,9 +136,7 @@ def _grid_boxes(side: int) -> list[tuple[float, float, float, float]]:
     """Equal boxes over the unit square, row by row."""
     edges = [k / side for k in range(side + 1)]
     return [
-        (edges[column], edges[row], edges[column + 1], edges[row + 1])
-        for row in range(side)
-        for column in range(side)
+        (edges[column], edges[row], edges[column + 1], edges[row + 1]) for row in range(side) for column in range(side)
     ]
 
 
@@ -221,9 +217,7 @@ def _cut(image_CHW: Tensor, box: Sequence[float], size_hw: tuple[int, int] | Non
     cut_CHW = image_CHW[:, top:bottom, left:right].float()
     if size_hw is None:
         return cut_CHW
-    resampled_1CHW = F.interpolate(
-        cut_CHW[None], size=size_hw, mode="bilinear", align_corners=False, antialias=True
-    )
+    resampled_1CHW = F.interpolate(cut_CHW[None], size=size_hw, mode="bilinear", align_corners=False, antialias=True)
     return resampled_1CHW[0].clamp(0.0, 1.0)
 
 

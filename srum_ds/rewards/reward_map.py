@@ -222,9 +222,7 @@ def _group_count(group_N: Tensor) -> int:
     return int(group_N.max()) + 1 if group_N.numel() else 0
 
 
-def group_advantages(
-    global_N: Tensor, group_N: Tensor, valid_N: Tensor | None = None, eps: float = 0.1
-) -> Tensor:
+def group_advantages(global_N: Tensor, group_N: Tensor, valid_N: Tensor | None = None, eps: float = 0.1) -> Tensor:
     """How much better each picture is than the others of its prompt: (r - mean) / (spread + eps).
 
     The group-relative advantage of GRPO (arXiv 2402.03300) with a larger eps, since scores live in

@@ -261,9 +261,7 @@ _SHAPE_SPLIT = {
     **_ranked_splits("three shapes", _unordered(SHAPES, 3)),
 }
 _TEXTURE_SPLIT = _ranked_splits("textures", _unordered([f"{t} {s}" for t in TEXTURES for s in SHAPES], 2))
-_COUNT_SPLIT = _ranked_splits(
-    "counts", [(number, f"{c} {s}") for number in NUMBERS for c in COLORS for s in SHAPES]
-)
+_COUNT_SPLIT = _ranked_splits("counts", [(number, f"{c} {s}") for number in NUMBERS for c in COLORS for s in SHAPES])
 
 
 @cache

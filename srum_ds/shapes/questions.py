@@ -163,9 +163,7 @@ def _random_slot(rng: random.Random) -> Slot:
     return Slot(rng.choice(TEXTURES), rng.choice(COLORS), rng.choice(SHAPES))
 
 
-def match_questions(
-    rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]
-) -> list[QuestionAnswer]:
+def match_questions(rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]) -> list[QuestionAnswer]:
     """Five whole-picture questions, about half true: the caption, true descriptions, hard negatives."""
 
     def hard_negative(prompt: ShapePrompt) -> ShapePrompt:
@@ -250,9 +248,7 @@ def _direction(rng: random.Random, objects: Sequence[Visible]) -> QuestionAnswer
     return None
 
 
-def open_questions(
-    rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]
-) -> list[QuestionAnswer]:
+def open_questions(rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]) -> list[QuestionAnswer]:
     """Two "where" and two "which way" questions; "is there" where a picture has no unique answer."""
     pairs = [_where(rng, objects), _where(rng, objects), _direction(rng, objects), _direction(rng, objects)]
     spare = iter(exist_questions(rng, caption, objects, OPEN_QUESTIONS))

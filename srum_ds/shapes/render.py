@@ -115,9 +115,7 @@ def render_scenes(scenes: Sequence[Sequence[SceneObject]]) -> Tensor:
     return render_arrays(torch.from_numpy(np.stack([scene_array(scene) for scene in scenes])))
 
 
-def random_arrays(
-    count: int, generator: torch.Generator, occupied: float = 0.45, flawed: float = 0.15
-) -> Tensor:
+def random_arrays(count: int, generator: torch.Generator, occupied: float = 0.45, flawed: float = 0.15) -> Tensor:
     """Arrays [count, 5, 16] of crowded random pictures, some objects broken: what the VAE learns from."""
     shape = (count, len(CELLS))
 

@@ -101,9 +101,7 @@ def alter_prompt(
             return changed
     others = [other for other in enumerate_prompts(prompt.kind, split) if other.meaning() != prompt.meaning()]
     if not others:
-        raise ValueError(
-            f"the {split} split has no {prompt.kind} prompt but paraphrases of {prompt.text()!r}"
-        )
+        raise ValueError(f"the {split} split has no {prompt.kind} prompt but paraphrases of {prompt.text()!r}")
     return rng.choice(others)
 
 

@@ -122,9 +122,7 @@ def satisfies(prompt: ShapePrompt, objects: Sequence[Visible]) -> bool:
         return False
     if prompt.relation is not None:
         return any(
-            slots[0].fits(first)
-            and slots[1].fits(second)
-            and relation_holds(prompt.relation, first, second)
+            slots[0].fits(first) and slots[1].fits(second) and relation_holds(prompt.relation, first, second)
             for first, second in (objects, objects[::-1])
         )
     return _assignable(slots, list(objects))
@@ -160,10 +158,7 @@ def random_scene(rng: random.Random, prompt: ShapePrompt, train: bool = True) ->
     held out (the prompt itself must then be a training prompt).
     """
     for _ in range(1000):
-        slots = [
-            Slot(slot.texture or "solid", slot.color or rng.choice(COLORS), slot.shape)
-            for slot in prompt.slots
-        ]
+        slots = [Slot(slot.texture or "solid", slot.color or rng.choice(COLORS), slot.shape) for slot in prompt.slots]
         cells = _random_cells(rng, prompt)
         scene = tuple(
             SceneObject(str(slot.texture), str(slot.color), str(slot.shape), cell, rng.choice(JITTERS))

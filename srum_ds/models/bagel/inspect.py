@@ -44,9 +44,7 @@ def inspect_folder(path: Path | str) -> dict[str, Any]:
     for name, count in counts.items():
         parts[part_of(name)] += count
     parts["vae"] = sum(parameter.numel() for parameter in autoencoder.parameters())
-    trainable = {
-        mode: sum(count for name, count in counts.items() if trains_in(mode, name)) for mode in MODES
-    }
+    trainable = {mode: sum(count for name, count in counts.items() if trains_in(mode, name)) for mode in MODES}
     return {
         "keys": len(counts),
         "parameters": sum(counts.values()),

@@ -137,9 +137,7 @@ class Bagel(nn.Module):
         real_BL = torch.arange(width, device=ids_BL.device)[None] < length_B[:, None]
         before = cache.valid_BP[:, : cache.valid_BP.shape[1] - width]
         start_B = cache.position_B - width
-        trimmed = Cache(
-            cache.keys_L, cache.values_L, torch.cat([before, real_BL], dim=1), start_B + length_B
-        )
+        trimmed = Cache(cache.keys_L, cache.values_L, torch.cat([before, real_BL], dim=1), start_B + length_B)
         return hidden.view(batch, width, -1), trimmed
 
     def _continue(self, samples: Sequence[Sequence[Segment]], past: Cache | None) -> Layout:

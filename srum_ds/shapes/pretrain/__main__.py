@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from srum_ds.shapes.pretrain.model import build, write_config
-from srum_ds.shapes.pretrain.publish import publish
 from srum_ds.shapes.pretrain.pool import build_pool, load_pool
+from srum_ds.shapes.pretrain.publish import publish
 from srum_ds.shapes.pretrain.umm import Plan, train
 
 
@@ -36,7 +36,15 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     if not (work / "vae.json").exists():
-        vae = [sys.executable, "-m", "srum_ds.shapes.pretrain.vae", "--out", str(work), "--seed", str(args.seed)]
+        vae = [
+            sys.executable,
+            "-m",
+            "srum_ds.shapes.pretrain.vae",
+            "--out",
+            str(work),
+            "--seed",
+            str(args.seed),
+        ]
         subprocess.run([*vae, "--threads", str(args.threads)], check=True)
     if not (work / "texts.json").exists():
         build_pool(work, args.scenes, args.round_trips, args.seed)

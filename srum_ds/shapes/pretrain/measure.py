@@ -133,7 +133,10 @@ def measure(model: Any, prompts: Sequence[Prompt], sampling: Sampling, seed: int
             picked = np.where(better, value, picked)
             chosen = np.where(better, found, chosen)
             oracle = oracle | found
-        figures |= {f"best_of_{best_of}": round(float(chosen.mean()), 4), "oracle": round(float(oracle.mean()), 4)}
+        figures |= {
+            f"best_of_{best_of}": round(float(chosen.mean()), 4),
+            "oracle": round(float(oracle.mean()), 4),
+        }
     return figures
 
 

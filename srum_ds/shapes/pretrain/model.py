@@ -130,8 +130,10 @@ def initialise(module: Bagel, seed: int) -> None:
     normal(module.connector.fc2.weight, HIDDEN**-0.5 * 2.0)
     module.vit_pos_embed.pos_embed.copy_(distinct_table(module.config.vit_max_num_patch_per_side, HIDDEN))
     module.latent_pos_embed.pos_embed.copy_(distinct_table(module.config.max_latent_size, HIDDEN))
-    normal(module.time_embedder.mlp[0].weight, 0.25)
-    normal(module.time_embedder.mlp[2].weight, HIDDEN**-0.5)
+    into, out_of = module.time_embedder.mlp[0], module.time_embedder.mlp[2]
+    assert isinstance(into, nn.Linear) and isinstance(out_of, nn.Linear)
+    normal(into.weight, 0.25)
+    normal(out_of.weight, HIDDEN**-0.5)
     module.llm2vae.weight.zero_()
     module.llm2vae.bias.zero_()
 

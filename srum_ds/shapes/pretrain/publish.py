@@ -13,7 +13,14 @@ from srum_ds.models.bagel.configuration import read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.weights import save_autoencoder
 
-FILES = ("config.json", "llm_config.json", "vit_config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+FILES = (
+    "config.json",
+    "llm_config.json",
+    "vit_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+)
 
 
 def publish(work: Path, out: Path) -> None:

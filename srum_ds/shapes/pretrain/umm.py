@@ -86,9 +86,7 @@ def vit_patches(images_NCHW: Tensor, patch: int = 14, size: int = 56) -> Tensor:
 
     n = images_NCHW.shape[0]
     array = (images_NCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    resized = [
-        to_tensor(Image.fromarray(a).resize((size, size), Image.Resampling.BICUBIC)) for a in array
-    ]
+    resized = [to_tensor(Image.fromarray(a).resize((size, size), Image.Resampling.BICUBIC)) for a in array]
     x = torch.stack(resized)
     side = size // patch
     x = x.reshape(n, 3, side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
@@ -207,7 +205,8 @@ def _grouped(logits_QV: Tensor, answer_BQ: Tensor, groups: dict[str, int]) -> di
 
 def optimizers(module: Bagel, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the transformers' matrices, AdamW for everything else."""
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(True)
         hidden = ".layers." in name and parameter.ndim == 2
@@ -297,8 +296,8 @@ def train(
             torch._foreach_lerp_(list(ema.values()), [names[n] for n in ema], 1 - decay)
         marks.append(time.time())
         values = {"flow": loss.item(), "grad_norm": float(grad_norm)}
-        for name, (value, right) in {**groups, **crops}.items():
-            values[name] = value.item()
+        for name, (entropy, right) in {**groups, **crops}.items():
+            values[name] = entropy.item()
             values[name + "_acc"] = right.item()
         for name, a, b in zip(("t_flow", "t_pic", "t_crop", "t_opt"), marks, marks[1:], strict=False):
             values[name] = b - a

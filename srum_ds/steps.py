@@ -1,0 +1,179 @@
+"""The pieces of a training step: each takes a recipe and plain tensors, and gives the next piece its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srum_ds.config import Config, find_path
+from srum_ds.models.base import Judge, Prompt, Regions, Rollout, Sampling, Scores
+from srum_ds.objectives import compute_losses
+from srum_ds.rewards.judge import judge_rollout
+from srum_ds.rewards.regions import no_regions, propose
+from srum_ds.rewards.reward_map import dense_weights, paper_map
+from srum_ds.rewards.templates import Template, load_template
+from srum_ds.rollout import Noised, add_noise, roll_out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on its way through a step."""
+
+    rollout: Rollout
+    regions: Regions
+    scores: Scores
+    noised: Noised
+
+
+def generate(cfg: Config, model: Any, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> Rollout:
+    """K pictures of each prompt; see ``roll_out``."""
+    return roll_out(
+        model,
+        prompts,
+        cfg.rollout.images_per_prompt,
+        model.grid_of(*cfg.rollout.image_size),
+        model.config.token_channels,
+        sampling,
+        cfg.run.seed,
+        step,
+    )
+
+
+def propose_regions(cfg: Config, rollout: Rollout) -> Regions:
+    """Boxes over the pictures; none where local rewards are switched off."""
+    r = cfg.regions
+    if r.kind == "none":
+        return no_regions()
+    return propose(
+        rollout.images_NCHW,
+        r.kind,
+        max_count=r.max_count,
+        min_area=r.min_area,
+        pad=r.pad,
+        threshold=r.threshold,
+        grid_side=r.grid_side,
+    )
+
+
+class Questions:
+    """What the judge is asked, loaded once."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.whole: Template = load_template(find_path(cfg.judge.global_template))
+        self.crop: Template = load_template(find_path(cfg.judge.local_template))
+
+    def about(self, judge: Judge, rollout: Rollout, regions: Regions) -> Scores:
+        """Global and local scores of a rollout."""
+        return judge_rollout(
+            judge,
+            rollout,
+            regions,
+            self.whole,
+            self.crop,
+            self.cfg.judge.answers,
+            crop_size=self.cfg.judge.crop_size,
+            batch=self.cfg.judge.batch,
+            surplus_penalty=self.cfg.reward.surplus_penalty,
+            min_mass=self.cfg.judge.min_mass,
+        )
+
+
+def noise(cfg: Config, rollout: Rollout, step: int) -> Noised:
+    """The noised copies that this step trains on."""
+    t = cfg.train
+    return add_noise(
+        rollout,
+        t.timesteps_per_image,
+        t.timestep_distribution,
+        t.timestep_shift,
+        t.caption_dropout,
+        cfg.run.seed,
+        step,
+    )
+
+
+def velocity(forward: Any, model: Any, batch: Batch) -> Tensor:
+    """Velocities [N, M, T, C] of a micro-batch's noised copies, through the engine or a gathered module."""
+    groups = batch.rollout.group_N.tolist()
+    ids = model.prompt_ids([batch.rollout.prompts[g] for g in groups])
+    length_N = torch.tensor([len(i) for i in ids], device=ids[0].device)
+    ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    n = batch.noised
+    grid_2 = torch.tensor(batch.rollout.grid)
+    return forward("denoise", ids_NL, length_N, n.dropped_NM, n.x_NMTC, n.t_NM, grid_2)
+
+
+def reward_weights(cfg: Config, kind: str, batch: Batch) -> Tensor | None:
+    """The map of weights over latent tokens [N, h, w]: signed, positive (the paper's), or none."""
+    scores, regions, rollout = batch.scores, batch.regions, batch.rollout
+    if kind == "none":
+        return None
+    if kind == "positive":
+        height, width = cfg.rollout.image_size
+        return paper_map(
+            regions.owner_R, regions.boxes_R4, scores.local_R, scores.global_N, (height, width), rollout.grid
+        )[1]
+    return dense_weights(
+        scores.global_N,
+        scores.local_R,
+        regions.owner_R,
+        regions.boxes_R4,
+        rollout.group_N,
+        rollout.grid,
+        missing_N=scores.missing_N,
+        global_weight=cfg.reward.global_weight,
+        local_weight=cfg.reward.local_weight,
+        missing_penalty=cfg.reward.missing_penalty,
+        combine=cfg.reward.combine,
+    )
+
+
+def token_mask(batch: Batch) -> Tensor:
+    """bool [N, M, T]: pictures whose global score failed are left out of the loss."""
+    n, m, t, _ = batch.noised.x_NMTC.shape
+    return torch.isfinite(batch.scores.global_N)[:, None, None].expand(n, m, t)
+
+
+def token_losses(
+    cfg: Config,
+    velocity_NMTC: Tensor,
+    batch: Batch,
+    weights_Nhw: Tensor | None,
+    mask_NMT: Tensor,
+    old_NMTC: Tensor | None,
+    reference_NMTC: Tensor | None,
+) -> Tensor:
+    """Losses [N * M, T] of the recipe's objective, 0 where masked."""
+    n, m, t, _ = velocity_NMTC.shape
+    device = velocity_NMTC.device
+
+    def flat(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(device).reshape(n * m, t, -1)
+
+    weights_BT = None
+    if weights_Nhw is not None:
+        weights_BT = weights_Nhw.reshape(n, 1, t).expand(n, m, t).reshape(n * m, t).to(device)
+    options = {"nft": {"beta": cfg.objective.beta}, "signed": {"bound": cfg.objective.bound}}
+    options["group"] = {"clip": cfg.objective.clip}
+    return compute_losses(
+        cfg.objective.name,
+        velocity_NMTC.reshape(n * m, t, -1),
+        batch.noised.target_NMTC.to(device).reshape(n * m, t, -1),
+        weights_BT=weights_BT,
+        old_velocity_BTC=flat(old_NMTC),
+        reference_velocity_BTC=flat(reference_NMTC),
+        constraint=cfg.objective.constraint,
+        constraint_weight=cfg.objective.constraint_weight,
+        mask_BT=mask_NMT.reshape(n * m, t).to(device),
+        options=options.get(cfg.objective.name, {}),
+    )
+
+
+def sum_of(masks: Sequence[Tensor]) -> Tensor:
+    """How many tokens count, as a float64 scalar."""
+    return torch.stack([mask.double().sum() for mask in masks]).sum()
