@@ -1,0 +1,68 @@
+"""Randomness by identity, and noised copies by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from srum_ds.models.base import Prompt, Rollout, Sampling
+from srum_ds.rollout import add_noise, roll_out, timesteps
+
+PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
+
+
+class Echo:
+    """Draws the noise it was given, so that a test sees which noise each picture got."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        return noise_NTC, torch.zeros(len(prompts), 3, 32, 32)
+
+
+def draw(prompts: Sequence[Prompt], step: int = 3, seed: int = 0) -> Rollout:
+    return roll_out(Echo(), prompts, 2, (2, 2), 5, Sampling(), seed, step)  # type: ignore[arg-type]
+
+
+def noised(rollout: Rollout, step: int = 3) -> tuple[Tensor, ...]:
+    n = add_noise(rollout, 3, "logit_normal", 1.0, 0.3, 0, step)
+    return n.x_NMTC, n.target_NMTC, n.t_NM, n.dropped_NM
+
+
+def test_a_picture_and_its_copies_do_not_depend_on_the_batch() -> None:
+    together = draw(PROMPTS)
+    apart = [draw(PROMPTS[:1]), draw(PROMPTS[1:])]
+    assert torch.equal(together.targets_NTC, torch.cat([r.targets_NTC for r in apart]))
+    for whole, parts in zip(noised(together), zip(*map(noised, apart), strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(list(parts)))
+    assert together.group_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert together.sample_N.tolist() == [0, 1] * 4
+
+
+def test_samples_steps_and_seeds_differ() -> None:
+    targets = draw(PROMPTS).targets_NTC
+    assert len({tuple(row.flatten().tolist()) for row in targets}) == 8
+    assert not torch.equal(targets, draw(PROMPTS, step=4).targets_NTC)
+    assert not torch.equal(targets, draw(PROMPTS, seed=1).targets_NTC)
+
+
+def test_noised_copies_lie_on_the_line_from_data_to_noise() -> None:
+    rollout = draw(PROMPTS)
+    x, target, t, _ = noised(rollout)
+    # x_t = x0 + t (noise - x0)
+    expected = rollout.targets_NTC[:, None] + t[:, :, None, None] * target
+    torch.testing.assert_close(x, expected)
+    assert 0 < float(t.min()) and float(t.max()) < 1
+
+
+def test_timesteps_by_hand() -> None:
+    u = torch.tensor([0.5, 0.25])
+    assert timesteps(u, "uniform", 1.0).tolist() == [0.5, 0.25]
+    # 3 * 0.5 / (1 + 2 * 0.5) = 0.75; 3 * 0.25 / (1 + 2 * 0.25) = 0.5
+    assert timesteps(u, "uniform", 3.0).tolist() == pytest.approx([0.75, 0.5])
+    # sigmoid of the normal quantile: of 0.5 it is sigmoid(0); of 0.8413 (one sigma) sigmoid(1)
+    one_sigma = torch.tensor([0.5, 0.8413447])
+    assert timesteps(one_sigma, "logit_normal", 1.0).tolist() == pytest.approx([0.5, 0.7310586], abs=1e-5)
