@@ -68,7 +68,6 @@ EXTRAS = {
     "fused": [
         "liger-kernel>=0.8; sys_platform == 'linux'",
     ],
-    # model.trains=lora
     "lora": [
         "peft>=0.18",
     ],

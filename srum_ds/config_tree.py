@@ -40,8 +40,8 @@ class Model:
     path: Text = "srum_ds/assets/tiny_bagel"
     # Which adapter reads that folder.
     kind: Literal["bagel"] = "bagel"
-    # What learns: the generation half, the whole transformer, or low-rank adapters.
-    trains: Literal["generation", "transformer", "lora"] = "generation"
+    # What learns: the generation half, or the whole transformer.
+    trains: Literal["generation", "transformer"] = "generation"
     # Who judges: the live model (only where training provably leaves understanding untouched), a
     # frozen copy of the model as it was at the start, or whichever of the two `trains` calls for.
     judge: Literal["auto", "shared", "frozen_copy"] = "auto"
@@ -128,18 +128,17 @@ class Regions:
 
 @dataclass(frozen=True)
 class Reward:
-    """How scores become a map of rewards over latent tokens."""
+    """How scores become a map of weights over latent tokens.
+
+    Objective `weighted` takes the paper's map instead, whose arithmetic is fixed.
+    """
 
     # Weights of the whole-picture score and of the boxes' scores.
     global_weight: NotNegative = 1.0
     local_weight: NotNegative = 0.5
     # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
     # of the smallest box.
-    combine: Literal["max", "strongest", "mean", "smallest"] = "max"
-    # Value in [0, 1] of pixels outside every box (0.5 is neutral).
-    background: Share = 0.5
-    # How the pixel map comes down to the latent grid.
-    resize: Literal["area", "bilinear"] = "area"
+    combine: Literal["max", "strongest", "mean", "smallest"] = "strongest"
     # Taken off the whole-picture score, times the share of asked-for objects that no box shows.
     missing_penalty: NotNegative = 0.0
     # A box that no phrase claims (a surplus object) scores minus this.
