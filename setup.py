@@ -68,9 +68,6 @@ EXTRAS = {
     "fused": [
         "liger-kernel>=0.8; sys_platform == 'linux'",
     ],
-    "lora": [
-        "peft>=0.18",
-    ],
 }
 
 setup(
