@@ -240,13 +240,18 @@ def export(cfg: Config, engine: Engine, model: Any, run_dir: Path) -> None:
     partial = run_dir / (run_folder.EXPORT + ".partial")
     names = [name for name, p in model.module.named_parameters() if p.requires_grad]
     tensors = engine.consolidate(weights)
+    problem = ""
     if engine.rank == 0:
-        model.export(partial, names, ((n, t) for n, t in tensors if t is not None), torch.float32)
-        run_folder.publish_export(partial, run_dir)
-    else:
-        for _ in tensors:
-            pass
-    engine.barrier()
+        try:
+            model.export(partial, names, ((n, t) for n, t in tensors if t is not None), torch.float32)
+            run_folder.publish_export(partial, run_dir)
+        except (UserError, OSError) as error:
+            problem = str(error)
+    # Whatever is left is gathered all the same: the other ranks are there.
+    for _ in tensors:
+        pass
+    if float(engine.all_reduce(torch.tensor(float(bool(problem)), device=engine.device))) > 0:
+        raise UserError(problem or "the export failed on the first rank; its message says why.")
 
 
 def announce(monitor: Monitor, cfg: Config, engine: Engine, shared: bool, start: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srum_ds.models import load_model
 from tests.conformance import case_names, load_set_model, main, read_set, run_case
-from tests.conformance_cases import RUNNERS, Case, is_input, picture
+from tests.conformance_cases import RUNNERS, Case, is_input, kind_of, picture
 from tests.tiny_models import random_picture, write_tiny_bagel
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "conformance"
@@ -92,9 +92,7 @@ def own_set(folder: Path) -> Path:
     model = load_set_model(data)
     for name in ("position_ids", "t2i_pair", "und_0", "edit_image"):
         wanted = {"tokens": (3,)}
-        outputs = RUNNERS[name.rpartition("_")[0] if name[-1] in "0r" else name](
-            model, Case(name, cases[name], data.inputs, wanted)
-        )
+        outputs = RUNNERS[str(kind_of(name))](model, Case(name, cases[name], data.inputs, wanted))
         tensors |= {f"{name}/{key}": tensor.detach().clone().contiguous() for key, tensor in outputs.items()}
     declared = {key: {"shape": list(tensor.shape)} for key, tensor in tensors.items()}
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "tensors": declared}))

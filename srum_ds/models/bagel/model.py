@@ -186,7 +186,10 @@ class Bagel(nn.Module):
         The prompt is read once for all copies.
         """
         b, m, tokens, channels = x_BMTC.shape
-        context = self.read_padded(ids_BL, length_B)[1]
+        # Where understanding is frozen, nothing in the prompt's reading has a gradient worth keeping.
+        learns = torch.is_grad_enabled() and self.language_model.model.embed_tokens.weight.requires_grad
+        with torch.set_grad_enabled(learns):
+            context = self.read_padded(ids_BL, length_B)[1]
         each = torch.arange(b, device=self.device).repeat_interleave(m)
         past = context.take(each).without(dropped_BM.reshape(-1).to(self.device))
         grid = (int(grid_2[0]), int(grid_2[1]))
