@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def assert_same_pictures(one: Tensor, other: Tensor) -> None:
 
 
 def test_the_adapter_speaks_the_protocol(model: BagelAdapter) -> None:
-    assert isinstance(model, UnifiedModel)
+    adapter: object = model
+    assert isinstance(adapter, UnifiedModel)
 
 
 @pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])
@@ -119,7 +121,7 @@ def test_edits_do_not_depend_on_their_batch(model: BagelAdapter) -> None:
 
 def test_the_input_picture_and_its_guidance_matter(model: BagelAdapter) -> None:
     starts = noise(1)
-    given = {"prompts": prompts("a"), "noise_NTC": starts, "grid": GRID}
+    given: dict[str, Any] = {"prompts": prompts("a"), "noise_NTC": starts, "grid": GRID}
     one, _ = model.generate(**given, sampling=SAMPLING, images=[random_picture(32, 48, 1)])
     other, _ = model.generate(**given, sampling=SAMPLING, images=[random_picture(32, 48, 2)])
     none, _ = model.generate(**given, sampling=SAMPLING)

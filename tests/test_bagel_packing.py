@@ -21,6 +21,7 @@ from srum_ds.models.bagel.packing import (
     pack,
     packed_layout,
 )
+from srum_ds.models.bagel.transformer import MoTLayer
 from tests.tiny_models import random_picture, write_tiny_bagel
 
 
@@ -237,6 +238,7 @@ def test_looking_at_nothing_keeps_ranks_in_lockstep(model: BagelAdapter) -> None
 def test_text_only_and_picture_only_batches_call_both_experts(model: BagelAdapter) -> None:
     calls: list[tuple[str, int]] = []
     layer = model.module.language_model.model.layers[0]
+    assert isinstance(layer, MoTLayer)
     hooks = [
         module.register_forward_pre_hook(lambda _, args, name=name: calls.append((name, len(args[0]))))
         for name, module in (("mlp", layer.mlp), ("mlp_moe_gen", layer.mlp_moe_gen))
