@@ -160,7 +160,7 @@ class Objective:
     # What holds the generator: the untrained model's velocity, the sampled target, or nothing.
     constraint: Literal["reference", "target", "none"] = "reference"
     # Its weight beside the rewarded loss (unused with `none`).
-    constraint_weight: NotNegative = 0.3
+    constraint_weight: NotNegative = 0.1
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,13 @@ class Train:
     """The optimiser and the schedule."""
 
     # Optimiser steps of the whole run.
-    steps: Count = 100
+    steps: Count = 120
     # Steps between two checkpoints; the last step always has one.
     save_every: Count = 20
     # Precision of the passes; masters and gradient sums are fp32 either way.
     precision: Literal["fp32", "bf16"] = "fp32"
     # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
-    lr: NotNegative = 5e-4
+    lr: NotNegative = 1e-3
     warmup_steps: Whole = 5
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: Positive = 1e-8
