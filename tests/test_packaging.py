@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -168,8 +169,9 @@ def test_make_train_evaluates_the_run_it_trained(tmp_path: Path) -> None:
         (tmp_path / name).write_text((ROOT / name).read_text())
     asked = ["RECIPE=a.yaml", "ARGS=run.dir=runs/x train.steps=2"]
     done = subprocess.run(
-        ["make", "-n", "-o", ".venv/.setup-done", "train", *asked],
+        ["make", "-n", "--no-print-directory", "-o", ".venv/.setup-done", "train", *asked],
         cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
         check=True,
