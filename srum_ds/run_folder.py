@@ -7,13 +7,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from srum_ds.config import Config, diff_configs, load_config, save_config
+from srum_ds.config_tree import Eval
 from srum_ds.errors import UserError
 
-# What may change between two calls of one run: nothing here changes a weight.
-FREE = ("log", "eval", "deepspeed.ranks", "run.dir")
+# What may change between two calls of one run: nothing here changes a weight. ``eval.weights`` does: it
+# says which weights are exported.
+_EVAL = tuple(f"eval.{field.name}" for field in fields(Eval) if field.name != "weights")
+FREE = ("log", "deepspeed.ranks", "run.dir", *_EVAL)
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"

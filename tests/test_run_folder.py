@@ -31,6 +31,12 @@ def test_changed_settings_are_named(tmp_path: Path) -> None:
     assert "run.dir" in str(caught.value)
 
 
+def test_which_weights_are_exported_is_no_free_setting(tmp_path: Path) -> None:
+    run_folder.prepare(tmp_path, load_config(RECIPE))
+    with pytest.raises(UserError, match=r"eval\.weights was 'ema' and is now 'live'"):
+        run_folder.prepare(tmp_path, load_config(RECIPE, ["eval.weights=live"]))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("mine")
     with pytest.raises(UserError, match="run.dir"):
