@@ -13,6 +13,7 @@ from pathlib import Path
 from srum_ds.config import Config, diff_configs, load_config, save_config
 from srum_ds.config_tree import Eval
 from srum_ds.errors import UserError
+from srum_ds.monitor import METRICS
 
 # What may change between two calls of one run: nothing here changes a weight. ``eval.weights`` does: it
 # says which weights are exported.
@@ -29,7 +30,10 @@ def prepare(run_dir: Path, cfg: Config) -> None:
     Raises UserError naming the keys that differ, and for a folder that cannot be written.
     """
     saved = run_dir / CONFIG
-    if saved.exists():
+    begun = any((run_dir / name).exists() for name in (CHECKPOINTS, EXPORT, METRICS))
+    if begun and not saved.exists():
+        raise UserError(f"{run_dir} holds a run without its {CONFIG}; choose another run.dir.")
+    if begun:
         changed = diff_configs(load_config(saved), cfg, ignore=FREE)
         if changed:
             listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changed)
@@ -38,12 +42,11 @@ def prepare(run_dir: Path, cfg: Config) -> None:
                 f"with it, or another run.dir to start a new one."
             )
         return
+    # Nothing has been trained there: a call that failed on a wrong setting binds nobody to it.
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir {run_dir} cannot be made ({error}); choose another folder.") from error
-    if any((run_dir / name).exists() for name in (CHECKPOINTS, EXPORT, "metrics.jsonl")):
-        raise UserError(f"{run_dir} holds a run without its {CONFIG}; choose another run.dir.")
     save_config(cfg, saved)
 
 
