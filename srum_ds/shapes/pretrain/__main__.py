@@ -1,4 +1,4 @@
-"""Makes the embedded model again from a seed: autoencoder, examples, model, checkpoint folder.
+"""Makes the embedded model again from a seed: autoencoder, examples, both halves, drawing, checkpoint.
 
     python -m srum_ds.shapes.pretrain --work runs/pretrain --out srum_ds/assets/tiny_bagel
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from srum_ds.shapes.pretrain.drawing import DrawingPlan, train_drawing
 from srum_ds.shapes.pretrain.model import build, write_config
 from srum_ds.shapes.pretrain.pool import build_pool, load_pool
 from srum_ds.shapes.pretrain.publish import publish
@@ -30,6 +31,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=60000)
     parser.add_argument("--round-trips", type=int, default=24000)
     parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--drawing-steps", type=int, default=DrawingPlan.steps)
+    parser.add_argument("--altered", type=float, default=DrawingPlan.altered, help="share of untrue captions")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     work: Path = args.work
@@ -50,8 +53,10 @@ def main() -> None:
         build_pool(work, args.scenes, args.round_trips, args.seed)
     write_config(work / "model", json.loads((work / "vae.json").read_text()))
     module, tokenizer = build(work / "model", args.seed)
-    plan = Plan(steps=args.steps, seed=args.seed + 1)
-    train(module, tokenizer, load_pool(work), plan, work)
+    pool = load_pool(work)
+    train(module, tokenizer, pool, Plan(steps=args.steps, seed=args.seed + 1), work)
+    drawing = DrawingPlan(steps=args.drawing_steps, altered=args.altered, seed=args.seed + 77)
+    train_drawing(module, tokenizer, pool, drawing, work)
     publish(work, args.out)
 
 

@@ -12,6 +12,7 @@ from srum_ds.errors import UserError
 from srum_ds.models.bagel.configuration import read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.weights import save_autoencoder
+from srum_ds.shapes.pretrain.drawing import STATE
 
 FILES = (
     "config.json",
@@ -25,15 +26,16 @@ FILES = (
 
 def publish(work: Path, out: Path) -> None:
     """Writes the averaged weights (bfloat16, as released) and the autoencoder (float32) into ``out``."""
-    state = work / "state.safetensors"
-    if not state.exists():
-        raise UserError(f"{state} is missing: pretraining has saved nothing yet.")
+    joint, drawing = work / "state.safetensors", work / STATE
+    for state in (joint, drawing):
+        if not state.exists():
+            raise UserError(f"{state} is missing: that stage of pretraining has saved nothing yet.")
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(work / "model" / name, out / name)
     averaged = {
         name.removeprefix("ema/"): tensor.to(torch.bfloat16).contiguous()
-        for name, tensor in load_file(state).items()
+        for name, tensor in (load_file(joint) | load_file(drawing)).items()
         if name.startswith("ema/")
     }
     save_file(averaged, out / "ema.safetensors", metadata={"format": "pt"})

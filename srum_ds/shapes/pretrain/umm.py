@@ -4,13 +4,14 @@ Each step is one sum of four losses: the flow-matching loss on captions (a share
 that drawing stays behind understanding), and cross-entropy of one-token answers about whole
 pictures, about their layout, and about crops. Matrices of the transformers train with Muon, the
 rest with AdamW; an exponential average of the weights is what is kept.
+``drawing`` goes on from there with the generation half alone.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,9 +132,22 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(rand() < 0.3, images + noise, images).clamp(0, 1)
 
 
-def flow_loss(module: Bagel, plan: Plan, pool: Pool, texts: Texts, altered: float, g: torch.Generator) -> Tensor:
-    """Mean squared velocity error over ``noise_copies`` noised copies of each drawn picture."""
-    b, m = plan.captions, plan.noise_copies
+def flow_loss(
+    module: Bagel,
+    pool: Pool,
+    texts: Texts,
+    *,
+    captions: int,
+    copies: int,
+    altered: float,
+    dropout: float,
+    g: torch.Generator,
+) -> Tensor:
+    """Mean squared velocity error over ``copies`` noised copies of each of ``captions`` drawn pictures.
+
+    altered: the share of captions that are not quite true; dropout: the share of copies without one.
+    """
+    b, m = captions, copies
     index = torch.randint(len(pool), (b,), generator=g)
     swap = torch.rand(b, generator=g) < altered
     which = torch.randint(2, (b,), generator=g)
@@ -146,7 +160,7 @@ def flow_loss(module: Bagel, plan: Plan, pool: Pool, texts: Texts, altered: floa
     lean = torch.rand(b, m, generator=g) < 0.5
     t = torch.where(lean, 2 * t / (1 + t), t)
     x_t = (1 - t)[..., None, None] * x0 + t[..., None, None] * noise
-    dropped = torch.rand(b, m, generator=g) < plan.caption_dropout
+    dropped = torch.rand(b, m, generator=g) < dropout
     v = module.denoise(ids, length, dropped, x_t, t, torch.tensor(GRID))
     return (v - (noise - x0)).square().mean()
 
@@ -217,11 +231,25 @@ def optimizers(module: Bagel, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate_at(step: int, plan: Plan) -> float:
-    """Warm-up, flat, then linear down to a fiftieth."""
-    done = step / plan.steps
-    fall = 1.0 if done < plan.flat_share else (1 - done) / (1 - plan.flat_share)
-    return plan.lr * min(1.0, (step + 1) / plan.warmup) * (0.02 + 0.98 * fall)
+def fall_off(step: int, steps: int, lr: float, warmup: int, flat_share: float) -> float:
+    """The learning rate of a step: warm-up, flat, then linear down to a fiftieth."""
+    done = step / steps
+    fall = 1.0 if done < flat_share else (1 - done) / (1 - flat_share)
+    return lr * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * fall)
+
+
+def set_rate(opts: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Gives every group of every optimizer the learning rate ``lr``."""
+    for optimizer in opts:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+@torch.no_grad()
+def lerp(averaged: Mapping[str, Tensor], live: Mapping[str, Tensor], step: int, decay: float) -> None:
+    """Moves averages towards the live weights; early steps are averaged over less."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged.values()), [live[name] for name in averaged], 1 - decay)
 
 
 @dataclass
@@ -239,10 +267,9 @@ def train(
     pool: Pool,
     plan: Plan,
     out: Path,
-    evaluate: Callable[[dict[str, Tensor], int], dict[str, float]] | None = None,
     save_every: int = 300,
-) -> dict[str, Tensor]:
-    """Trains and returns the averaged weights; resumes from ``out`` where it was stopped.
+) -> None:
+    """Trains, and leaves the module with the averaged weights; resumes from ``out`` where it was stopped.
 
     Writes ``out/progress.json``, ``out/state.safetensors`` (weights and averages; the optimizers'
     momenta start afresh on resume, which the curve shows as a short bump).
@@ -265,13 +292,20 @@ def train(
     while progress.step < plan.steps:
         step = progress.step
         g = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        for optimizer in opts:
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, plan)
+        set_rate(opts, fall_off(step, plan.steps, plan.lr, plan.warmup, plan.flat_share))
         late = step / plan.steps > plan.flat_share
         marks = [time.time()]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = flow_loss(module, plan, pool, texts, plan.altered_late if late else plan.altered, g)
+            loss = flow_loss(
+                module,
+                pool,
+                texts,
+                captions=plan.captions,
+                copies=plan.noise_copies,
+                altered=plan.altered_late if late else plan.altered,
+                dropout=plan.caption_dropout,
+                g=g,
+            )
         loss.backward()
         marks.append(time.time())
         with torch.autocast("cpu", torch.bfloat16):
@@ -291,9 +325,7 @@ def train(
         for optimizer in opts:
             optimizer.step()
             optimizer.zero_grad()
-        decay = min(plan.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.values()), [names[n] for n in ema], 1 - decay)
+        lerp(ema, names, step, plan.ema_decay)
         marks.append(time.time())
         values = {"flow": loss.item(), "grad_norm": float(grad_norm)}
         for name, (entropy, right) in {**groups, **crops}.items():
@@ -314,12 +346,9 @@ def train(
             sums, since = {}, 0
         if progress.step % save_every == 0 or progress.step == plan.steps:
             _save(out, module, ema, progress, plan)
-            if evaluate is not None:
-                figures = evaluate(ema, progress.step)
-                progress.curve.append({"step": progress.step, **figures})
-                print(json.dumps({"step": progress.step, **figures}), flush=True)
-                start = time.time() - progress.seconds
-    return ema
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(ema[name])
 
 
 def _save(out: Path, module: Bagel, ema: dict[str, Tensor], progress: Progress, plan: Plan) -> None:
