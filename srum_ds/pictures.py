@@ -151,6 +151,16 @@ def comparison(
     return page
 
 
+def beside(pages: Sequence[Image.Image]) -> Image.Image:
+    """Pages next to each other, top edges in line."""
+    page = Image.new("RGB", (sum(p.width for p in pages), max(p.height for p in pages)), PAGE)
+    left = 0
+    for part in pages:
+        page.paste(part, (left, 0))
+        left += part.width
+    return page
+
+
 def to_array(picture: Image.Image) -> np.ndarray:
     """An image as uint8 [H, W, 3], as TensorBoard takes it."""
     return np.asarray(picture.convert("RGB"))

@@ -205,8 +205,8 @@ def test_evaluation_measures_the_skill_of_both_models(run_dir: Path) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "better" in text and "overall" in text
     grid = Image.open(run_dir / "samples" / "eval_grid.png")
-    # Two prompts of each of six categories, 192 pixels a picture.
-    assert grid.height > 12 * 192 and grid.width > 2 * 192
+    # Two prompts of each of six categories in two columns of pairs, 192 pixels a picture.
+    assert grid.height > 6 * 192 and grid.width > 4 * 192
 
 
 def test_base_is_drawn_once_for_the_same_settings(run_dir: Path) -> None:

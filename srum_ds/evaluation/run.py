@@ -21,7 +21,7 @@ from srum_ds.evaluation.draw import Drawn, DrawSettings, draw, weights_sha256
 from srum_ds.evaluation.report import Measured, build_result, result_table, verdict, write_result
 from srum_ds.files import replacing
 from srum_ds.models.base import Prompt, Sampling
-from srum_ds.pictures import Shown, comparison
+from srum_ds.pictures import Shown, beside, comparison
 from srum_ds.rewards.templates import load_template
 from srum_ds.shapes.checker import Check, check
 
@@ -140,8 +140,10 @@ def _save_grid(
     for i in grid_positions([prompt.category for prompt in prompts]):
         cells = [Shown(side.images_NCHW[i], mark=found[i].exact) for side, found in zip(sides, checks, strict=True)]
         rows.append((prompts[i].text, cells))
+    half = -(-len(rows) // 2)
+    pages = [comparison(part, ["base", "trained"]) for part in (rows[:half], rows[half:]) if part]
     with replacing(path) as stream:
-        comparison(rows, ["base", "trained"]).save(stream, "PNG")
+        beside(pages).save(stream, "PNG")
 
 
 def _measured(side: Drawn, found: Sequence[Check]) -> Measured:
