@@ -1,6 +1,6 @@
 """Drawing a step's pictures, and the noised copies of them that training looks at.
 
-All randomness is by identity: seeded by (run seed, purpose, step, prompt id, sample index), so that a
+All randomness is by identity: seeded by (run seed, purpose, step, prompt name, sample index), so that a
 picture and its noised copies are the same for any batch, rank or world size.
 """
 
@@ -43,7 +43,7 @@ def roll_out(
     repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     samples = list(range(images_per_prompt)) * len(prompts)
     shape = (grid[0] * grid[1], token_channels)
-    noise = [seeds.noise(shape, seed, "rollout", step, p.id, k) for p, k in zip(repeated, samples, strict=True)]
+    noise = [seeds.noise(shape, seed, "rollout", step, p.name, k) for p, k in zip(repeated, samples, strict=True)]
     targets_NTC, images_NCHW = model.generate(repeated, torch.stack(noise), grid, sampling)
     return Rollout(
         prompts=tuple(prompts),
@@ -78,7 +78,7 @@ def add_noise(
     x0_NTC = rollout.targets_NTC.float()
     device = x0_NTC.device
     names = [
-        (rollout.prompts[g].id, k) for g, k in zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)
+        (rollout.prompts[g].name, k) for g, k in zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)
     ]
     shape = (copies, *x0_NTC.shape[1:])
     noise = torch.stack([seeds.noise(shape, seed, "noise", step, i, k) for i, k in names]).to(device)

@@ -13,7 +13,7 @@ import torch
 
 from srum_ds.engine_plain import PlainEngine
 from srum_ds.models import load_model
-from srum_ds.models.bagel.packing import Latents, Text, pack
+from srum_ds.models.bagel.packing import Latents, Part, Text, pack
 from tests.tiny_models import TINY, write_tiny_bagel
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_bagel_losses.json"
@@ -43,7 +43,7 @@ def losses(folder: Path, precision: str) -> list[float]:
     )
     g = torch.Generator().manual_seed(1)
     channels = TINY.token_channels
-    samples = [
+    samples: list[list[Part]] = [
         [Text((5 + n, 6, 7)[: 1 + n % 3]), Latents(torch.randn(h * w, channels, generator=g), (h, w))]
         for n, (h, w) in enumerate(GRIDS)
     ]

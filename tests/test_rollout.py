@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,18 @@ def test_samples_steps_and_seeds_differ() -> None:
     assert len({tuple(row.flatten().tolist()) for row in targets}) == 8
     assert not torch.equal(targets, draw(PROMPTS, step=4).targets_NTC)
     assert not torch.equal(targets, draw(PROMPTS, seed=1).targets_NTC)
+
+
+def test_a_prompt_met_twice_in_a_step_is_drawn_from_other_noise() -> None:
+    """A batch across an epoch's end: the same prompt, once of each epoch."""
+    again = replace(PROMPTS[0], epoch=1)
+    assert again == PROMPTS[0]
+    twice = draw([PROMPTS[0], again])
+    first, second = twice.targets_NTC.chunk(2)
+    assert not torch.equal(first, second)
+    a, b = noised(twice)[0].chunk(2)
+    assert not torch.equal(a - first[:, None], b - second[:, None])
+    assert torch.equal(first, draw([PROMPTS[0]]).targets_NTC)
 
 
 def test_noised_copies_lie_on_the_line_from_data_to_noise() -> None:

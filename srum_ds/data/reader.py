@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ class PromptReader:
         prompts = []
         for g in global_indices(step, prompts_per_step, rank, world_size):
             epoch, place = divmod(g, len(self))
-            prompts.append(self[int(permutation(len(self), seed, epoch)[place])])
+            prompt = self[int(permutation(len(self), seed, epoch)[place])]
+            prompts.append(replace(prompt, epoch=epoch))
         return prompts
 
     def close(self) -> None:

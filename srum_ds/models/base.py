@@ -20,8 +20,9 @@ from torch import Tensor
 class Prompt:
     """One line of a prompt set.
 
-    ``id`` (not the position in a batch) seeds everything random about the prompt. ``phrases`` are
-    the object phrases a region may be judged against, empty when unknown.
+    ``name`` (not the position in a batch) seeds everything random about the prompt. ``phrases`` are
+    the object phrases a region may be judged against, empty when unknown. ``epoch`` says which pass
+    over the prompts this is.
     """
 
     id: str
@@ -29,6 +30,12 @@ class Prompt:
     category: str = ""
     phrases: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = field(default=0, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The id, and the epoch after the first: a batch across an epoch's end may hold a prompt twice."""
+        return self.id if self.epoch == 0 else f"{self.id} epoch {self.epoch}"
 
 
 @dataclass(frozen=True)
