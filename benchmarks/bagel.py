@@ -144,8 +144,9 @@ def main() -> None:
     packed = pack(samples, config, module.special)
     target = torch.randn(IMAGES * TOKENS, channels)
     time_G = torch.rand(IMAGES).repeat_interleave(TOKENS)
+    trainable = set(model.trainable("generation"))
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in set(model.trainable("generation")))
+        parameter.requires_grad_(name in trainable)
 
     def train() -> None:
         module.zero_grad()

@@ -216,6 +216,8 @@ def test_a_batch_may_span_several_epochs(folder: Path) -> None:
     batch = ids(reader.batch(1, 60, seed=1))
     flat = [prompt for step in range(8) for prompt in ids(reader.batch(step, 15, seed=1))]
     assert batch == flat[60:120]
+    # Indices 60 to 119 of 23 prompts: the end of epoch 2, all of 3 and 4, the start of 5.
+    assert [p.epoch for p in reader.batch(1, 60, seed=1)] == [2] * 9 + [3] * 23 + [4] * 23 + [5] * 5
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_drawing_goes_on_alone_and_leaves_understanding_as_it_is(work: Path) -> 
     with pytest.raises(UserError, match="drawing.safetensors"):
         publish(work, work / "out")
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    stored = load_file(work / "state.safetensors")
+    stored = load_file(work / "joint.safetensors")
     assert all(torch.equal(before[name], stored["ema/" + name]) for name in before)
 
     plan = drawing.DrawingPlan(steps=2, captions=4, noise_copies=2)
@@ -55,6 +56,10 @@ def test_drawing_goes_on_alone_and_leaves_understanding_as_it_is(work: Path) -> 
     drawing.train_drawing(again, tokenizer, pool, plan, work)
     for (name, p), q in zip(module.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+    # Another plan does not go on from the same files.
+    with pytest.raises(UserError, match="another captions: choose another --work"):
+        umm.train(again, tokenizer, pool, replace(joint, captions=5), work)
 
     publish(work, work / "out")
     published = dict(load_model(work / "out").module.named_parameters())

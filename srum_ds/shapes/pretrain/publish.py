@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from srum_ds.errors import UserError
 from srum_ds.models.bagel.configuration import read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.weights import save_autoencoder
-from srum_ds.shapes.pretrain.drawing import STATE
+from srum_ds.shapes.pretrain import drawing, umm
+from srum_ds.shapes.pretrain.stage import averaged_weights
 
 FILES = (
     "config.json",
@@ -26,18 +26,11 @@ FILES = (
 
 def publish(work: Path, out: Path) -> None:
     """Writes the averaged weights (bfloat16, as released) and the autoencoder (float32) into ``out``."""
-    joint, drawing = work / "state.safetensors", work / STATE
-    for state in (joint, drawing):
-        if not state.exists():
-            raise UserError(f"{state} is missing: that stage of pretraining has saved nothing yet.")
+    weights = averaged_weights(work, umm.NAME) | averaged_weights(work, drawing.NAME)
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(work / "model" / name, out / name)
-    averaged = {
-        name.removeprefix("ema/"): tensor.to(torch.bfloat16).contiguous()
-        for name, tensor in (load_file(joint) | load_file(drawing)).items()
-        if name.startswith("ema/")
-    }
+    averaged = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(averaged, out / "ema.safetensors", metadata={"format": "pt"})
     autoencoder = Autoencoder(read_config(out).vae)
     autoencoder.kl.load_state_dict(load_file(work / "vae.safetensors"))

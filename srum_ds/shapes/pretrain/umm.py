@@ -9,15 +9,12 @@ rest with AdamW; an exponential average of the weights is what is kept.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srum_ds.models.bagel.images import to_tensor
@@ -28,32 +25,39 @@ from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.rewards.regions import crop_pictures
 from srum_ds.shapes.pretrain.pool import Pool, understanding_images
+from srum_ds.shapes.pretrain.stage import Schedule, Stage
 
 GRID = (4, 4)
 
 
+NAME = "joint"
+
+
 @dataclass(frozen=True)
-class Plan:
-    """Sizes, rates and weights of the losses. ``altered`` is the share of altered captions."""
+class Plan(Schedule):
+    """The schedule, the understanding batches and the weights of the losses.
+
+    altered_late: the share of altered captions once the learning rate falls.
+    """
 
     steps: int = 2000
     captions: int = 48
     noise_copies: int = 3
-    pictures: int = 32
-    crops: int = 32
     lr: float = 3e-3
     warmup: int = 100
     flat_share: float = 0.45
     altered: float = 0.3
-    altered_late: float = 0.2
     caption_dropout: float = 0.1
     ema_decay: float = 0.998
+    max_grad_norm: float = 2.0
+    seed: int = 1
+    altered_late: float = 0.2
+    pictures: int = 32
+    crops: int = 32
     match_weight: float = 1.0
     exist_weight: float = 0.4
     open_weight: float = 0.6
     crop_weight: float = 0.5
-    max_grad_norm: float = 2.0
-    seed: int = 1
 
 
 class Texts:
@@ -132,22 +136,12 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(rand() < 0.3, images + noise, images).clamp(0, 1)
 
 
-def flow_loss(
-    module: Bagel,
-    pool: Pool,
-    texts: Texts,
-    *,
-    captions: int,
-    copies: int,
-    altered: float,
-    dropout: float,
-    g: torch.Generator,
-) -> Tensor:
-    """Mean squared velocity error over ``copies`` noised copies of each of ``captions`` drawn pictures.
+def flow_loss(module: Bagel, plan: Schedule, pool: Pool, texts: Texts, altered: float, g: torch.Generator) -> Tensor:
+    """Mean squared velocity error over ``noise_copies`` noised copies of each drawn picture.
 
-    altered: the share of captions that are not quite true; dropout: the share of copies without one.
+    altered: the share of captions that are not quite true.
     """
-    b, m = captions, copies
+    b, m = plan.captions, plan.noise_copies
     index = torch.randint(len(pool), (b,), generator=g)
     swap = torch.rand(b, generator=g) < altered
     which = torch.randint(2, (b,), generator=g)
@@ -160,7 +154,7 @@ def flow_loss(
     lean = torch.rand(b, m, generator=g) < 0.5
     t = torch.where(lean, 2 * t / (1 + t), t)
     x_t = (1 - t)[..., None, None] * x0 + t[..., None, None] * noise
-    dropped = torch.rand(b, m, generator=g) < dropout
+    dropped = torch.rand(b, m, generator=g) < plan.caption_dropout
     v = module.denoise(ids, length, dropped, x_t, t, torch.tensor(GRID))
     return (v - (noise - x0)).square().mean()
 
@@ -217,95 +211,17 @@ def _grouped(logits_QV: Tensor, answer_BQ: Tensor, groups: dict[str, int]) -> di
     return out
 
 
-def optimizers(module: Bagel, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the transformers' matrices, AdamW for everything else."""
-    matrices: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(True)
-        hidden = ".layers." in name and parameter.ndim == 2
-        (matrices if hidden else rest).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def fall_off(step: int, steps: int, lr: float, warmup: int, flat_share: float) -> float:
-    """The learning rate of a step: warm-up, flat, then linear down to a fiftieth."""
-    done = step / steps
-    fall = 1.0 if done < flat_share else (1 - done) / (1 - flat_share)
-    return lr * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * fall)
-
-
-def set_rate(opts: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Gives every group of every optimizer the learning rate ``lr``."""
-    for optimizer in opts:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-
-
-@torch.no_grad()
-def lerp(averaged: Mapping[str, Tensor], live: Mapping[str, Tensor], step: int, decay: float) -> None:
-    """Moves averages towards the live weights; early steps are averaged over less."""
-    decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averaged.values()), [live[name] for name in averaged], 1 - decay)
-
-
-@dataclass
-class Progress:
-    """Everything a resumed pretraining needs."""
-
-    step: int
-    seconds: float
-    curve: list[dict[str, float]]
-
-
-def train(
-    module: Bagel,
-    tokenizer: BagelTokenizer,
-    pool: Pool,
-    plan: Plan,
-    out: Path,
-    save_every: int = 300,
-) -> None:
-    """Trains, and leaves the module with the averaged weights; resumes from ``out`` where it was stopped.
-
-    Writes ``out/progress.json``, ``out/state.safetensors`` (weights and averages; the optimizers'
-    momenta start afresh on resume, which the curve shows as a short bump).
-    """
+def train(module: Bagel, tokenizer: BagelTokenizer, pool: Pool, plan: Plan, out: Path) -> None:
+    """Trains the whole module, and leaves it with the averages; see ``Stage`` for what ``out`` holds."""
     texts = Texts(tokenizer, pool.strings)
-    ema = {name: p.detach().clone() for name, p in module.named_parameters()}
-    progress = Progress(0, 0.0, [])
-    state_path, progress_path = out / "state.safetensors", out / "progress.json"
-    if progress_path.exists():
-        progress = Progress(**json.loads(progress_path.read_text()))
-        stored = load_file(state_path)
-        for name, parameter in module.named_parameters():
-            parameter.data.copy_(stored["live/" + name])
-            ema[name].copy_(stored["ema/" + name])
-    opts = optimizers(module, plan.lr)
-    names = dict(module.named_parameters())
-    sums: dict[str, float] = {}
-    start = time.time() - progress.seconds
-    since = 0
-    while progress.step < plan.steps:
-        step = progress.step
-        g = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        set_rate(opts, fall_off(step, plan.steps, plan.lr, plan.warmup, plan.flat_share))
-        late = step / plan.steps > plan.flat_share
+    module.requires_grad_(True)
+    stage = Stage(NAME, dict(module.named_parameters()), plan, out)
+    while stage.step < plan.steps:
+        g = stage.begin_step()
+        late = stage.step / plan.steps > plan.flat_share
         marks = [time.time()]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = flow_loss(
-                module,
-                pool,
-                texts,
-                captions=plan.captions,
-                copies=plan.noise_copies,
-                altered=plan.altered_late if late else plan.altered,
-                dropout=plan.caption_dropout,
-                g=g,
-            )
+            loss = flow_loss(module, plan, pool, texts, plan.altered_late if late else plan.altered, g)
         loss.backward()
         marks.append(time.time())
         with torch.autocast("cpu", torch.bfloat16):
@@ -321,41 +237,11 @@ def train(
             crops = crop_losses(module, plan, pool, texts, g)
         (plan.crop_weight * crops["crop"][0]).backward()
         marks.append(time.time())
-        grad_norm = torch.nn.utils.clip_grad_norm_(names.values(), plan.max_grad_norm)
-        for optimizer in opts:
-            optimizer.step()
-            optimizer.zero_grad()
-        lerp(ema, names, step, plan.ema_decay)
-        marks.append(time.time())
-        values = {"flow": loss.item(), "grad_norm": float(grad_norm)}
+        values = {"flow": loss.item()}
         for name, (entropy, right) in {**groups, **crops}.items():
             values[name] = entropy.item()
             values[name + "_acc"] = right.item()
-        for name, a, b in zip(("t_flow", "t_pic", "t_crop", "t_opt"), marks, marks[1:], strict=False):
+        for name, a, b in zip(("t_flow", "t_pic", "t_crop"), marks, marks[1:], strict=False):
             values[name] = b - a
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
-        since += 1
-        progress.step += 1
-        progress.seconds = time.time() - start
-        if progress.step % 50 == 0 or progress.step in (5, 20):
-            point = {"step": progress.step, "seconds": round(progress.seconds, 1)}
-            point |= {name: round(value / since, 4) for name, value in sums.items()}
-            progress.curve.append(point)
-            print(json.dumps(point), flush=True)
-            sums, since = {}, 0
-        if progress.step % save_every == 0 or progress.step == plan.steps:
-            _save(out, module, ema, progress, plan)
-    with torch.no_grad():
-        for name, parameter in names.items():
-            parameter.copy_(ema[name])
-
-
-def _save(out: Path, module: Bagel, ema: dict[str, Tensor], progress: Progress, plan: Plan) -> None:
-    tensors = {"live/" + name: p.detach().clone() for name, p in module.named_parameters()}
-    tensors |= {"ema/" + name: p for name, p in ema.items()}
-    save_file(tensors, out / "state.partial")
-    (out / "state.partial").replace(out / "state.safetensors")
-    (out / "progress.partial").write_text(json.dumps(asdict(progress)))
-    (out / "progress.partial").replace(out / "progress.json")
-    (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
+        stage.end_step(values)
+    stage.finish()
