@@ -174,7 +174,7 @@ class Train:
     # Precision of the passes; masters and gradient sums are fp32 either way.
     precision: Literal["fp32", "bf16"] = "fp32"
     # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
-    lr: NotNegative = 1e-3
+    lr: NotNegative = 5e-4
     warmup_steps: Whole = 5
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: Positive = 1e-8

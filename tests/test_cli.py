@@ -379,4 +379,4 @@ def test_saved_configuration_is_plain_yaml(capsys: pytest.CaptureFixture[str]) -
     assert main(["config", "show"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["judge"]["answers"] == ["yes", "no"]
-    assert shown["train"]["lr"] == 0.001
+    assert shown["train"]["lr"] == 0.0005
