@@ -163,7 +163,7 @@ def test_finished_run_says_so_and_changed_settings_are_refused(
 ) -> None:
     assert main(settings(shards, two_ranks)) == 0
     assert "finished" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"train\.lr was 0\.001 and is now 0\.1"):
+    with pytest.raises(UserError, match=r"train\.lr was 0\.0005 and is now 0\.1"):
         main(settings(shards, two_ranks, "train.lr=0.1"))
 
 
