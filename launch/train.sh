@@ -54,9 +54,12 @@ def run() -> int:
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
 
     def train() -> int:
+        from srum_ds.engine import leave_distributed
         from srum_ds.train import main
 
-        return main(words)
+        status = main(words)
+        leave_distributed()
+        return status
 
     return guarded(train)
 

@@ -294,4 +294,7 @@ def write(folder: Path, engine: Any, seen: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    from srum_ds.engine import leave_distributed
+
     main(Path([a for a in sys.argv[1:] if not a.startswith("--local_rank")][0]))
+    leave_distributed()

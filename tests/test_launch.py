@@ -72,6 +72,31 @@ def seen(tree: Path, rank: int) -> dict[str, Any]:
     return json.loads((tree.parent / "seen" / f"rank{rank}.json").read_text())
 
 
+def test_ranks_leave_together_before_their_processes_end(tree: Path) -> None:
+    """A process that ends inside its group is aborted now and then, and a finished run is called failed."""
+    loop = """
+import atexit, json, os
+from pathlib import Path
+import torch.distributed as dist
+from srum_ds.engine import start_distributed
+
+def tell():
+    Path(os.environ["SEEN"], f"rank{os.environ['RANK']}.json").write_text(json.dumps(dist.is_initialized()))
+
+def main(arguments):
+    start_distributed()
+    assert dist.is_initialized()
+    atexit.register(tell)
+    return 75
+"""
+    (tree / "srum_ds" / "train.py").write_text(loop)
+    command = [str(BIN / "deepspeed"), "--num_gpus", "2", str(tree / "launch" / "train.sh"), "some.yaml"]
+    built = environment(tree, TORCH_EXTENSIONS_DIR=str(Path(sys.prefix) / "torch_extensions"))
+    done = subprocess.run(command, env=built, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert [seen(tree, rank) for rank in range(2)] == [False, False]
+
+
 def test_launcher_runs_the_script_from_anywhere(tree: Path) -> None:
     """Without flags, as a CPU machine starts it: one rank a NUMA node, --local_rank among the arguments."""
     command = [str(BIN / "deepspeed"), str(tree / "launch" / "train.sh"), "some.yaml", "train.steps=2"]
