@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.config import Config, find_path
-from srum_ds.models.base import Judge, Prompt, Regions, Rollout, Sampling, Scores
+from srum_ds.models.base import Judge, Judged, Prompt, Regions, Rollout, Sampling, Scores
 from srum_ds.objectives import compute_losses
 from srum_ds.rewards.judge import judge_rollout
 from srum_ds.rewards.regions import no_regions, propose
@@ -20,12 +20,9 @@ from srum_ds.rollout import Noised, add_noise, roll_out
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Judged):
     """One micro-batch on its way through a step."""
 
-    rollout: Rollout
-    regions: Regions
-    scores: Scores
     noised: Noised
 
 
@@ -83,11 +80,11 @@ class Questions:
         )
 
 
-def noise(cfg: Config, rollout: Rollout, step: int) -> Noised:
-    """The noised copies that this step trains on."""
+def with_noise(cfg: Config, judged: Judged, step: int) -> Batch:
+    """A micro-batch with the noised copies that this step trains on."""
     t = cfg.train
-    return add_noise(
-        rollout,
+    noised = add_noise(
+        judged.rollout,
         t.timesteps_per_image,
         t.timestep_distribution,
         t.timestep_shift,
@@ -95,6 +92,7 @@ def noise(cfg: Config, rollout: Rollout, step: int) -> Noised:
         cfg.run.seed,
         step,
     )
+    return Batch(judged.rollout, judged.regions, judged.scores, noised)
 
 
 def velocity(forward: Any, model: Any, batch: Batch) -> Tensor:

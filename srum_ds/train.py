@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -30,22 +30,21 @@ from srum_ds.errors import UserError
 from srum_ds.evaluation.report import show_result
 from srum_ds.figures import Clock, measure, refuse_broken_judge
 from srum_ds.models import load_model
-from srum_ds.models.base import Prompt, Sampling
 from srum_ds.monitor import Monitor
 from srum_ds.objectives import get_objective
 from srum_ds.pictures import boxes_by_picture
 from srum_ds.rollout import roll_out
+from srum_ds.sources import Drawn, sampling_of
 from srum_ds.steps import (
     Batch,
     Questions,
-    generate,
-    noise,
     propose_regions,
     reward_weights,
     sum_of,
     token_losses,
     token_mask,
     velocity,
+    with_noise,
 )
 
 STOPPED = 75
@@ -76,22 +75,12 @@ def train(cfg: Config, run_dir: Path) -> int:
         write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share())
     announce(monitor, cfg, engine, judge is model, start)
     stop = StopSignal()
-    sampling = sampling_of(cfg)
+    source = Drawn(cfg, engine, model, judge, ask, reader)
     bad_steps = 0
 
     for step in range(start, cfg.train.steps):
         clock = Clock()
-        with clock("data"):
-            prompts = reader.batch(step, cfg.rollout.prompts_per_step, cfg.run.seed, engine.rank, engine.world_size)
-        batches: list[Batch] = []
-        with engine.gathered(cfg.rollout.weights):
-            for group in micro_batches(prompts, cfg.rollout.micro_batch_prompts):
-                with clock("rollout"):
-                    rollout = generate(cfg, model, group, sampling, step)
-                with clock("judge"):
-                    regions = propose_regions(cfg, rollout)
-                    scores = ask.about(judge, rollout, regions)
-                batches.append(Batch(rollout, regions, scores, noise(cfg, rollout, step)))
+        batches = [with_noise(cfg, judged, step) for judged in source.batches(step, clock)]
         with clock("train"):
             old = velocities_of("old" if objective.needs_old else None, engine, model, batches)
             reference = velocities_of("reference" if with_reference else None, engine, model, batches)
@@ -105,7 +94,8 @@ def train(cfg: Config, run_dir: Path) -> int:
                 engine.backward(loss, max(count, 1.0), micro_batches=len(batches))
                 total += loss.detach().double()
             grad_norm = engine.step()
-            engine.update_weights("old", cfg.train.old_decay)
+            if source.redrawn_after(step):
+                engine.update_weights("old", cfg.train.old_decay)
             engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
 
         record = measure(engine, batches, total, count, clock, stop.asked)
@@ -121,7 +111,7 @@ def train(cfg: Config, run_dir: Path) -> int:
         last = step + 1 == cfg.train.steps
         stopping = record["stop"] > 0 and not last
         if cfg.log.tensorboard and (last or step % cfg.log.image_every == 0):
-            show_pictures(cfg, engine, model, judge, ask, sampling, monitor, step)
+            show_pictures(cfg, engine, model, judge, ask, monitor, step)
         if last or stopping or (step + 1) % cfg.train.save_every == 0:
             monitor.sync()
             engine.save(run_dir / run_folder.CHECKPOINTS, step + 1, {}, keep=cfg.train.keep_checkpoints)
@@ -179,25 +169,6 @@ def velocities_of(weights: str | None, engine: Engine, model: Any, batches: Sequ
         return [velocity(model.module, model, batch) for batch in batches]
 
 
-def sampling_of(cfg: Config) -> Sampling:
-    """The sampler that rollouts use."""
-    r = cfg.rollout
-    return Sampling(
-        num_timesteps=r.num_timesteps,
-        timestep_shift=r.timestep_shift,
-        text_scale=r.text_scale,
-        interval=r.interval,
-        renorm=r.renorm,
-        renorm_min=r.renorm_min,
-    )
-
-
-def micro_batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
-    """Consecutive groups of ``size`` prompts."""
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
-
-
 class StopSignal:
     """Remembers SIGTERM, so that all ranks can finish the step, save, and stop together."""
 
@@ -215,7 +186,6 @@ def show_pictures(
     model: Any,
     judge: Any,
     ask: Questions,
-    sampling: Sampling,
     monitor: Monitor,
     step: int,
 ) -> None:
@@ -226,7 +196,7 @@ def show_pictures(
         if engine.rank > 0:
             return
         grid = model.grid_of(*cfg.rollout.image_size)
-        rollout = roll_out(model, fixed, 1, grid, model.config.token_channels, sampling, cfg.run.seed, 0)
+        rollout = roll_out(model, fixed, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
         regions = propose_regions(cfg, rollout)
         scores = ask.about(judge, rollout, regions)
     boxes, local = boxes_by_picture(regions, scores.local_R, len(fixed))

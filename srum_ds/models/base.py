@@ -115,6 +115,15 @@ class Scores:
     missing_N: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Pictures with their regions and scores: what a training step needs to know of them."""
+
+    rollout: Rollout
+    regions: Regions
+    scores: Scores
+
+
 @runtime_checkable
 class Judge(Protocol):
     """The understanding half of a model, which is all the rewards ever see."""
