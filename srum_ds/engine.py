@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO sharding, gathering, precision. Nothing else in the package imports DeepSpeed.
+"""The DeepSpeed engine: ZeRO sharding, gathering, precision.
 
 ``gathered()`` is what plain ``deepspeed.zero.GatheredParameters`` does not give: all parameters gathered in
 one all-gather, DeepSpeed's module hooks taken off so that no forward inside releases or fetches anything,
@@ -7,85 +7,35 @@ optionally with the values of a named copy, and everything put back whatever hap
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
+from contextlib import contextmanager
 from typing import Any
 
-# DeepSpeed picks its accelerator when it is imported, and warns where it has to guess.
 import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch import Tensor
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+from srum_ds.engine_base import DTYPES, LIVE, Place, Settings, split_trainable
+from srum_ds.engine_checkpoints import CheckpointedEngine
+from srum_ds.engine_config import full_config, read_ds_config
+from srum_ds.engine_distributed import (
+    deepspeed,
+    get_accelerator,
+    leave_distributed,
+    set_z3_leaf_modules,
+    start_distributed,
+)
+from srum_ds.engine_gathering import batches, whole, without
+from srum_ds.engine_plain import PlainEngine
+from srum_ds.errors import UserError
 
-import deepspeed  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from deepspeed.accelerator import get_accelerator  # noqa: E402
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # noqa: E402
-from deepspeed.utils import set_z3_leaf_modules  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
-from torch import Tensor  # noqa: E402
+__all__ = ["Engine", "PlainEngine", "leave_distributed", "read_ds_config", "start_distributed"]
 
-from srum_ds.engine_base import DTYPES, LIVE, EngineBase, Place, Settings, split_trainable  # noqa: E402
-from srum_ds.engine_config import full_config, read_ds_config  # noqa: E402
-from srum_ds.engine_plain import PlainEngine  # noqa: E402
-from srum_ds.errors import UserError  # noqa: E402
-
-__all__ = ["Engine", "PlainEngine", "read_ds_config", "start_distributed", "zero_init"]
-
-# One all-gather holds its whole buffer twice, so a big model is gathered in slices of this many elements.
-_GATHER_NUMEL = 1 << 28
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
-def start_distributed(timeout_minutes: float = 30.0) -> None:
-    """Joins the process group the launcher describes; without a launcher, a group of one.
-
-    timeout_minutes: how long a collective waits for the slowest rank before the run fails.
-    """
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch has renamed: a line of warning for each.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    if dist.is_initialized() and deepspeed.comm.is_initialized():
-        return
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
-
-
-def leave_distributed() -> None:
-    """Leaves the process group together with all other ranks; nothing where there is none.
-
-    The last thing of a rank's process: torch's threads, when the interpreter ends under them, abort some
-    processes after all their work is done (3 of 25 launches of two ranks, torch 2.13), and the launcher
-    then calls the run failed.
-    """
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def zero_init(ds_config: Mapping[str, Any], precision: str) -> AbstractContextManager[Any]:
-    """Under ZeRO-3, a context in which modules are built already sharded; else a context without effect.
-
-    For models that do not fit one rank. Weights are then loaded one tensor at a time, before the engine
-    is created (its fp32 masters are copies made there).
-    """
-    if ds_config["zero_optimization"]["stage"] != 3:
-        return nullcontext()
-    start_distributed()
-    nothing = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0.0, 0)
-    return deepspeed.zero.Init(config_dict_or_path=full_config(ds_config, nothing, precision))
-
-
-class Engine(EngineBase):
+class Engine(CheckpointedEngine):
     """Trains the named parameters of a module under ZeRO-1, -2 or -3, on any number of ranks."""
 
     @classmethod
@@ -228,7 +178,7 @@ class Engine(EngineBase):
             raise RuntimeError("gathered() between a training forward and its backward")
         self._is_gathered = True
         try:
-            with self._whole(flats, weights == LIVE), _without(self._deepspeed_hooks()), torch.no_grad():
+            with self._whole(flats, weights == LIVE), without(self._deepspeed_hooks()), torch.no_grad():
                 yield self.module
         finally:
             self._is_gathered = False
@@ -239,17 +189,10 @@ class Engine(EngineBase):
             with self._replaced(flats, live):
                 yield
             return
-        parameters: list[Any] = list(self.module.parameters())
         # Prefetching and reuse leave some parameters whole or on their way after a backward.
         self._zero.parameter_offload.partition_all_parameters()
-        try:
-            with self._shards_of(flats, live):
-                _all_gather(parameters)
+        with whole(list(self.module.parameters()), self._shards_of(flats, live)):
             yield
-        finally:
-            gathered = [p for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE]
-            if gathered:
-                gathered[0].partition(param_list=gathered, has_been_updated=False)
 
     @contextmanager
     def _replaced(self, flats: list[Tensor], live: bool) -> Iterator[None]:
@@ -257,7 +200,7 @@ class Engine(EngineBase):
         originals = {name: parameter.data for name, parameter in self._parameters.items()}
         try:
             if not live:
-                for batch in _batches(list(self._shapes), [s.numel() for s in self._shapes.values()]):
+                for batch in batches(list(self._shapes), [s.numel() for s in self._shapes.values()]):
                     for name, value in self._full(flats, batch).items():
                         self._parameters[name].data = value.to(self.compute_dtype)
             yield
@@ -371,51 +314,3 @@ def _unrounded(trainable: Mapping[str, torch.nn.Parameter], dtype: torch.dtype) 
         for name, parameter in trainable.items()
         if parameter.dtype == torch.float32 and dtype != torch.float32 and not hasattr(parameter, "ds_id")
     }
-
-
-def _all_gather(parameters: list[Any]) -> None:
-    """Gathers sharded parameters in as few all-gathers as memory allows; the same on every rank."""
-    ordered = sorted(parameters, key=lambda p: p.ds_id)
-    for batch in _batches(ordered, [parameter.ds_numel for parameter in ordered]):
-        batch[0].all_gather_coalesced(batch).wait()
-
-
-def _batches(items: list[Any], numels: list[int]) -> Iterator[list[Any]]:
-    """Splits items into runs of at most ``_GATHER_NUMEL`` elements (or one item)."""
-    batch: list[Any] = []
-    total = 0
-    for item, numel in zip(items, numels, strict=True):
-        if batch and total + numel > _GATHER_NUMEL:
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += numel
-    if batch:
-        yield batch
-
-
-@contextmanager
-def _without(handles: Sequence[Any]) -> Iterator[None]:
-    """Takes hooks off their modules and puts them back in their old order, whoever else has hooks there.
-
-    Removing and registering them again, as DeepSpeed does itself, would renumber the modules and throw
-    its recorded trace away.
-    """
-    ours: dict[int, tuple[Any, set[int]]] = {}
-    for handle in handles:
-        for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref):
-            hooks = reference()
-            if hooks is not None:
-                ours.setdefault(id(hooks), (hooks, set()))[1].add(handle.id)
-    saved = [(hooks, dict(hooks), keys) for hooks, keys in ours.values()]
-    try:
-        for hooks, _, keys in saved:
-            for key in keys & hooks.keys():
-                del hooks[key]
-        yield
-    finally:
-        for hooks, before, _ in saved:
-            added = {key: hook for key, hook in hooks.items() if key not in before}
-            hooks.clear()
-            hooks.update(before)
-            hooks.update(added)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.engine_base import DTYPES, LIVE, EngineBase, Place, Settings, split_trainable
+from srum_ds.engine_base import DTYPES, LIVE, Place, Settings, split_trainable
+from srum_ds.engine_checkpoints import CheckpointedEngine
 
 
-class PlainEngine(EngineBase):
+class PlainEngine(CheckpointedEngine):
     """One process that does what ``Engine`` does on one rank, in the same order and precision."""
 
     @classmethod

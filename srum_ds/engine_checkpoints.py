@@ -1,0 +1,192 @@
+"""Checkpoints of an engine: its masters, moments and named copies, saved and restored by all ranks together."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srum_ds import checkpoint
+from srum_ds.engine_base import LIVE, EngineBase
+from srum_ds.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class CheckpointedEngine(EngineBase):
+    """An engine whose state, cut as its sharding cuts it, goes to disk and back at any number of ranks."""
+
+    def save(self, folder: Path, step: int, extra_state: Mapping[str, Any], keep: int = 2) -> Path:
+        """Saves everything training needs to go on, as ``folder/step_<step>``; all ranks call it.
+
+        extra_state: JSON-able, equal on all ranks (rank 0's is kept). The ``keep`` newest checkpoints
+        stay. Raises UserError on every rank where one of them could not write; the last checkpoint is
+        then untouched.
+        """
+        kinds = self._kinds()
+        pieces: dict[str, Tensor] = {}
+        starts: dict[str, int] = {}
+        for name, place in self._places.items():
+            if place.numel == 0:
+                continue
+            starts[name] = place.start
+            for kind, flats in kinds.items():
+                pieces[f"{kind}/{name}"] = self._piece(flats, name)
+        needed = sum(self._gather_objects(sum(piece.numel() * 4 for piece in pieces.values())))
+
+        unfinished = checkpoint.partial_folder(folder, step)
+        self._together(lambda: checkpoint.begin(folder, step, needed), rank_zero=True)
+        try:
+            files = self._together(lambda: self._write(unfinished, pieces, starts, folder, needed))
+            state = {
+                "format": checkpoint.FORMAT,
+                "step": step,
+                "optimizer_steps": self.steps,
+                "adam_steps": self._adam_steps(),
+                "world_size": self.world_size,
+                "kinds": sorted(kinds),
+                "parameters": {name: list(shape) for name, shape in self._shapes.items()},
+                "files": [asdict(file) for file in files],
+                "extra": dict(extra_state),
+            }
+            self._together(lambda: self._commit(unfinished, folder, step, state, needed), rank_zero=True)
+        except UserError:
+            if self.rank == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            self.barrier()
+            raise
+        self._together(lambda: checkpoint.prune(folder, keep), rank_zero=True)
+        return checkpoint.step_folder(folder, step)
+
+    def load(self, folder: Path) -> tuple[int, dict[str, Any]] | None:
+        """Restores the newest good checkpoint of ``folder``; returns (step, extra_state), None if none.
+
+        A checkpoint whose files are not what was written is set aside with a warning and the one before
+        it is taken. Raises UserError where none is good, or where a good one belongs to another model.
+        """
+        removed = self._together(lambda: checkpoint.clean_partial(folder), rank_zero=True)[0]
+        if removed and self.rank == 0:
+            log.info("removed what an interrupted save left in %s: %s", folder, ", ".join(removed))
+        steps = self._gather_objects(checkpoint.committed_steps(folder))[0]
+        for step in reversed(steps):
+            path = checkpoint.step_folder(folder, step)
+            problems = [text for text in self._gather_objects(self._try_load(path)) if text]
+            if not problems:
+                state = checkpoint.read_state(path)
+                return int(state["step"]), state["extra"]
+            aside = self._together(partial(checkpoint.quarantine, folder, step), rank_zero=True)[0]
+            if self.rank == 0:
+                log.warning(
+                    "CHECKPOINT %s IS DAMAGED: %s. Moved to %s; going back to the one before it.",
+                    path.name,
+                    "; ".join(problems),
+                    aside,
+                )
+        if steps:
+            raise UserError(
+                f"no usable checkpoint in {folder}: all of them are damaged (they were renamed to "
+                f"*{checkpoint.CORRUPT}). Restore one from a backup, or choose another run.dir to start anew."
+            )
+        return None
+
+    def _write(
+        self, unfinished: Path, pieces: dict[str, Tensor], starts: dict[str, int], folder: Path, needed: int
+    ) -> checkpoint.FileRecord:
+        try:
+            return checkpoint.write_rank(unfinished, self.rank, pieces, starts)
+        except OSError as error:
+            raise checkpoint.no_room(folder, needed, str(error)) from error
+
+    def _commit(self, unfinished: Path, folder: Path, step: int, state: dict[str, Any], needed: int) -> None:
+        try:
+            checkpoint.commit(unfinished, folder, step, state)
+        except OSError as error:
+            raise checkpoint.no_room(folder, needed, str(error)) from error
+
+    def _try_load(self, path: Path) -> str:
+        """Checks this rank's share of the files, then restores; returns what is wrong, empty if nothing."""
+        problem = ""
+        state: dict[str, Any] = {}
+        try:
+            state = checkpoint.read_state(path)
+            for file in list(checkpoint.records(state))[self.rank :: self.world_size]:
+                checkpoint.verify(path, file)
+        except checkpoint.CorruptCheckpoint as error:
+            problem = str(error)
+        if any(self._gather_objects(problem)):
+            # Another rank's share may be what is bad: nobody restores from it.
+            return problem
+        self._check_model(path, state)
+        try:
+            self._restore(path, state)
+        except checkpoint.CorruptCheckpoint as error:
+            return str(error)
+        return ""
+
+    def _check_model(self, path: Path, state: Mapping[str, Any]) -> None:
+        ours = {name: list(shape) for name, shape in self._shapes.items()}
+        theirs = state["parameters"]
+        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if different:
+            raise UserError(
+                f"{path} belongs to another model: {len(different)} trainable parameters differ, e.g. "
+                f"{different[0]} is {theirs.get(different[0], 'absent')} there and "
+                f"{ours.get(different[0], 'absent')} here. "
+                "Choose another run.dir, or the settings of that run."
+            )
+        missing = [name for name in self._copies if f"weights.{name}" not in state["kinds"]]
+        if missing:
+            raise UserError(
+                f"{path} has no {' and no '.join(missing)} weights, which these settings need. "
+                "Choose another run.dir, or the settings of that run."
+            )
+
+    def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
+        for kind in state["kinds"]:
+            if kind.startswith("weights.") and kind.removeprefix("weights.") not in self._copies:
+                self.add_weights(kind.removeprefix("weights."))
+        if state["adam_steps"] > 0:
+            for flat in self._flats:
+                self._adam.state[flat] = {
+                    "step": self._adam_step_value(int(state["adam_steps"])),
+                    "exp_avg": torch.zeros_like(flat, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
+                }
+        else:
+            self._adam.state.clear()
+        kinds = self._kinds()
+        with checkpoint.Reader(path, [file.name for file in checkpoint.records(state)]) as reader:
+            for name, place in self._places.items():
+                if place.numel == 0:
+                    continue
+                for kind, flats in kinds.items():
+                    value = reader.read(f"{kind}/{name}", place.start, place.numel)
+                    self._piece(flats, name).copy_(value)
+        self.steps = int(state["optimizer_steps"])
+        self._refresh_live()
+
+    def _kinds(self) -> dict[str, list[Tensor]]:
+        """Everything a checkpoint holds, by kind, cut like the masters."""
+        kinds = {LIVE: self._flats}
+        if self._adam_steps() > 0:
+            for moment in _MOMENTS:
+                kinds[moment] = [self._adam.state[flat][moment] for flat in self._flats]
+        kinds.update({f"weights.{name}": flats for name, flats in self._copies.items()})
+        return kinds
+
+    def _adam_steps(self) -> int:
+        state = self._adam.state.get(self._flats[0], {})
+        return int(state["step"]) if "step" in state else 0
+
+    def _adam_step_value(self, steps: int) -> Any:
+        # torch counts in a tensor, DeepSpeed's CPU Adam in an int.
+        return torch.tensor(float(steps)) if isinstance(self._adam, torch.optim.AdamW) else steps

@@ -1,0 +1,60 @@
+"""DeepSpeed, imported once with its accelerator chosen, and the process group of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from datetime import timedelta
+
+# DeepSpeed picks its accelerator when it is imported, and warns where it has to guess.
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # noqa: E402
+from deepspeed.utils import set_z3_leaf_modules  # noqa: E402
+
+__all__ = [
+    "ZeroParamStatus",
+    "deepspeed",
+    "get_accelerator",
+    "leave_distributed",
+    "set_z3_leaf_modules",
+    "start_distributed",
+]
+
+
+def start_distributed(timeout_minutes: float = 30.0) -> None:
+    """Joins the process group the launcher describes; without a launcher, a group of one.
+
+    timeout_minutes: how long a collective waits for the slowest rank before the run fails.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch has renamed: a line of warning for each.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if dist.is_initialized() and deepspeed.comm.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+
+
+def leave_distributed() -> None:
+    """Leaves the process group together with all other ranks; nothing where there is none.
+
+    The last thing of a rank's process: torch's threads, when the interpreter ends under them, abort some
+    processes after all their work is done (3 of 25 launches of two ranks, torch 2.13), and the launcher
+    then calls the run failed.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
