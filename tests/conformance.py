@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform
 from tests.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of
@@ -58,14 +59,32 @@ class Result:
         return self.error <= self.tolerance
 
 
+def listed_outputs(folder: Path) -> set[str] | None:
+    """The outputs that outputs.md lists (``- case/name``); None where the set has no such file."""
+    path = folder / "outputs.md"
+    if not path.exists():
+        return None
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return {line.removeprefix("- ").strip("` ") for line in lines if line.startswith("- ")}
+
+
 def read_set(folder: Path) -> ConformanceSet:
-    """Reads cases.json and cases.safetensors. Outputs are all tensors that are not inputs by their name."""
+    """Reads cases.json, cases.safetensors and outputs.md.
+
+    Inputs are known by their names alone, so that nothing else can reach the model. Outputs are what
+    outputs.md lists; without it, all tensors that are not inputs.
+    """
     facts = json.loads((folder / "cases.json").read_text())
     tensors = load_file(str(folder / "cases.safetensors"))
-    shapes = {key: tuple(entry["shape"]) for key, entry in facts["tensors"].items() if not is_input(key)}
-    expected = {key: tensor for key, tensor in tensors.items() if not is_input(key)}
-    shapes |= {key: tuple(tensor.shape) for key, tensor in expected.items() if key not in shapes}
-    inputs = {key: tensor for key, tensor in tensors.items() if is_input(key)}
+    declared = {key: tuple(entry["shape"]) for key, entry in facts.get("tensors", {}).items()}
+    declared |= {key: tuple(tensor.shape) for key, tensor in tensors.items() if key not in declared}
+    outputs = listed_outputs(folder)
+    if outputs is None:
+        outputs = {key for key in declared if not is_input(key)}
+    # An output that neither file holds has no shape; it is reported as missing.
+    shapes = {key: declared.get(key, ()) for key in sorted(outputs)}
+    expected = {key: tensors[key] for key in shapes if key in tensors}
+    inputs = {key: tensor for key, tensor in tensors.items() if is_input(key) and key not in shapes}
     return ConformanceSet(folder, facts["cases"], inputs, expected, shapes)
 
 
@@ -154,8 +173,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a folder with checkpoint/, cases.json, cases.safetensors")
     parser.add_argument("--json", type=Path, help="where to write the errors")
     options = parser.parse_args(arguments)
-    data = read_set(options.folder)
-    model = load_set_model(data)
+    try:
+        data = read_set(options.folder)
+        model = load_set_model(data)
+    except (UserError, OSError, KeyError, ValueError) as error:
+        print(f"{options.folder}: not run: this is no whole conformance set ({error!r})", file=sys.stderr)
+        return 2
     results: list[Result] = []
     idle: list[str] = []
     for name in case_names(data):

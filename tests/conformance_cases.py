@@ -110,7 +110,7 @@ def run_position_ids(model: BagelAdapter, case: Case) -> Outputs:
 
 
 def _decode(model: BagelAdapter, case: Case, context: Cache) -> tuple[Outputs, Tensor]:
-    steps = case.wanted["tokens"][0]
+    steps = max((case.wanted[name][0] for name in ("tokens", "logits") if name in case.wanted), default=1)
     first, cache = model.start_answer(context)
     tokens, logits = model.decode_tokens(first, cache, steps, keep_logits=True)
     assert logits is not None
@@ -283,7 +283,9 @@ def _latents(latent_CHW: Tensor, patch: int, noised: bool) -> Latents:
     return Latents(cut.permute(1, 3, 2, 4, 0).reshape(grid[0] * grid[1], -1), grid, noised)
 
 
-def _times(model: BagelAdapter, case: Case) -> Tensor:
+def _times(model: BagelAdapter, case: Case, packed: Packed) -> Tensor:
+    if not len(packed["latents_GC"]):
+        return torch.zeros(0)
     shift = case.settings.get("model_timestep_shift", model.config.timestep_shift)
     return shift_timesteps(torch.sigmoid(case.input("timestep_logits")), shift)
 
@@ -327,12 +329,15 @@ def run_train(model: BagelAdapter, case: Case) -> Outputs:
     single = [name.removeprefix("grad.") for name in case.wanted if name.startswith("grad.")]
     names = list(dict.fromkeys([*normed, *single]))
     with _Training(model, names):
-        out = model.losses(packed, case.input("noise"), _times(model, case))
+        # A batch that only looks has no latent tokens, and no noise.
+        clean_GC = packed["latents_GC"]
+        noise_GC = case.input("noise") if len(clean_GC) else torch.zeros_like(clean_GC)
+        out = model.losses(packed, noise_GC, _times(model, case, packed))
         error_M = out["squared_error_KM"][0]
-        mse = error_M.sum() / error_M.numel()
-        loss = mse
-        if out["cross_entropy_L"].numel():
-            loss = loss + out["cross_entropy_L"].mean()
+        mse = error_M.mean() if len(error_M) else error_M.sum()
+        ce_L = out["cross_entropy_L"]
+        ce = ce_L.mean() if len(ce_L) else ce_L.sum()
+        loss = mse + ce
         gradients = _gradients(model, names, loss) if names else {}
     outputs: Outputs = {
         "timesteps": out["time_G"],
@@ -344,8 +349,8 @@ def run_train(model: BagelAdapter, case: Case) -> Outputs:
         "mse_per_token": error_M,
         "mse": mse,
         "logits": out["logits_LV"],
-        "ce_per_token": out["cross_entropy_L"],
-        "ce": out["cross_entropy_L"].mean(),
+        "ce_per_token": ce_L,
+        "ce": ce,
     }
     outputs |= _masks(packed_layout(packed), packed)
     outputs |= {f"grad.{name}": gradients[name] for name in single}
@@ -411,7 +416,7 @@ def run_srum(model: BagelAdapter, case: Case) -> Outputs:
     }
     bias = "llm2vae.bias"
     with _Training(model, [bias]):
-        out = model.losses(packed, noise, _times(model, case))
+        out = model.losses(packed, noise, _times(model, case, packed))
         v = out["velocity_MC"][None]
         outputs["velocity"] = v[0]
         for prefix, reference in (("", target_gt), ("same_", target_bad)):

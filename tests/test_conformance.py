@@ -20,6 +20,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "conformance"
 SETS = sorted(path.parent for path in SHARED.glob("*/cases.json"))
 
 
+RUN = ("position_ids", "t2i_pair", "und_0", "edit_image", "edit_text", "vae", "train_pair", "train_und", "srum")
+
+
 def errors_of(path: Path) -> dict[str, float]:
     return json.loads(path.read_text())
 
@@ -76,6 +79,27 @@ def own_set(folder: Path) -> Path:
                 "cfg_renorm_type": "text_channel",
             },
         },
+        "edit_text": {"prompt_ids": [7, 8], "input_image": "und_0/image_uint8"},
+        "vae": {},
+        "train_pair": {
+            "plan": [[["vae_image", 0], ["text", 0], ["vae_image", 1]], [["text", 1]]],
+            "prompt_ids": [[[3, 4]], [[5]]],
+            "grad_norm_names": ["llm2vae.bias", "language_model.lm_head.weight"],
+        },
+        "train_und": {
+            "plan": [[["vit_image", 0], ["text", 0], ["text", 1]]],
+            "prompt_ids": [[[3, 4], [5, 6]]],
+            "grad_norm_names": ["connector.fc1.bias"],
+        },
+        "srum": {
+            "prompt_ids": [[5], [6, 7]],
+            "image_hw": [32, 16],
+            "rewards_0": [{"object": "cat", "bbox": [0, 3, 16, 20], "score": 0.5}],
+            "global_score_0": 0.2,
+            "rewards_1": [],
+            "global_score_1": -0.4,
+            "lambda_constraint": 0.5,
+        },
     }
     image = random_picture(33, 47)
     size = load_model(folder / "checkpoint").edited_size(image)
@@ -84,16 +108,30 @@ def own_set(folder: Path) -> Path:
         "t2i_pair/init_noise": torch.randn(4, 16, generator=generator),
         "edit_image/init_noise": torch.randn(size[0] * size[1] // 256, 16, generator=generator),
         "und_0/image_uint8": (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous(),
+        "vae/image": torch.rand(1, 3, 16, 32, generator=generator) * 2 - 1,
+        "vae/eps": torch.randn(1, 4, 2, 4, generator=generator),
+        "vae/z": torch.randn(1, 4, 2, 4, generator=generator),
+        "train_pair/latent_0": torch.randn(4, 2, 4, generator=generator),
+        "train_pair/latent_1": torch.randn(4, 4, 2, generator=generator),
+        "train_pair/noise": torch.randn(4, 16, generator=generator),
+        "train_pair/timestep_logits": torch.tensor([float("-inf")] * 2 + [0.3] * 2),
+        "srum/bad_latents": torch.randn(2, 4, 4, 2, generator=generator),
+        "srum/good_latents": torch.randn(2, 4, 4, 2, generator=generator),
+        "srum/noise": torch.randn(4, 16, generator=generator),
+        "srum/timestep_logits": torch.tensor([0.1, 0.1, -0.6, -0.6]),
     }
     assert torch.equal(picture(tensors["und_0/image_uint8"]), image)
+    patches = len(load_model(folder / "checkpoint").patches(image)[0])
+    tensors["train_und/vit_token_seqlens"] = torch.tensor([patches])
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "tensors": {}}))
     save_file(tensors, folder / "cases.safetensors")
     data = read_set(folder)
     model = load_set_model(data)
-    for name in ("position_ids", "t2i_pair", "und_0", "edit_image"):
-        wanted = {"tokens": (3,)}
+    for name in RUN:
+        wanted = {"tokens": (3,), "grad.vae2llm.bias": (32,)}
         outputs = RUNNERS[str(kind_of(name))](model, Case(name, cases[name], data.inputs, wanted))
-        tensors |= {f"{name}/{key}": tensor.detach().clone().contiguous() for key, tensor in outputs.items()}
+        found = {f"{name}/{key}": tensor.detach().clone().contiguous() for key, tensor in outputs.items()}
+        tensors |= {key: tensor for key, tensor in found.items() if tensor.numel()}
     declared = {key: {"shape": list(tensor.shape)} for key, tensor in tensors.items()}
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "tensors": declared}))
     save_file(tensors, folder / "cases.safetensors")
@@ -115,7 +153,7 @@ def test_a_set_of_its_own_numbers_passes(good_set: Path, tmp_path: Path, capsys:
     assert main([str(good_set), "--json", str(report)]) == 0
     lines = capsys.readouterr().out.splitlines()
     errors = errors_of(report)
-    assert len(errors) > 20 and max(errors.values()) == 0
+    assert len(errors) > 70 and max(errors.values()) == 0
     assert {line.split()[0] for line in lines if line.endswith("  ok") and "/" in line} == errors.keys()
     assert "und_0/image_uint8" not in errors and "t2i_pair/init_noise" not in errors
 
@@ -151,6 +189,27 @@ def test_one_altered_value_is_enough(copied_set: Path, capsys: pytest.CaptureFix
     assert main([str(copied_set)]) == 1
     failed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
     assert failed == ["t2i_pair/v"]
+
+
+def test_the_list_of_outputs_decides_what_is_compared(
+    copied_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What it names must be there and computed; what it leaves out is neither compared nor fed to the model."""
+    listed = ["t2i_pair/v", "vae/decoded", "train_und/ce", "und_9/logits"]
+    (copied_set / "outputs.md").write_text("# Outputs\n\n" + "".join(f"- {key}\n" for key in listed))
+    data = read_set(copied_set)
+    assert not any(key in data.inputs for key in ("vae/moments", *listed))
+    report = tmp_path / "errors.json"
+    assert main([str(copied_set), "--json", str(report)]) == 1
+    errors = errors_of(report)
+    assert errors.keys() == set(listed)
+    assert [key for key, error in errors.items() if error > 0] == ["und_9/logits"]
+    assert "srum  not run" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "not run" in capsys.readouterr().err
 
 
 def test_what_was_not_run_fails(copied_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -194,6 +253,10 @@ def test_a_case_that_breaks_does_not_stop_the_others(copied_set: Path, capsys: p
 def test_runners_see_inputs_only(good_set: Path) -> None:
     data = read_set(good_set)
     assert not data.inputs.keys() & data.expected.keys()
-    assert set(data.inputs) == {"t2i_pair/init_noise", "edit_image/init_noise", "und_0/image_uint8"}
-    assert case_names(data) == ["position_ids", "t2i_pair", "und_0", "edit_image"]
+    assert {key for key in data.inputs if not key.startswith(("train", "srum", "vae"))} == {
+        "t2i_pair/init_noise",
+        "edit_image/init_noise",
+        "und_0/image_uint8",
+    }
+    assert sorted(case_names(data)) == sorted(RUN)
     assert run_case(load_set_model(data), data, "position_ids")[0].ok
