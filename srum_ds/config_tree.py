@@ -228,8 +228,13 @@ class Eval:
     prompts: Count = 900
     # Seeds the noise of the pictures.
     seed: Whole = 1234
-    # Guidance by the text; null takes rollout.text_scale.
+    # The sampler: guidance by the text, timestep shift, guided times, which norm is given back, its
+    # smallest factor. null takes what rollout.* says.
     text_scale: NotNegative | None = None
+    timestep_shift: Positive | None = None
+    interval: tuple[Share, Share] | None = None
+    renorm: Literal["global", "channel", "text_channel"] | None = None
+    renorm_min: Share | None = None
     # Time points of the sampler.
     num_timesteps: Annotated[int, Ge(2)] = 17
     # Pictures drawn at once.

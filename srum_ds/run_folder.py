@@ -30,17 +30,7 @@ def prepare(run_dir: Path, cfg: Config) -> None:
     Raises UserError naming the keys that differ, and for a folder that cannot be written.
     """
     saved = run_dir / CONFIG
-    begun = any((run_dir / name).exists() for name in (CHECKPOINTS, EXPORT, METRICS))
-    if begun and not saved.exists():
-        raise UserError(f"{run_dir} holds a run without its {CONFIG}; choose another run.dir.")
-    if begun:
-        changed = diff_configs(load_config(saved), cfg, ignore=FREE)
-        if changed:
-            listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changed)
-            raise UserError(
-                f"{run_dir} holds a run with other settings: {listed}. Give the run's own settings to go on "
-                f"with it, or another run.dir to start a new one."
-            )
+    if refuse_other_settings(run_dir, cfg):
         return
     # Nothing has been trained there: a call that failed on a wrong setting binds nobody to it.
     try:
@@ -48,6 +38,23 @@ def prepare(run_dir: Path, cfg: Config) -> None:
     except OSError as error:
         raise UserError(f"run.dir {run_dir} cannot be made ({error}); choose another folder.") from error
     save_config(cfg, saved)
+
+
+def refuse_other_settings(run_dir: Path, cfg: Config) -> bool:
+    """Whether a run with these settings has begun there; UserError naming the keys where they differ."""
+    if not any((run_dir / name).exists() for name in (CHECKPOINTS, EXPORT, METRICS)):
+        return False
+    saved = run_dir / CONFIG
+    if not saved.exists():
+        raise UserError(f"{run_dir} holds a run without its {CONFIG}; choose another run.dir.")
+    changed = diff_configs(load_config(saved), cfg, ignore=FREE)
+    if changed:
+        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changed)
+        raise UserError(
+            f"{run_dir} holds a run with other settings: {listed}. Give the run's own settings to go on "
+            f"with it, or another run.dir to start a new one."
+        )
+    return True
 
 
 @contextmanager

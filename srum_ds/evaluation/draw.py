@@ -42,7 +42,8 @@ class DrawSettings:
 
     image_size: height, width in pixels. batch: pictures at once (a part of the settings: batches
     stay the same for any number of processes). answers: spellings of the good one, then as many of
-    the bad one; together they need the probability ``min_mass`` to count as an answer.
+    the bad one; together they need the probability ``min_mass`` to count as an answer. sample:
+    which of a prompt's pictures; each has its own noise.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class DrawSettings:
     answers: tuple[str, ...] = ("yes", "no")
     min_mass: float = 0.05
     device: str = "cpu"
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def draw(
     """One picture a prompt by each model folder, and each model's score of its own pictures.
 
     questions: what to ask about each prompt's picture. The noise of a picture is seeded by
-    (settings.seed, prompt id, sample 0) and is the same for every model. Models marked in
+    (settings.seed, prompt id, settings.sample) and is the same for every model. Models marked in
     ``cacheable`` are looked up in ``cache_dir`` and stored there. ``on_batch(done, total)`` is told
     of progress. Raises UserError for a folder that is no checkpoint.
     """
@@ -223,7 +225,7 @@ def _draw_batch(job: _Batch) -> tuple[np.ndarray, np.ndarray]:
     model = _loaded(job.folder, settings.kind, settings.device, _stamp(job.folder))
     grid = model.grid_of(*settings.image_size)
     shape = (math.prod(grid), model.config.token_channels)
-    noise_NTC = torch.stack([eval_noise(shape, settings.seed, prompt) for prompt in job.prompts])
+    noise_NTC = torch.stack([eval_noise(shape, settings.seed, prompt, settings.sample) for prompt in job.prompts])
     _, images_NCHW = model.generate(job.prompts, noise_NTC.to(settings.device), grid, settings.sampling)
     pictures = to_uint8(images_NCHW)
     logprobs_QA = model.answer_logprobs(list(pictures.float() / 255), list(job.questions), settings.answers)

@@ -70,7 +70,7 @@ def build_result(
         "seconds": round(seconds, 1),
         "settings": dict(settings or {}),
     }
-    return _without_nan(result)
+    return without_nan(result)
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
@@ -203,12 +203,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON knows no NaN: an undefined figure is null."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

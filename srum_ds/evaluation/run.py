@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -17,15 +18,16 @@ from torch import Tensor
 from srum_ds.config import Config, find_path, load_config
 from srum_ds.data.reader import PromptReader
 from srum_ds.errors import UserError
-from srum_ds.evaluation.draw import Drawn, DrawSettings, draw, weights_sha256
+from srum_ds.evaluation.draw import Drawn, DrawSettings, cache_key, draw, weights_sha256
 from srum_ds.evaluation.report import Measured, build_result, result_table, verdict, write_result
-from srum_ds.files import replacing
+from srum_ds.files import replacing, write_atomic
 from srum_ds.models.base import Prompt, Sampling
 from srum_ds.pictures import Shown, beside, comparison
 from srum_ds.rewards.templates import load_template
 from srum_ds.shapes.checker import Check, check
 
 CACHE = ".eval_cache"
+OUTCOMES = "outcomes.json"
 GRID = Path("samples/eval_grid.png")
 GRID_PROMPTS_PER_CATEGORY = 2
 
@@ -40,10 +42,10 @@ def evaluate_run(
     """Draws with the base model and with ``run_dir/export``, checks both, writes and prints the result.
 
     Reads ``run_dir/config.yaml`` with ``overrides`` (``eval.key=value`` only). Writes
-    ``result.json``, ``eval.md`` and ``samples/eval_grid.png`` into the run's folder; the base's
-    pictures are kept in ``.eval_cache`` beside it. processes: default one a core (one on a GPU).
-    Returns the content of ``result.json``. Raises UserError where the run is not finished, or its
-    configuration, shards or models are broken.
+    ``result.json``, ``eval.md``, ``samples/eval_grid.png`` and ``outcomes.json`` (0 or 1 for each
+    prompt) into the run's folder; the base's pictures are kept in ``.eval_cache`` beside it.
+    processes: default one a core (one on a GPU). Returns the content of ``result.json``. Raises
+    UserError where the run is not finished, or its configuration, shards or models are broken.
     """
     started = time.monotonic()
     console = console or Console()
@@ -52,8 +54,7 @@ def evaluate_run(
     if not trained_folder.is_dir():
         raise UserError(f"{trained_folder}: missing; the run has not finished: repeat its `srum-ds train`")
     prompts = eval_prompts(cfg)
-    template = load_template(find_path(cfg.judge.global_template))
-    questions = [template.render(prompt=prompt.text) for prompt in prompts]
+    questions = eval_questions(cfg, prompts)
     settings = draw_settings(cfg)
     if processes is None:
         processes = 1 if settings.device != "cpu" else len(os.sched_getaffinity(0))
@@ -79,6 +80,13 @@ def evaluate_run(
     )
     _save_grid(run_dir / GRID, prompts, (base, trained), checks)
     write_result(run_dir, result)
+    outcomes = {
+        "key": outcomes_key(cfg, run_dir, prompts),
+        "prompts": [prompt.id for prompt in prompts],
+        "base": [int(item.exact) for item in checks[0]],
+        "trained": [int(item.exact) for item in checks[1]],
+    }
+    write_atomic(run_dir / OUTCOMES, json.dumps(outcomes) + "\n")
     console.print(result_table(result))
     console.print(verdict(result), soft_wrap=True, highlight=False)
     console.print(f"written: {run_dir}/result.json, eval.md, {GRID}", soft_wrap=True, highlight=False)
@@ -97,16 +105,28 @@ def eval_prompts(cfg: Config) -> list[Prompt]:
     return [reader[i] for i in range(cfg.eval.prompts)]
 
 
+def eval_questions(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:
+    """What the judge is asked about each prompt's picture."""
+    template = load_template(find_path(cfg.judge.global_template))
+    return [template.render(prompt=prompt.text) for prompt in prompts]
+
+
+def outcomes_key(cfg: Config, run_dir: Path, prompts: Sequence[Prompt]) -> str:
+    """What ``outcomes.json`` depends on, in one word: both models, the prompts and the sampler."""
+    models = " ".join(weights_sha256(folder) for folder in (find_path(cfg.model.path), run_dir / "export"))
+    return cache_key(models, prompts, eval_questions(cfg, prompts), draw_settings(cfg))
+
+
 def draw_settings(cfg: Config) -> DrawSettings:
     """How a configuration's evaluation draws."""
-    rollout = cfg.rollout
+    rollout, own = cfg.rollout, cfg.eval
     sampling = Sampling(
-        num_timesteps=cfg.eval.num_timesteps,
-        timestep_shift=rollout.timestep_shift,
-        text_scale=rollout.text_scale if cfg.eval.text_scale is None else cfg.eval.text_scale,
-        interval=rollout.interval,
-        renorm=rollout.renorm,
-        renorm_min=rollout.renorm_min,
+        num_timesteps=own.num_timesteps,
+        timestep_shift=rollout.timestep_shift if own.timestep_shift is None else own.timestep_shift,
+        text_scale=rollout.text_scale if own.text_scale is None else own.text_scale,
+        interval=rollout.interval if own.interval is None else own.interval,
+        renorm=rollout.renorm if own.renorm is None else own.renorm,
+        renorm_min=rollout.renorm_min if own.renorm_min is None else own.renorm_min,
     )
     return DrawSettings(
         kind=cfg.model.kind,
