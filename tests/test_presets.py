@@ -1,0 +1,67 @@
+"""The shipped recipes say what the method's facts say, and differ from each other only where they claim to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srum_ds.config import diff_configs, load_config
+from srum_ds.data.commands import shapes_prompts
+from srum_ds.objectives import get_objective
+
+RECIPES = Path(__file__).resolve().parent.parent / "launch/recipes"
+NAMED = ("srum", "paper", "sft", "global_only", "local_only")
+
+
+def changed(name: str, base: str = "tiny") -> dict[str, object]:
+    pairs = diff_configs(load_config(RECIPES / f"{base}.yaml"), load_config(RECIPES / f"{name}.yaml"))
+    return {key: new for key, _, new in pairs if key not in ("run.dir", "train.lr")}
+
+
+def test_named_recipes_draw_equally_many_pictures_from_one_base_into_folders_of_their_own() -> None:
+    configs = [load_config(RECIPES / f"{name}.yaml") for name in NAMED]
+    drawn = {c.train.steps * c.rollout.prompts_per_step * c.rollout.images_per_prompt for c in configs}
+    assert drawn == {120 * 64}
+    assert len({c.run.dir for c in configs}) == len(NAMED)
+    assert len({(c.model.path, c.data.shards) for c in configs}) == 1
+    # One table measures all alike.
+    assert len({(c.eval.split, c.eval.seed, c.eval.num_timesteps, c.rollout.timestep_shift) for c in configs}) == 1
+    # There are prompts enough for a step of the paper's recipe.
+    assert len(shapes_prompts()["train"]) > 64
+
+
+def test_srum_is_the_default() -> None:
+    assert changed("srum") == {}
+
+
+def test_one_sided_recipes_differ_from_the_default_in_the_reward_alone() -> None:
+    assert changed("global_only") == {"regions.kind": "none", "reward.local_weight": 0.0}
+    assert changed("local_only") == {"reward.global_weight": 0.0, "reward.local_weight": 1.0}
+
+
+def test_sft_has_no_reward_and_no_constraint() -> None:
+    cfg = load_config(RECIPES / "sft.yaml")
+    assert get_objective(cfg.objective.name).weights == "none" and cfg.objective.constraint == "none"
+
+
+def test_both_paper_recipes_have_the_released_arithmetic() -> None:
+    for name in ("paper", "bagel_paper"):
+        cfg = load_config(RECIPES / f"{name}.yaml")
+        assert cfg.objective.name == "weighted" and get_objective("weighted").weights == "positive"
+        assert (cfg.objective.constraint, cfg.objective.constraint_weight) == ("target", 0.5)
+        t = cfg.train
+        assert (t.betas, t.eps, t.weight_decay, t.max_grad_norm) == ((0.9, 0.95), 1e-15, 0.0, 1.0)
+        assert (t.timestep_distribution, t.timestep_shift, t.caption_dropout) == ("logit_normal", 1.0, 0.1)
+        assert cfg.rollout.images_per_prompt == 1 and cfg.rollout.weights == "reference"
+        assert cfg.regions.max_count == 10 and cfg.eval.weights == "live"
+
+
+def test_the_full_size_recipe_has_the_released_numbers_and_loads_without_the_weights() -> None:
+    cfg = load_config(RECIPES / "bagel_paper.yaml")
+    assert not Path(cfg.model.path).exists()
+    r = cfg.rollout
+    assert r.image_size == (1024, 1024) and r.num_timesteps == 50 and r.timestep_shift == 3.0
+    assert (r.text_scale, r.interval, r.renorm, r.renorm_min) == (4.0, (0.4, 1.0), "global", 0.0)
+    assert (r.prompts_per_step, cfg.deepspeed.ranks) == (16, 8)
+    t = cfg.train
+    assert (t.lr, t.warmup_steps, t.steps, t.timesteps_per_image) == (2e-5, 100, 309, 1)
+    assert (t.precision, cfg.model.trains, cfg.model.judge) == ("bf16", "transformer", "frozen_copy")
