@@ -39,6 +39,8 @@ REQUIRES = [
     "numpy>=2.0",
     # Structured configs with tuples and literals.
     "omegaconf>=2.4",
+    # LoRA.
+    "peft>=0.21",
     "pillow>=12.0",
     "psutil>=7.0",
     "pydantic>=2.12",

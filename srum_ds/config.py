@@ -29,6 +29,7 @@ from srum_ds.config_tree import (
     Eval,
     Judge,
     Log,
+    Lora,
     Model,
     Objective,
     Regions,
@@ -49,6 +50,7 @@ __all__ = [
     "Eval",
     "Judge",
     "Log",
+    "Lora",
     "Model",
     "Objective",
     "Regions",
@@ -223,7 +225,7 @@ def check(cfg: Config) -> None:
     if cfg.model.judge == "shared" and cfg.model.trains == "transformer":
         raise UserError(
             "model.judge=shared would judge with weights that model.trains=transformer changes: set "
-            "model.judge=frozen_copy (or auto), or model.trains=generation."
+            "model.judge=frozen_copy (or auto), or model.trains=generation or lora."
         )
     judged = cfg.objective.name != "sft"
     local = cfg.reward.local_weight > 0

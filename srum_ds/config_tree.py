@@ -40,11 +40,25 @@ class Model:
     path: Text = "srum_ds/assets/tiny_bagel"
     # Which adapter reads that folder.
     kind: Literal["bagel"] = "bagel"
-    # What learns: the generation half, or the whole transformer.
-    trains: Literal["generation", "transformer"] = "generation"
-    # Who judges: the live model (only where training provably leaves understanding untouched), a
-    # frozen copy of the model as it was at the start, or whichever of the two `trains` calls for.
+    # What learns: the generation half, the whole transformer, or a LoRA adapter (section `lora`).
+    trains: Literal["generation", "transformer", "lora"] = "generation"
+    # Who judges: the live model (only where training provably leaves understanding untouched; with
+    # LoRA, the live model with LoRA off), a frozen copy of the model as it was at the start, or
+    # whichever of the two `trains` calls for.
     judge: Literal["auto", "shared", "frozen_copy"] = "auto"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter that `model.trains=lora` trains (arXiv 2106.09685); unused in other modes."""
+
+    # Rank of the update of each weight.
+    rank: Count = 16
+    # The update is scaled by alpha / rank.
+    alpha: Positive = 32.0
+    # Modules that get one, by their dotted names or the ends of these (q_proj_moe_gen, mlp.up_proj);
+    # * stands for anything, in YAML in quotes. None: all projections of the generation experts.
+    targets: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +263,7 @@ class Config:
 
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
     judge: Judge = field(default_factory=Judge)

@@ -40,6 +40,8 @@ def expected(kind: Any) -> str:
     arguments = typing.get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(arguments)
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        return f"a list: each {expected(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)}: each {expected(arguments[0])}"
     if origin in (typing.Union, UnionType):

@@ -62,7 +62,7 @@ def draw(
     for group in micro_batches(prompts, cfg.rollout.micro_batch_prompts):
         with clock("rollout"):
             rollout = generate(cfg, model, group, sampling, step)
-        with clock("judge"):
+        with clock("judge"), model.judging():
             regions = propose_regions(cfg, rollout)
             scores = ask.about(judge, rollout, regions)
         batches.append(Judged(rollout, regions, scores))

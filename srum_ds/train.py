@@ -59,6 +59,8 @@ def train(cfg: Config, run_dir: Path) -> int:
     reader = PromptReader(find_path(cfg.data.shards), cfg.data.split)
     ask = Questions(cfg)
     model = load_model(find_path(cfg.model.path), cfg.model.kind)
+    if cfg.model.trains == "lora":
+        model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
     judge = choose_judge(cfg, model)
     start_distributed()
     engine = create_engine(cfg, model)
@@ -73,7 +75,7 @@ def train(cfg: Config, run_dir: Path) -> int:
     monitor.truncate(start)
     if engine.rank == 0:
         write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share())
-    announce(monitor, cfg, engine, judge is model, start)
+    announce(monitor, cfg, engine, model, judge is model, start)
     stop = StopSignal()
     source = Drawn(cfg, engine, model, judge, ask, reader)
     bad_steps = 0
@@ -149,7 +151,7 @@ def create_engine(cfg: Config, model: Any) -> Engine:
 
 
 def choose_judge(cfg: Config, model: Any) -> Any:
-    """The live model where training provably leaves understanding untouched, else a frozen copy."""
+    """The live model where it judges as it did untrained (with LoRA: LoRA off), else a frozen copy."""
     unchanged = model.judge_unchanged_by(cfg.model.trains)
     if cfg.model.judge == "shared" and not unchanged:
         raise UserError(
@@ -197,8 +199,9 @@ def show_pictures(
             return
         grid = model.grid_of(*cfg.rollout.image_size)
         rollout = roll_out(model, fixed, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
-        regions = propose_regions(cfg, rollout)
-        scores = ask.about(judge, rollout, regions)
+        with model.judging():
+            regions = propose_regions(cfg, rollout)
+            scores = ask.about(judge, rollout, regions)
     boxes, local = boxes_by_picture(regions, scores.local_R, len(fixed))
     captions = [f"{p.text}  ({s:+.2f})" for p, s in zip(fixed, scores.global_N.tolist(), strict=True)]
     monitor.images("fixed", rollout.images_NCHW, boxes, local, captions, step)
@@ -224,14 +227,21 @@ def export(cfg: Config, engine: Engine, model: Any, run_dir: Path) -> None:
         raise UserError(problem or "the export failed on the first rank; its message says why.")
 
 
-def announce(monitor: Monitor, cfg: Config, engine: Engine, shared: bool, start: int) -> None:
-    """What the run is, in three lines."""
+def announce(monitor: Monitor, cfg: Config, engine: Engine, model: Any, shared: bool, start: int) -> None:
+    """What the run is, in a few lines."""
     where = f"goes on after step {start}" if start else "starts"
-    judge = "the live model (its understanding half does not train)" if shared else "a frozen copy"
+    live = "the live model with LoRA off" if model.lora else "the live model (its understanding half does not train)"
+    judge = live if shared else "a frozen copy"
     monitor.message(
         f"{cfg.run.dir} {where}: {cfg.train.steps} steps on {engine.world_size} rank(s), {cfg.train.precision}"
     )
     monitor.message(f"trains {cfg.model.trains} with objective {cfg.objective.name}; the judge is {judge}")
+    if model.lora:
+        bound = model.lora
+        monitor.message(
+            f"LoRA of rank {bound.rank}, alpha {bound.alpha:g}, on {len(bound.modules)} modules: "
+            f"{bound.parameters:,} parameters"
+        )
     monitor.message(f"sharded: {engine.sharded_share():.1%} of the parameters")
 
 

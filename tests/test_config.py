@@ -120,6 +120,7 @@ def test_unknown_key_in_a_recipe_names_the_file(tmp_path: Path) -> None:
         ("train.betas=0.9", "a list of 2"),
         ("train.precision=fp16", "one of fp32, bf16"),
         ("objective.name=ntf", "one of nft, weighted, sft, signed, group"),
+        ("lora.targets=q_proj", "a list: each a text"),
         ("log.progress=maybe", "true or false"),
         ("rollout.image_size=[64,wide]", "a whole number"),
         ("rollout.interval=[0.2,1.5]", "at most 1"),

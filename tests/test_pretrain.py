@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from srum_ds.errors import UserError
 from srum_ds.models import load_model
-from srum_ds.models.bagel.adapter import trains_in
+from srum_ds.models.bagel.modes import trains_in
 from srum_ds.shapes.pretrain import drawing, umm
 from srum_ds.shapes.pretrain.model import build, write_config
 from srum_ds.shapes.pretrain.pool import build_pool, load_pool

@@ -7,6 +7,7 @@ evaluation know only what stands in this file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -178,6 +179,21 @@ class UnifiedModel(Judge, Protocol):
 
     def judge_unchanged_by(self, mode: str) -> bool:
         """Whether training in ``mode`` provably leaves the understanding path bit-identical."""
+        ...
+
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Any:
+        """Puts a LoRA adapter on the modules that ``targets`` name, for mode ``lora``.
+
+        It changes nothing until it is trained, and is the same on every rank. UserError for a target
+        that names no module.
+        """
+        ...
+
+    def judging(self) -> AbstractContextManager[None]:
+        """A context in which the model judges as it did before training, where that takes a switch.
+
+        Nothing in it communicates, so it may be entered inside ``engine.gathered()``.
+        """
         ...
 
     def save(self, folder: Path) -> None:

@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.models.bagel.adapted import export_adapted, lora_targets
 from srum_ds.models.bagel.configuration import read_config
 from srum_ds.models.bagel.drawing import BagelPainter
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.model import Bagel
+from srum_ds.models.bagel.modes import trains_in
 from srum_ds.models.bagel.packing import Packed, Part, pack
 from srum_ds.models.bagel.tokens import BagelTokenizer
 from srum_ds.models.bagel.transformer import MoTLayer
 from srum_ds.models.bagel.weights import export_folder, load_autoencoder, load_into
-
-GENERATION_PARTS = ("vae2llm.", "llm2vae.", "time_embedder.")
-MODES = ("generation", "transformer")
-
-
-def trains_in(mode: str, name: str) -> bool:
-    """Whether training mode ``mode`` trains the parameter called ``name``.
-
-    generation: the generation experts and what only they use. transformer: the released recipe,
-    both experts as well, embeddings and heads included.
-    """
-    generation = "_moe_gen" in name or name.startswith(GENERATION_PARTS)
-    if mode == "generation":
-        return generation
-    if mode == "transformer":
-        return generation or name.startswith("language_model.")
-    raise UserError(f"model.trains is {mode!r}; BAGEL knows 'generation' and 'transformer'.")
+from srum_ds.models.lora import Binding, inject, switched_off
 
 
 class BagelAdapter(BagelPainter):
     """A BAGEL checkpoint folder, loaded: draws, looks, trains, saves."""
 
+    lora: Binding | None = None
+    """What the LoRA adapter is bound to, where there is one."""
+
     # ---- what trains, what judges
 
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Binding:
+        """Puts a LoRA adapter on the modules that ``targets`` name, for mode ``lora``.
+
+        targets: see ``match_targets``; none means the projections of the generation experts. The
+        adapter changes nothing until it is trained. UserError for a target that names no module.
+        """
+        if self.lora is not None:
+            raise ValueError("this model has an adapter already")
+        self.lora = inject(self.module, lora_targets(self.module, targets), rank, alpha, seed)
+        return self.lora
+
     def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains."""
+        """Names of the parameters that ``mode`` trains; ``lora`` needs ``add_lora`` first."""
+        if mode == "lora" and self.lora is None:
+            raise ValueError("mode lora trains an adapter: call add_lora first")
         return [name for name, _ in self.module.named_parameters() if trains_in(mode, name)]
 
     def judge_unchanged_by(self, mode: str) -> bool:
-        """True for ``generation``: text and vision tokens never touch a ``_moe_gen`` weight."""
-        return mode == "generation"
+        """True for ``generation``: text and vision tokens never touch a ``_moe_gen`` weight.
+
+        True for ``lora`` too: inside ``judging()`` the model is the untrained one.
+        """
+        return mode in ("generation", "lora")
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Inside, LoRA is off: the model looks as it did before training. No effect without LoRA."""
+        with switched_off(self.module):
+            yield
 
     # ---- training
 
@@ -82,13 +93,22 @@ class BagelAdapter(BagelPainter):
         tensors: Iterable[tuple[str, Tensor]],
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Writes the folder this model came from with some tensors replaced, streamed one at a time."""
-        export_folder(self.folder, folder, names, tensors, dtype)
+        """Writes the folder this model came from with some tensors replaced, streamed one at a time.
+
+        With LoRA, ``tensors`` are the adapter's: the folder holds the merged model, and the adapter
+        alone, as peft's files, under ``lora/``.
+        """
+        if self.lora is None:
+            export_folder(self.folder, folder, names, tensors, dtype)
+        else:
+            export_adapted(self.folder, folder, self.lora, tensors, dtype)
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint folder with the module's present weights."""
+        """Writes a checkpoint folder with the module's present weights; with LoRA as ``export`` does."""
         tensors = dict(self.module.named_parameters())
-        export_folder(self.folder, folder, list(tensors), tensors.items())
+        if self.lora is not None:
+            tensors = {name: tensors[name] for name in self.trainable("lora")}
+        self.export(folder, list(tensors), tensors.items())
 
 
 def load_bagel(

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from srum_ds.models.bagel.adapter import MODES, trains_in
+from srum_ds.models import lora
+from srum_ds.models.bagel.adapted import lora_targets
 from srum_ds.models.bagel.configuration import SpecialTokens, read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.model import Bagel
+from srum_ds.models.bagel.modes import trains_in
 
 VISION_PARTS = ("vit_model.", "connector.", "vit_pos_embed.")
 
@@ -28,11 +30,12 @@ def part_of(name: str) -> str:
     return "understanding"
 
 
-def inspect_folder(path: Path | str) -> dict[str, Any]:
+def inspect_folder(path: Path | str, lora_rank: int = lora.DEFAULT_RANK) -> dict[str, Any]:
     """Counts keys and parameters of a BAGEL folder from its configuration files.
 
     Returns ``keys`` and ``parameters`` (autoencoder excluded), ``parameters_moe_gen`` (names containing
-    ``moe_gen``), ``parts`` (understanding, generation, vision, vae) and ``trainable`` (parameters by mode).
+    ``moe_gen``), ``parts`` (understanding, generation, vision, vae) and ``trainable`` (parameters by mode;
+    ``lora``'s for its default targets at rank ``lora_rank``).
     UserError as ``read_config``.
     """
     config = read_config(Path(path))
@@ -44,7 +47,11 @@ def inspect_folder(path: Path | str) -> dict[str, Any]:
     for name, count in counts.items():
         parts[part_of(name)] += count
     parts["vae"] = sum(parameter.numel() for parameter in autoencoder.parameters())
-    trainable = {mode: sum(count for name, count in counts.items() if trains_in(mode, name)) for mode in MODES}
+    trainable = {
+        mode: sum(count for name, count in counts.items() if trains_in(mode, name))
+        for mode in ("generation", "transformer")
+    }
+    trainable["lora"] = lora.adapter_size(module, lora_targets(module), lora_rank)
     return {
         "keys": len(counts),
         "parameters": sum(counts.values()),

@@ -187,7 +187,7 @@ class Bagel(nn.Module):
         """
         b, m, tokens, channels = x_BMTC.shape
         # Where understanding is frozen, nothing in the prompt's reading has a gradient worth keeping.
-        learns = torch.is_grad_enabled() and self.language_model.model.embed_tokens.weight.requires_grad
+        learns = torch.is_grad_enabled() and self._reading_learns()
         with torch.set_grad_enabled(learns):
             context = self.read_padded(ids_BL, length_B)[1]
         each = torch.arange(b, device=self.device).repeat_interleave(m)
@@ -195,6 +195,10 @@ class Bagel(nn.Module):
         grid = (int(grid_2[0]), int(grid_2[1]))
         v = self.velocity(x_BMTC.reshape(b * m, tokens, channels), t_BM.reshape(-1), grid, past)
         return v.view(b, m, tokens, channels)
+
+    def _reading_learns(self) -> bool:
+        """Whether anything that text goes through is trained."""
+        return any(p.requires_grad for n, p in self.language_model.named_parameters() if "_moe_gen" not in n)
 
     def losses(
         self,

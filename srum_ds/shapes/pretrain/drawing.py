@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from srum_ds.models.bagel.adapter import trains_in
 from srum_ds.models.bagel.model import Bagel
+from srum_ds.models.bagel.modes import trains_in
 from srum_ds.models.bagel.tokens import BagelTokenizer
 from srum_ds.shapes.pretrain.pool import Pool
 from srum_ds.shapes.pretrain.stage import Schedule, Stage
