@@ -1,11 +1,13 @@
-"""Attention over a layout: one dense mask, or a block mask that skips what no query may see.
+"""Attention of one pass: which kernel, over which grid of tokens, under which mask.
 
-Query heads that share a key head lie one after another along the query axis, so a query's row of the mask is
-its index modulo the number of tokens.
+``sdpa`` works on the padded grid [B, S] with a dense mask; it serves CPUs, and everything with a cache.
+``flex`` (flex attention, arXiv 2412.05496) works on all samples along one sequence without padding between
+them; a block mask skips what belongs to other samples. It serves packed training on a GPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -14,57 +16,137 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from srum_ds.models.bagel.layout import Layout
+from srum_ds.models.bagel.layout import Layout, visible
 
 Kernel = Literal["auto", "sdpa", "flex"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
-FLEX_FROM_TOKENS = 256
-"""Below this length a block mask has too few blocks to skip any."""
+
+FLEX_BLOCK = 128
+"""The packed sequence is padded to whole blocks of flex attention's default size."""
+FLEX_HEAD = 16
+"""Narrower heads than this have no compiled flex kernel."""
 
 
-def choose_kernel(kernel: str, device: torch.device, tokens: int) -> str:
-    """``sdpa`` or ``flex``: what ``auto`` means for training on this device with so many tokens a sample."""
-    if kernel not in KERNELS:
-        raise ValueError(f"attention kernel {kernel!r} is none of {', '.join(KERNELS)}")
-    if kernel != "auto":
-        return kernel
-    fits = device.type == "cuda" and tokens >= FLEX_FROM_TOKENS
-    return "flex" if fits and torch.is_grad_enabled() else "sdpa"
+def choose_kernel(asked: str, device: torch.device, head_size: int, cached: bool) -> str:
+    """``sdpa`` or ``flex``: what ``asked`` means for a pass on this device.
+
+    ``auto`` is flex on a GPU where nothing is cached (training), else sdpa. A pass that reads or keeps a
+    cache always uses sdpa. Raises ValueError for an unknown name.
+    """
+    if asked not in KERNELS:
+        raise ValueError(f"attention kernel {asked!r} is none of {', '.join(KERNELS)}")
+    if cached:
+        return "sdpa"
+    if asked != "auto":
+        return asked
+    return "flex" if device.type == "cuda" and head_size >= FLEX_HEAD else "sdpa"
 
 
-def dense_mask(layout: Layout, groups: int, dtype: torch.dtype) -> Tensor:
-    """0 or -inf, [B, 1, groups * S, K]."""
-    allowed = layout.allowed_BQK[:, None].repeat(1, 1, groups, 1)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill(~allowed, float("-inf"))
+@dataclass(frozen=True)
+class Plan:
+    """How the layers of one pass attend.
+
+    grid: rows and columns of the tokens' places, [B, S] padded or [1, P] packed. slot_N: place of each flat
+    token, counted over the grid; position_P: rotary position at each place. groups: query heads that share
+    a key head. mask: additive, 0 or -inf, [B, 1, S, past + S], S repeated for each of the groups where they
+    are laid along the query axis (``shared_heads``); or the block mask.
+    """
+
+    grid: tuple[int, int]
+    slot_N: Tensor
+    position_P: Tensor
+    groups: int
+    mask: Tensor | BlockMask
+
+    @property
+    def places(self) -> int:
+        return self.grid[0] * self.grid[1]
 
 
-def block_mask(layout: Layout, groups: int) -> BlockMask:
-    """The same mask by blocks, for ``flex_attention``."""
-    allowed_BQK = layout.allowed_BQK
-    batch, length, keys = allowed_BQK.shape
+def make_plan(layout: Layout, kernel: str, groups: int, dtype: torch.dtype) -> Plan:
+    """The plan of a pass over ``layout`` whose activations have ``dtype``."""
+    if kernel == "flex":
+        return _packed_plan(layout, groups)
+    grid = (layout.batch, layout.length)
+    position_P = _by_place(layout.position_N, layout.slot_N, grid[0] * grid[1])
+    # See attend: CPUs compute in float32 and share heads by themselves.
+    on_cpu = layout.slot_N.device.type == "cpu"
+    mask = dense_mask(layout, torch.float32) if on_cpu else dense_mask(layout, dtype).repeat(1, 1, groups, 1)
+    return Plan(grid, layout.slot_N, position_P, groups, mask)
 
-    def allowed(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return allowed_BQK[b, query % length, key]
 
-    return create_block_mask(allowed, batch, None, groups * length, keys, device=str(allowed_BQK.device))
+def _by_place(x_N: Tensor, slot_N: Tensor, places: int, fill: int = 0) -> Tensor:
+    return x_N.new_full((places,), fill).index_copy(0, slot_N, x_N)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask) -> Tensor:
-    """Scaled dot-product attention, in q's dtype; a dense mask is additive, [B, 1, Q, K].
+def dense_mask(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """0 or -inf, [B, 1, S, past + S]."""
+    allowed = layout.allowed_BQK[:, None]
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def _packed_plan(layout: Layout, groups: int) -> Plan:
+    """Samples one after the other, then a document of padding up to a whole block."""
+    tokens = layout.tokens
+    places = -(-tokens // FLEX_BLOCK) * FLEX_BLOCK
+    real_BS = layout.valid_BS.reshape(-1)
+    slot_N = (real_BS.cumsum(0) - 1).index_select(0, layout.slot_N)
+
+    def by_place(x_BS: Tensor, fill: int) -> Tensor:
+        return _by_place(x_BS.reshape(-1).index_select(0, layout.slot_N), slot_N, places, fill)
+
+    mask = block_mask(
+        _by_place(layout.slot_N // layout.length, slot_N, places, -1),
+        by_place(layout.segment_BS, -1),
+        by_place(layout.causal_BS, False),
+        by_place(layout.hidden_BS, True),
+    )
+    return Plan((1, places), slot_N, _by_place(layout.position_N, slot_N, places), groups, mask)
+
+
+def block_mask(document_P: Tensor, segment_P: Tensor, causal_P: Tensor, hidden_P: Tensor) -> BlockMask:
+    """Who may attend to whom along one sequence of documents; see ``layout.visible`` for the rest.
+
+    Making it takes a few bytes for each pair of tokens, once a pass.
+    """
+
+    def allowed(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = document_P[query] == document_P[key]
+        return same & visible(segment_P[query], causal_P[query], query, segment_P[key], hidden_P[key], key)
+
+    length = len(document_P)
+    return create_block_mask(allowed, None, None, length, length, device=str(document_P.device), BLOCK_SIZE=FLEX_BLOCK)
+
+
+def attend(q_BHSD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, plan: Plan) -> Tensor:
+    """Scaled dot-product attention [B, H, S, D] in q's dtype; query heads h and h + 1 may share a key head.
 
     On CPU it computes in float32: the bfloat16 kernel's backward pass is several times slower there.
     """
+    mask = plan.mask
     if isinstance(mask, BlockMask):
-        return _flex(q.device.type)(q, k, v, block_mask=mask)
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+        return _flex(q_BHSD.device.type)(q_BHSD, k_BGKD, v_BGKD, block_mask=mask, enable_gqa=plan.groups > 1)
+    if q_BHSD.device.type != "cpu":
+        return shared_heads(q_BHSD, k_BGKD, v_BGKD, mask, plan.groups)
     with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
-    return out.to(q.dtype)
+        q, k, v = (x.float() for x in (q_BHSD, k_BGKD, v_BGKD))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=plan.groups > 1)
+    return out.to(q_BHSD.dtype)
+
+
+def shared_heads(q_BHSD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, mask: Tensor, groups: int) -> Tensor:
+    """SDPA with query heads that share a key head laid along the query axis.
+
+    No copy of keys or values, and a kernel that takes a mask but no grouped heads (the memory-efficient one of
+    GPUs) fits. mask: [B, 1, groups * S, K].
+    """
+    batch, heads, length, head = q_BHSD.shape
+    q = q_BHSD.reshape(batch, heads // groups, groups * length, head)
+    out = F.scaled_dot_product_attention(q, k_BGKD, v_BGKD, attn_mask=mask)
+    return out.reshape(batch, heads, length, head)
 
 
 @lru_cache(maxsize=1)
 def _flex(device_type: str) -> Any:
-    # Uncompiled, flex attention is a plain reference; compiled it is one kernel, and needs a GPU for backward.
-    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
+    # Uncompiled, flex attention is a plain reference without a gradient on CPU; compiled it is one GPU kernel.
+    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention

@@ -6,14 +6,15 @@ image is invisible to everything outside its own segment. Every segment sees all
 
 Tokens travel in one flat order, ``[text-like | vision | latent]``: the first two groups use the
 understanding expert and the last the generation expert, so each expert works on one contiguous run
-of rows. ``Layout`` holds the indices between that order and the padded ``[B, S]`` of attention.
+of rows. ``Layout`` holds the indices between that order and the padded ``[B, S]`` of attention, and
+what ``attention.visible`` needs to know of every token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,9 @@ class _Sample:
 
     group_S: np.ndarray
     position_S: np.ndarray
-    allowed_SS: np.ndarray
+    segment_S: np.ndarray
+    causal_S: np.ndarray
+    hidden_S: np.ndarray
     advance: int
 
 
@@ -75,26 +78,39 @@ def _describe(segments: tuple[Segment, ...]) -> _Sample:
         causal.append(np.full(n, segment.kind == "text"))
         noised.append(np.full(n, segment.kind == "noised"))
     if not groups:
-        empty = np.zeros(0, dtype=np.int64)
-        return _Sample(empty, empty, np.zeros((0, 0), dtype=bool), 0)
-    number_S = np.concatenate(number)
-    causal_S = np.concatenate(causal)
-    noised_S = np.concatenate(noised)
-    order_S = np.arange(number_S.size)
-    same_SS = number_S[:, None] == number_S[None, :]
-    earlier_SS = (number_S[None, :] < number_S[:, None]) & ~noised_S[None, :]
-    inside_SS = same_SS & (~causal_S[:, None] | (order_S[None, :] <= order_S[:, None]))
-    return _Sample(np.concatenate(groups), np.concatenate(positions), earlier_SS | inside_SS, position)
+        whole = np.zeros(0, dtype=np.int64)
+        return _Sample(whole, whole, whole, whole.astype(bool), whole.astype(bool), 0)
+    return _Sample(
+        np.concatenate(groups),
+        np.concatenate(positions),
+        np.concatenate(number),
+        np.concatenate(causal),
+        np.concatenate(noised),
+        position,
+    )
+
+
+def visible(
+    segment_Q: Tensor, causal_Q: Tensor, place_Q: Tensor, segment_K: Tensor, hidden_K: Tensor, place_K: Tensor
+) -> Tensor:
+    """Whether a query of one sample may attend to a key of the same sample; broadcasts.
+
+    Segments are numbered in order; hidden is what only its own segment sees; place is the order of tokens.
+    """
+    earlier = (segment_K < segment_Q) & ~hidden_K
+    inside = (segment_K == segment_Q) & (~causal_Q | (place_K <= place_Q))
+    return earlier | inside
 
 
 @dataclass(frozen=True)
 class Layout:
     """Indices of one forward pass; see the module's docstring for the flat order.
 
-    slot_N: row of the padded [B * S] grid at which flat token n stands. flat_BS: flat token at each
-    grid place (padding repeats token 0). position_N: rotary positions. allowed_BQK: bool,
-    [B, S, past + S]. valid_BS: which grid places are real. next_position_B: where the next segment
-    starts. ``text``, ``vision`` and ``latent`` count the flat groups.
+    slot_N: row of the padded [B * S] grid at which flat token n stands. position_N: rotary positions.
+    segment_BS: number of the segment at each grid place, -1 for padding; causal_BS and hidden_BS (bool):
+    whether it is text, and whether only its own segment sees it (noised images and padding).
+    past_valid_BP: which cached keys are real, None without a cache. next_position_B: where the next
+    segment starts. ``text``, ``vision`` and ``latent`` count the flat groups.
     """
 
     batch: int
@@ -103,15 +119,42 @@ class Layout:
     vision: int
     latent: int
     slot_N: Tensor
-    flat_BS: Tensor
     position_N: Tensor
-    allowed_BQK: Tensor
-    valid_BS: Tensor
+    segment_BS: Tensor
+    causal_BS: Tensor
+    hidden_BS: Tensor
+    past_valid_BP: Tensor | None
     next_position_B: Tensor
 
     @property
     def understanding(self) -> int:
         return self.text + self.vision
+
+    @property
+    def tokens(self) -> int:
+        return self.text + self.vision + self.latent
+
+    @property
+    def valid_BS(self) -> Tensor:
+        """Which grid places are real."""
+        return self.segment_BS >= 0
+
+    @cached_property
+    def allowed_BQK(self) -> Tensor:
+        """bool [B, S, past + S]: who may attend to whom. Padding sees padding, so that no row is empty."""
+        place_S = torch.arange(self.length, device=self.segment_BS.device)
+        allowed_BSS = visible(
+            self.segment_BS[:, :, None],
+            self.causal_BS[:, :, None],
+            place_S[:, None],
+            self.segment_BS[:, None, :],
+            self.hidden_BS[:, None, :],
+            place_S[None, :],
+        )
+        if self.past_valid_BP is None:
+            return allowed_BSS
+        past_BSP = self.past_valid_BP[:, None, :] & self.valid_BS[:, :, None]
+        return torch.cat([past_BSP, allowed_BSS], dim=2)
 
 
 def build_layout(
@@ -132,29 +175,22 @@ def build_layout(
         raise ValueError("a batch needs at least one token")
     group_BS = np.full((batch, length), -1)
     position_BS = np.zeros((batch, length), dtype=np.int64)
-    allowed_BSS = np.zeros((batch, length, length), dtype=bool)
+    segment_BS = np.full((batch, length), -1)
+    causal_BS = np.zeros((batch, length), dtype=bool)
+    hidden_BS = np.ones((batch, length), dtype=bool)
     for row, sample in enumerate(described):
         n = sample.group_S.size
         group_BS[row, :n] = sample.group_S
         position_BS[row, :n] = sample.position_S
-        allowed_BSS[row, :n, :n] = sample.allowed_SS
+        segment_BS[row, :n] = sample.segment_S
+        causal_BS[row, :n] = sample.causal_S
+        hidden_BS[row, :n] = sample.hidden_S
     flat_group = group_BS.reshape(-1)
     slots = [np.flatnonzero(flat_group == g) for g in (_TEXT, _VISION, _LATENT)]
-    slot_N = np.concatenate(slots)
-    flat_BS = np.zeros(batch * length, dtype=np.int64)
-    flat_BS[slot_N] = np.arange(slot_N.size)
-    valid_BS = group_BS >= 0
-    # A padded query attends to itself: a row with nothing to attend to would be NaN.
-    padded = ~valid_BS
-    diagonal = np.eye(length, dtype=bool)[None] & padded[:, :, None]
-    allowed = torch.from_numpy(allowed_BSS | diagonal)
+    slot = torch.from_numpy(np.concatenate(slots))
     position_B = torch.zeros(batch, dtype=torch.int64) if past_position_B is None else past_position_B.cpu()
     position = torch.from_numpy(position_BS) + position_B[:, None]
-    if past_valid_BP is not None:
-        past = past_valid_BP.cpu()[:, None, :] & torch.from_numpy(valid_BS)[:, :, None]
-        allowed = torch.cat([past, allowed], dim=2)
     advance = torch.tensor([d.advance for d in described], dtype=torch.int64)
-    slot = torch.from_numpy(slot_N)
     return Layout(
         batch=batch,
         length=length,
@@ -162,9 +198,10 @@ def build_layout(
         vision=slots[1].size,
         latent=slots[2].size,
         slot_N=slot.to(device),
-        flat_BS=torch.from_numpy(flat_BS).view(batch, length).to(device),
         position_N=position.reshape(-1)[slot].to(device),
-        allowed_BQK=allowed.to(device),
-        valid_BS=torch.from_numpy(valid_BS).to(device),
+        segment_BS=torch.from_numpy(segment_BS).to(device),
+        causal_BS=torch.from_numpy(causal_BS).to(device),
+        hidden_BS=torch.from_numpy(hidden_BS).to(device),
+        past_valid_BP=None if past_valid_BP is None else past_valid_BP.to(device),
         next_position_B=(position_B + advance).to(device),
     )

@@ -103,6 +103,12 @@ class Bagel(nn.Module):
         und, gen = self.embed(inputs)
         return self.language_model.model(und, gen, layout, past)
 
+    def run_last(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """Like ``run`` where nothing follows: no cache is kept."""
+        und, gen = self.embed(inputs)
+        und, gen, _ = self.language_model.model(und, gen, layout, past, False)
+        return und, gen
+
     def read(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> Cache:
         """Appends segments to a cache."""
         return self.run(inputs, layout, past)[2]
@@ -167,7 +173,7 @@ class Bagel(nn.Module):
             latent_place_G=place.repeat(batch),
             time_G=t_B.repeat_interleave(tokens),
         )
-        _, gen, _ = self.run(inputs, layout, past)
+        _, gen = self.run_last(inputs, layout, past)
         return self.llm2vae(gen).float().view(batch, tokens, channels)
 
     def denoise(
@@ -231,7 +237,7 @@ class Bagel(nn.Module):
             latent_place_G=packed["latent_place_G"],
             time_G=time_G,
         )
-        und, gen, _ = self.run(inputs, packed_layout(packed, self.device))
+        und, gen = self.run_last(inputs, packed_layout(packed, self.device))
         index_M = noised_G.nonzero()[:, 0]
         velocity_MC = self.llm2vae(gen.index_select(0, index_M)).float()
         if targets_KMC is None:

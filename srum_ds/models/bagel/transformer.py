@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from srum_ds.kernels.norm import RMSNorm
+from srum_ds.kernels.rotary import rotary_factors, rotate
+from srum_ds.kernels.rows import collect, place
+from srum_ds.models.bagel.attention import Kernel, Plan, attend, choose_kernel, make_plan
 from srum_ds.models.bagel.configuration import LanguageConfig
 from srum_ds.models.bagel.layout import Layout
 
@@ -90,44 +94,11 @@ def empty_cache(config: LanguageConfig, batch: int, dtype: torch.dtype, device: 
 
 @dataclass(frozen=True)
 class Pass:
-    """What every layer of one forward pass shares.
+    """What every layer of one forward pass shares: the plan of its attention, and rotary factors by place."""
 
-    cos_N1D, sin_N1D: rotary factors in flat order. mask: 0 or -inf, [B, 1, groups * S, K], repeated
-    for the query heads that share a key head.
-    """
-
-    layout: Layout
-    cos_N1D: Tensor
-    sin_N1D: Tensor
-    mask: Tensor
-
-
-def rotary_factors(position_N: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, head] (float32) of rotate-half rotary embedding (RoFormer, arXiv 2104.09864)."""
-    index = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_N.device)
-    frequency = 1.0 / theta ** (index / head_size)
-    angle = position_N[:, None].float() * frequency[None, :]
-    angle = torch.cat([angle, angle], dim=-1)[:, None, :]
-    return angle.cos(), angle.sin()
-
-
-def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """Applies rotary embedding, in x's dtype."""
-    first, second = x_NHD.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return x_NHD * cos_N1D.to(x_NHD.dtype) + turned * sin_N1D.to(x_NHD.dtype)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention, in q's dtype; mask is additive and broadcasts to [B, KV, Q, K].
-
-    On CPU it computes in float32: the bfloat16 kernel's backward pass is several times slower there.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-    with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
-    return out.to(q.dtype)
+    plan: Plan
+    cos_P1D: Tensor
+    sin_P1D: Tensor
 
 
 class Attention(nn.Module):
@@ -145,8 +116,8 @@ class Attention(nn.Module):
             self.add_module(f"k_proj{suffix}", nn.Linear(hidden, self.kv_heads * head, bias=True))
             self.add_module(f"v_proj{suffix}", nn.Linear(hidden, self.kv_heads * head, bias=True))
             self.add_module(f"o_proj{suffix}", nn.Linear(self.heads * head, hidden, bias=False))
-            self.add_module(f"q_norm{suffix}", nn.RMSNorm(head, eps=config.rms_norm_eps))
-            self.add_module(f"k_norm{suffix}", nn.RMSNorm(head, eps=config.rms_norm_eps))
+            self.add_module(f"q_norm{suffix}", RMSNorm(head, eps=config.rms_norm_eps))
+            self.add_module(f"k_norm{suffix}", RMSNorm(head, eps=config.rms_norm_eps))
 
     def _project(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
         q = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
@@ -160,34 +131,21 @@ class Attention(nn.Module):
         self, und_UD: Tensor, gen_GD: Tensor, step: Pass, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Attention output of both groups, and keys and values [B, KV, P + S, head], past included."""
-        layout = step.layout
-        parts = [self._project(und_UD, ""), self._project(gen_GD, "_moe_gen")]
-        q_NHD, k_NHD, v_NHD = (torch.cat([parts[0][i], parts[1][i]]) for i in range(3))
-        q_NHD = rotate(q_NHD, step.cos_N1D, step.sin_N1D)
-        k_NHD = rotate(k_NHD, step.cos_N1D, step.sin_N1D)
-        flat = layout.flat_BS.view(-1)
-        shape = (layout.batch, layout.length)
-        k = k_NHD.index_select(0, flat).view(*shape, self.kv_heads, self.head).transpose(1, 2)
-        v = v_NHD.index_select(0, flat).view(*shape, self.kv_heads, self.head).transpose(1, 2)
-        # Query heads that share a key head are laid along the query axis: no copy of keys or values.
-        groups = self.heads // self.kv_heads
-        q = q_NHD.index_select(0, flat).view(*shape, self.kv_heads, groups, self.head)
-        q = q.permute(0, 2, 3, 1, 4).reshape(layout.batch, self.kv_heads, groups * layout.length, self.head)
-        keys, values = k, v
+        plan = step.plan
+        parts = zip(self._project(und_UD, ""), self._project(gen_GD, "_moe_gen"), strict=True)
+        q_PHD, k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
+        q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
+        k_PHD = rotate(k_PHD, step.cos_P1D, step.sin_P1D)
+        keys, values = (x.view(*plan.grid, self.kv_heads, self.head).transpose(1, 2) for x in (k_PHD, v_PHD))
         if past is not None:
-            keys = torch.cat([past[0], k], dim=2)
-            values = torch.cat([past[1], v], dim=2)
-        out = attend(q, keys, values, step.mask)
-        out = out.view(layout.batch, self.kv_heads, groups, layout.length, self.head)
-        out = out.permute(0, 3, 1, 2, 4).reshape(-1, self.heads * self.head)
-        out_ND = out.index_select(0, layout.slot_N)
-        split = layout.understanding
-        return (
-            self.get_submodule("o_proj")(out_ND[:split]),
-            self.get_submodule("o_proj_moe_gen")(out_ND[split:]),
-            keys,
-            values,
-        )
+            keys = torch.cat([past[0], keys], dim=2)
+            values = torch.cat([past[1], values], dim=2)
+        q = q_PHD.view(*plan.grid, self.heads, self.head).transpose(1, 2)
+        out = attend(q, keys, values, plan).transpose(1, 2)
+        und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
+        und = self.get_submodule("o_proj")(und)
+        gen = self.get_submodule("o_proj_moe_gen")(gen)
+        return und, gen, keys, values
 
 
 class MoTLayer(nn.Module):
@@ -204,10 +162,10 @@ class MoTLayer(nn.Module):
         self.self_attn = Attention(config)
         self.mlp = Qwen2MLP(mlp_config)
         self.mlp_moe_gen = Qwen2MLP(mlp_config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=eps)
-        self.input_layernorm_moe_gen = nn.RMSNorm(config.hidden_size, eps=eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=eps)
-        self.post_attention_layernorm_moe_gen = nn.RMSNorm(config.hidden_size, eps=eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=eps)
+        self.input_layernorm_moe_gen = RMSNorm(config.hidden_size, eps=eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps)
+        self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, eps=eps)
 
     def forward(
         self,
@@ -215,8 +173,9 @@ class MoTLayer(nn.Module):
         gen_GD: Tensor,
         step: Pass,
         past: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden states of both groups after the block, and its keys and values, past included."""
+        keep: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Hidden states of both groups after the block, and its keys and values, past included, to ``keep``."""
         und, gen, keys, values = self.self_attn(
             self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past
         )
@@ -224,6 +183,8 @@ class MoTLayer(nn.Module):
         gen_GD = gen_GD + gen
         und_UD = und_UD + self.mlp(self.post_attention_layernorm(und_UD))
         gen_GD = gen_GD + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD))
+        if not keep:
+            return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
 
 
@@ -235,40 +196,41 @@ class MoTModel(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(MoTLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.norm_moe_gen = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.checkpointing = False
+        self.kernel: Kernel = "auto"
 
     def forward(
-        self, und_UD: Tensor, gen_GD: Tensor, layout: Layout, past: Cache | None = None
-    ) -> tuple[Tensor, Tensor, Cache]:
+        self, und_UD: Tensor, gen_GD: Tensor, layout: Layout, past: Cache | None = None, keep: bool = True
+    ) -> tuple[Tensor, Tensor, Cache | None]:
         """Runs new tokens after ``past``.
 
         und_UD, gen_GD: embeddings in the layout's flat order. Returns the normed hidden states of
-        both groups and the cache of past and new tokens together.
+        both groups and the cache of past and new tokens together, or None where it is not to be kept.
         """
         config = self.config
-        cos, sin = rotary_factors(layout.position_N, config.head_size, config.rope_theta)
-        groups = config.num_attention_heads // config.num_key_value_heads
-        allowed = layout.allowed_BQK[:, None].repeat(1, 1, groups, 1)
-        mask = torch.zeros(allowed.shape, dtype=und_UD.dtype, device=und_UD.device)
-        mask = mask.masked_fill(~allowed, float("-inf"))
-        step = Pass(layout, cos, sin, mask)
+        cached = keep or past is not None
+        kernel = choose_kernel(self.kernel, und_UD.device, config.head_size, cached)
+        plan = make_plan(layout, kernel, config.num_attention_heads // config.num_key_value_heads, und_UD.dtype)
+        factors = rotary_factors(plan.position_P, config.head_size, config.rope_theta)
+        step = Pass(plan, *(factor.to(und_UD.dtype) for factor in factors))
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             before = None if past is None else (past.keys_L[index], past.values_L[index])
             if self.checkpointing and torch.is_grad_enabled():
-                und_UD, gen_GD, k, v = torch.utils.checkpoint.checkpoint(
-                    layer, und_UD, gen_GD, step, before, use_reentrant=False
-                )
+                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, use_reentrant=False)
             else:
-                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before)
-            keys.append(k)
-            values.append(v)
+                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep)
+            if keep:
+                keys.append(k)
+                values.append(v)
+        hidden = (self.norm(und_UD), self.norm_moe_gen(gen_GD))
+        if not keep:
+            return *hidden, None
         valid = layout.valid_BS if past is None else torch.cat([past.valid_BP, layout.valid_BS], dim=1)
-        cache = Cache(tuple(keys), tuple(values), valid, layout.next_position_B)
-        return self.norm(und_UD), self.norm_moe_gen(gen_GD), cache
+        return *hidden, Cache(tuple(keys), tuple(values), valid, layout.next_position_B)
 
 
 class LanguageModel(nn.Module):
