@@ -216,7 +216,7 @@ def check(cfg: Config) -> None:
             f"rollout.interval={list(rollout.interval)} is empty: its first number must be the "
             "smaller one. To draw without guidance set rollout.text_scale=1."
         )
-    compares = cfg.objective.name in ("nft", "group")
+    compares = cfg.objective.name in ("nft", "group", "awm", "dpo")
     if compares and rollout.images_per_prompt < 2:
         raise UserError(
             f"objective.name={cfg.objective.name} compares the samples of a prompt: "
@@ -233,6 +233,11 @@ def check(cfg: Config) -> None:
         raise UserError(
             f"reward.local_weight={cfg.reward.local_weight} needs regions, and regions.kind=none "
             "proposes none: set reward.local_weight=0, or regions.kind=components."
+        )
+    if judged and not local and cfg.reward.global_factor == "multiplicative":
+        raise UserError(
+            "reward.global_factor=multiplicative fades the boxes' scores, and reward.local_weight=0 leaves none: "
+            "raise the latter, or set reward.global_factor=additive."
         )
     regions = cfg.regions
     if regions.kind == "grid" and regions.grid_side**2 > regions.max_count:

@@ -153,6 +153,13 @@ class Reward:
     # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
     # of the smallest box.
     combine: Literal["max", "strongest", "mean", "smallest"] = "strongest"
+    # What a token outside all boxes has for a local score, in spreads above the mean.
+    background: Annotated[float, Ge(-10), Le(10)] = 0.0
+    # The whole picture's score stands beside the boxes', or fades them by (score + 1) / 2 as released.
+    global_factor: Literal["additive", "multiplicative"] = "additive"
+    # From boxes to tokens: by the exact share of a token that a box covers, or painted on pixels and read
+    # off bilinearly around the token's centre, as released.
+    resize: Literal["area", "bilinear"] = "area"
     # Taken off the whole-picture score, times the share of asked-for objects that no box shows.
     missing_penalty: NotNegative = 0.0
     # A box that no phrase claims (a surplus object) scores minus this.
@@ -164,13 +171,16 @@ class Objective:
     """How rewards weigh the velocity loss."""
 
     # nft: implicit negatives (DiffusionNFT); weighted: the paper's positive weights; sft: none;
-    # signed: negative rewards push away; group: the advantage within a prompt's samples.
-    name: Literal["nft", "weighted", "sft", "signed", "group"] = "nft"
+    # signed: negative rewards push away; group: the clipped advantage of each token within a prompt's
+    # samples; awm: the same with the clip on whole pictures; dpo: a prompt's best against its worst.
+    name: Literal["nft", "weighted", "sft", "signed", "group", "awm", "dpo"] = "nft"
     # Strength of the implicit policies of `nft`.
     beta: Positive = 1.0
-    # `signed`: the error at which repulsion has run out. `group`: how far a token's ratio may move.
+    # `signed`: the error at which repulsion has run out. `group`, `awm`: how far a ratio may move. `dpo`:
+    # how much a pair's margin counts.
     bound: Positive = 2.0
     clip: Annotated[float, Gt(0), Lt(1)] = 0.2
+    dpo_beta: Positive = 100.0
     # What holds the generator: the untrained model's velocity, the sampled target, or nothing.
     constraint: Literal["reference", "target", "none"] = "reference"
     # Its weight beside the rewarded loss (unused with `none`).

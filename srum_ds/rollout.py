@@ -73,13 +73,16 @@ def add_noise(
     caption_dropout: float,
     seed: int,
     step: int,
+    shared: bool = False,
 ) -> Noised:
-    """``copies`` noised copies of every picture, each with its own noise, time and caption dropout."""
+    """``copies`` noised copies of every picture, each with its own noise, time and caption dropout.
+
+    shared: the samples of a prompt get the same ones instead, so that their losses can be compared.
+    """
     x0_NTC = rollout.targets_NTC.float()
     device = x0_NTC.device
-    names = [
-        (rollout.prompts[g].name, k) for g, k in zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)
-    ]
+    samples = [0] * len(rollout.group_N) if shared else rollout.sample_N.tolist()
+    names = [(rollout.prompts[g].name, k) for g, k in zip(rollout.group_N.tolist(), samples, strict=True)]
     shape = (copies, *x0_NTC.shape[1:])
     noise = torch.stack([seeds.noise(shape, seed, "noise", step, i, k) for i, k in names]).to(device)
     u_N2M = torch.stack([seeds.uniform((2, copies), seed, "time", step, i, k) for i, k in names]).to(device)

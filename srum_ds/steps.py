@@ -11,10 +11,10 @@ from torch import Tensor
 
 from srum_ds.config import Config, find_path
 from srum_ds.models.base import Judge, Judged, Prompt, Regions, Rollout, Sampling, Scores
-from srum_ds.objectives import compute_losses
+from srum_ds.objectives import compute_losses, get_objective
 from srum_ds.rewards.judge import judge_rollout
 from srum_ds.rewards.regions import no_regions, propose
-from srum_ds.rewards.reward_map import dense_weights, paper_map
+from srum_ds.rewards.reward_map import best_and_worst, dense_weights, group_map, paper_map, signed_map
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rollout import Noised, add_noise, roll_out
 
@@ -91,6 +91,7 @@ def with_noise(cfg: Config, judged: Judged, step: int) -> Batch:
         t.caption_dropout,
         cfg.run.seed,
         step,
+        shared=get_objective(cfg.objective.name).weights == "pair",
     )
     return Batch(judged.rollout, judged.regions, judged.scores, noised)
 
@@ -107,7 +108,7 @@ def velocity(forward: Any, model: Any, batch: Batch) -> Tensor:
 
 
 def reward_weights(cfg: Config, kind: str, batch: Batch) -> Tensor | None:
-    """The map of weights over latent tokens [N, h, w]: signed, positive (the paper's), or none."""
+    """The map of weights over latent tokens [N, h, w]: of the kind that an objective asks for, or none."""
     scores, regions, rollout = batch.scores, batch.regions, batch.rollout
     if kind == "none":
         return None
@@ -116,7 +117,26 @@ def reward_weights(cfg: Config, kind: str, batch: Batch) -> Tensor | None:
         return paper_map(
             regions.owner_R, regions.boxes_R4, scores.local_R, scores.global_N, (height, width), rollout.grid
         )[1]
-    return dense_weights(
+    r = cfg.reward
+    canvas = None if r.resize == "area" else cfg.rollout.image_size
+    if kind == "group":
+        local_Nhw = signed_map(
+            regions.owner_R,
+            regions.boxes_R4,
+            scores.local_R,
+            scores.global_N.numel(),
+            rollout.grid,
+            combine=r.combine,
+            background=r.background,
+            resolution=canvas,
+            resize=r.resize,
+        )
+        whole_N = scores.global_N
+        if scores.missing_N is not None:
+            whole_N = whole_N - r.missing_penalty * scores.missing_N
+        map_Nhw = r.global_weight * whole_N[:, None, None] + r.local_weight * local_Nhw
+        return group_map(map_Nhw, rollout.group_N, torch.isfinite(scores.global_N))
+    weights_Nhw = dense_weights(
         scores.global_N,
         scores.local_R,
         regions.owner_R,
@@ -124,17 +144,35 @@ def reward_weights(cfg: Config, kind: str, batch: Batch) -> Tensor | None:
         rollout.group_N,
         rollout.grid,
         missing_N=scores.missing_N,
-        global_weight=cfg.reward.global_weight,
-        local_weight=cfg.reward.local_weight,
-        missing_penalty=cfg.reward.missing_penalty,
-        combine=cfg.reward.combine,
+        global_weight=r.global_weight,
+        local_weight=r.local_weight,
+        missing_penalty=r.missing_penalty,
+        combine=r.combine,
+        background=r.background,
+        global_factor=r.global_factor,
+        resolution=canvas,
+        resize=r.resize,
     )
+    if kind == "signed":
+        return weights_Nhw
+    reward_N = torch.where(torch.isfinite(scores.global_N), weights_Nhw.mean(dim=(1, 2)), torch.nan)
+    sign_N, _ = best_and_worst(reward_N, rollout.group_N)
+    return sign_N[:, None, None].expand_as(weights_Nhw)
 
 
-def token_mask(batch: Batch) -> Tensor:
-    """bool [N, M, T]: pictures whose global score failed are left out of the loss."""
+def token_mask(batch: Batch, kind: str, weights_Nhw: Tensor | None) -> Tensor:
+    """bool [N, M, T]: left out of the loss are pictures whose global score failed, or that are in no pair."""
     n, m, t, _ = batch.noised.x_NMTC.shape
-    return torch.isfinite(batch.scores.global_N)[:, None, None].expand(n, m, t)
+    counts_N = torch.isfinite(batch.scores.global_N)
+    if kind == "pair" and weights_Nhw is not None:
+        counts_N = counts_N & (weights_Nhw != 0).flatten(1).any(dim=1)
+    return counts_N[:, None, None].expand(n, m, t)
+
+
+def partners(weights_Nhw: Tensor, group_N: Tensor, copies: int) -> Tensor:
+    """int64 [N * copies]: for each noised copy the row of the same copy of its pair's other picture."""
+    _, partner_N = best_and_worst(weights_Nhw.flatten(1)[:, 0], group_N)
+    return (partner_N[:, None] * copies + torch.arange(copies)).flatten()
 
 
 def token_losses(
@@ -156,8 +194,10 @@ def token_losses(
     weights_BT = None
     if weights_Nhw is not None:
         weights_BT = weights_Nhw.reshape(n, 1, t).expand(n, m, t).reshape(n * m, t).to(device)
-    options = {"nft": {"beta": cfg.objective.beta}, "signed": {"bound": cfg.objective.bound}}
-    options["group"] = {"clip": cfg.objective.clip}
+    objective = get_objective(cfg.objective.name)
+    partner_B = None
+    if objective.weights == "pair" and weights_Nhw is not None:
+        partner_B = partners(weights_Nhw, batch.rollout.group_N, m).to(device)
     return compute_losses(
         cfg.objective.name,
         velocity_NMTC.reshape(n * m, t, -1),
@@ -167,8 +207,9 @@ def token_losses(
         reference_velocity_BTC=flat(reference_NMTC),
         constraint=cfg.objective.constraint,
         constraint_weight=cfg.objective.constraint_weight,
+        partner_B=partner_B,
         mask_BT=mask_NMT.reshape(n * m, t).to(device),
-        options=options.get(cfg.objective.name, {}),
+        options={name: getattr(cfg.objective, name) for name in objective.options},
     )
 
 

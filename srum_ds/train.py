@@ -65,7 +65,8 @@ def train(cfg: Config, run_dir: Path) -> int:
     start_distributed()
     engine = create_engine(cfg, model)
     objective = get_objective(cfg.objective.name)
-    with_reference = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
+    held = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
+    with_reference = held or objective.needs_base
     for name in ("old", "ema", "reference"):
         engine.add_weights(name)
 
@@ -87,7 +88,7 @@ def train(cfg: Config, run_dir: Path) -> int:
             old = velocities_of("old" if objective.needs_old else None, engine, model, batches)
             reference = velocities_of("reference" if with_reference else None, engine, model, batches)
             weights = [reward_weights(cfg, objective.weights, b) for b in batches]
-            masks = [token_mask(b) for b in batches]
+            masks = [token_mask(b, objective.weights, w) for b, w in zip(batches, weights, strict=True)]
             count = float(engine.all_reduce(sum_of(masks).to(engine.device)))
             total = torch.zeros((), dtype=torch.float64, device=engine.device)
             for batch, weight, mask, v_old, v_ref in zip(batches, weights, masks, old, reference, strict=True):

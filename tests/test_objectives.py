@@ -29,6 +29,7 @@ def losses(name: str, weights: list[float] | None = None, velocity: Tensor = V, 
         weights_BT=weights_BT,
         old_velocity_BTC=OLD,
         reference_velocity_BTC=OLD,
+        partner_B=torch.zeros(1, dtype=torch.int64),
         **settings,  # type: ignore[arg-type]
     )
 
@@ -68,6 +69,56 @@ def test_group_by_hand() -> None:
     assert losses("group", [-0.5, 0.5], options={"clip": 0.3}).tolist() == [pytest.approx([0.5 * 0.7, -0.5])]
 
 
+def test_awm_by_hand() -> None:
+    # |e_old|^2 - |e|^2 = 0.125 - 2.5 and 0.5 - 0.5: the picture's rho = exp(-2.375 / 2), below 0.8
+    rho = math.exp(-2.375 / 2)
+    assert losses("awm", [0.5, 0.5], constraint="none").tolist() == [pytest.approx([-0.5 * rho, -0.5 * rho])]
+    assert losses("awm", [-0.5, 0.5], constraint="none").tolist() == [pytest.approx([0.5 * 0.8, -0.5 * rho])]
+
+
+def test_awm_with_one_advantage_a_picture_has_the_published_gradient() -> None:
+    advantage = 0.7
+    near = (OLD + 0.05 * (TARGET - OLD)).requires_grad_()
+    ratio = (square_error(OLD, TARGET).mean() - square_error(near, TARGET).mean()).exp()
+    published = -torch.minimum(advantage * ratio, advantage * ratio.clamp(0.8, 1.2))
+    (expected,) = torch.autograd.grad(published, near)
+    found = gradient("awm", advantage, near.detach(), constraint="none") / 2
+    assert torch.allclose(found, expected, atol=1e-6) and expected.abs().max() > 0
+    # Where the picture has moved by the clip range the way it should, nothing pulls any more; else it does.
+    closer = OLD + 0.9 * (TARGET - OLD)
+    assert gradient("awm", 1.0, closer, constraint="none").abs().max() == 0
+    assert gradient("awm", -1.0, closer, constraint="none").abs().max() > 0
+
+
+def pair(best: Tensor, worst: Tensor, beta: float = 2.0) -> Tensor:
+    """Losses of three pictures: the best, one in no pair, the worst."""
+    return compute_losses(
+        "dpo",
+        torch.cat([best, V, worst]),
+        TARGET.expand(3, 2, 2),
+        weights_BT=torch.tensor([[1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]]),
+        reference_velocity_BTC=OLD.expand(3, 2, 2),
+        partner_B=torch.tensor([2, 1, 0]),
+        options={"dpo_beta": beta},
+    )
+
+
+def test_dpo_by_hand() -> None:
+    # The reference's errors are 0.125 and 0.5, their mean 0.3125. The best hits its target, gain 0.3125; the
+    # worst is V with errors 2.5 and 0.5, mean 1.5, gain -1.1875. Margin 1.5.
+    expected = math.log1p(math.exp(-2.0 * 1.5))
+    assert pair(TARGET, V)[[0, 2]].tolist() == [pytest.approx([expected] * 2)] * 2
+    assert pair(TARGET, V)[1].tolist() == [0.0, 0.0]
+    # At the reference: log 2 whatever the strength, and equal pulls, towards the best and away from the worst.
+    assert pair(OLD, OLD, beta=50.0)[0].tolist() == pytest.approx([math.log(2)] * 2)
+    best, worst = (OLD.clone().requires_grad_() for _ in range(2))
+    (pair(best, worst)[[0, 2]].sum() / 4).backward()
+    assert best.grad is not None and worst.grad is not None
+    # b / 2 times the gradient of the picture's mean error, whose own is gradient("sft") / 2.
+    assert torch.allclose(best.grad, 2.0 / 2 * gradient("sft", 0.0) / 2, atol=1e-6)
+    assert torch.allclose(worst.grad, -best.grad, atol=1e-6)
+
+
 def gradient(name: str, weight: float, velocity: Tensor = OLD, **settings: object) -> Tensor:
     trained = velocity.clone().requires_grad_()
     losses(name, [weight, weight], trained, **settings).sum().backward()
@@ -75,7 +126,7 @@ def gradient(name: str, weight: float, velocity: Tensor = OLD, **settings: objec
     return trained.grad
 
 
-@pytest.mark.parametrize("name", ["nft", "group", "signed"])
+@pytest.mark.parametrize("name", ["nft", "group", "awm", "signed"])
 def test_good_tokens_move_to_the_target_and_bad_ones_away(name: str) -> None:
     error = OLD - TARGET
     for weight in (1.0, 0.3, -0.3, -1.0):
@@ -84,7 +135,7 @@ def test_good_tokens_move_to_the_target_and_bad_ones_away(name: str) -> None:
         assert math.copysign(1, inner) == math.copysign(1, weight)
 
 
-@pytest.mark.parametrize("name", ["nft", "group"])
+@pytest.mark.parametrize("name", ["nft", "group", "awm"])
 def test_at_the_old_policy_the_gradient_is_the_weight_times_flow_matchings(name: str) -> None:
     flow = gradient("sft", 0.0)
     for weight in (1.0, 0.4, 0.0, -0.7):
@@ -122,6 +173,9 @@ def test_group_stops_at_the_clip_range() -> None:
 def test_masked_tokens_have_no_loss_and_no_gradient_even_with_failed_weights() -> None:
     mask = torch.tensor([[True, False]])
     for name, objective in OBJECTIVES.items():
+        if objective.weights == "pair":
+            # It masks whole pictures.
+            continue
         velocity = V.clone().requires_grad_()
         weights = None if objective.weights == "none" else [0.5, math.nan]
         masked = losses(name, weights, velocity, mask_BT=mask, constraint="reference", constraint_weight=0.3)
@@ -143,6 +197,7 @@ def test_only_the_trained_velocity_gets_a_gradient() -> None:
             weights_BT=weights,
             old_velocity_BTC=tensors[2],
             reference_velocity_BTC=tensors[3],
+            partner_B=torch.zeros(1, dtype=torch.int64),
             constraint="reference",
             constraint_weight=1.0,
         ).sum()
@@ -159,12 +214,21 @@ def test_bf16_velocities_are_reckoned_with_in_fp32() -> None:
     weights = torch.rand(2, 16, generator=generator)
     for name in OBJECTIVES:
         given = {"weights_BT": weights, "constraint": "target", "constraint_weight": 0.5}
-        low = compute_losses(name, velocity, target, old_velocity_BTC=old, **given)  # type: ignore[arg-type]
+        given["partner_B"] = torch.tensor([1, 0])
+        low = compute_losses(
+            name,
+            velocity,
+            target,
+            old_velocity_BTC=old,
+            reference_velocity_BTC=old,
+            **given,  # type: ignore[arg-type]
+        )
         high = compute_losses(
             name,
             velocity.float(),
             target.float(),
             old_velocity_BTC=old.float(),
+            reference_velocity_BTC=old.float(),
             **given,  # type: ignore[arg-type]
         )
         assert low.dtype == torch.float32
@@ -184,6 +248,10 @@ def test_what_is_missing_or_out_of_range_is_named() -> None:
         compute_losses("nft", V, TARGET, weights_BT=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="needs reference_velocity_BTC"):
         compute_losses("signed", V, TARGET, weights_BT=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="'dpo' needs reference_velocity_BTC"):
+        compute_losses("dpo", V, TARGET, weights_BT=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="needs partner_B"):
+        compute_losses("dpo", V, TARGET, weights_BT=torch.zeros(1, 2), reference_velocity_BTC=V)
     for name, bad in (("weighted", [0.5, -0.1]), ("nft", [1.5, 0.0]), ("nft", [math.nan, 0.0])):
         with pytest.raises(ValueError, match="outside or not a number"):
             losses(name, bad)
@@ -192,9 +260,9 @@ def test_what_is_missing_or_out_of_range_is_named() -> None:
 
 
 def test_registry_says_what_each_objective_needs() -> None:
-    assert set(OBJECTIVES) == {"weighted", "signed", "group", "nft", "sft"}
-    assert {name for name, o in OBJECTIVES.items() if o.needs_old} == {"nft", "group"}
-    assert {name for name, o in OBJECTIVES.items() if o.needs_reference} == {"signed"}
+    assert set(OBJECTIVES) == {"weighted", "signed", "group", "nft", "sft", "awm", "dpo"}
+    assert {name for name, o in OBJECTIVES.items() if o.needs_old} == {"nft", "group", "awm"}
+    assert {name for name, o in OBJECTIVES.items() if o.needs_reference} == {"signed", "dpo"}
     assert {name for name, o in OBJECTIVES.items() if o.weights == "positive"} == {"weighted"}
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from srum_ds.models.base import Status
 from srum_ds.rewards import diagnostics
 from srum_ds.rewards.reward_map import (
+    best_and_worst,
     cell_coverage,
     dense_weights,
     group_advantages,
@@ -267,6 +268,66 @@ def test_a_missing_object_costs_its_picture() -> None:
     # rewards 0.5 and 0.1: mean 0.3, spread 0.2, so +-0.2 / 0.3 / 2
     assert weights[0].flatten().tolist() == pytest.approx([1 / 3] * 4)
     assert weights[1].flatten().tolist() == pytest.approx([-1 / 3] * 4)
+
+
+def one_box(**settings: object) -> torch.Tensor:
+    """Weights of two pictures of one prompt on a 1 x 2 grid: good with a good left half, and bad with a bad one."""
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.5, 1.0]])
+    return dense_weights(
+        torch.tensor([0.5, -0.5]),
+        torch.tensor([0.25, -0.25]),
+        torch.tensor([0, 1]),
+        boxes,
+        torch.tensor([0, 0]),
+        (1, 2),
+        eps=0.0,
+        **settings,  # type: ignore[arg-type]
+    )[:, 0]
+
+
+def test_background_value_by_hand() -> None:
+    # Whole pictures are 1 and -1 spreads from their mean, boxes too; half of the sum, local weight 0.5.
+    assert one_box().tolist() == [pytest.approx([0.75, 0.5]), pytest.approx([-0.75, -0.5])]
+    assert one_box(background=-1.0).tolist() == [pytest.approx([0.75, 0.25]), pytest.approx([-0.75, -0.75])]
+
+
+def test_multiplicative_global_factor_by_hand() -> None:
+    # The box's +-1 times 0.5, times (0.5 + 1) / 2 or (-0.5 + 1) / 2, halved.
+    found = one_box(global_factor="multiplicative").tolist()
+    assert found == [pytest.approx([0.1875, 0.0]), pytest.approx([-0.0625, 0.0])]
+    with pytest.raises(ValueError, match="global_factor"):
+        one_box(global_factor="both")
+
+
+def test_resize_reaches_the_weights() -> None:
+    # A box over the left 5/8 covers a quarter of the right token, but not the pixels around its centre.
+    def local(**settings: object) -> float:
+        return float(
+            dense_weights(
+                torch.zeros(2),
+                torch.tensor([1.0, -1.0]),
+                torch.tensor([0, 1]),
+                torch.tensor([[0.0, 0.0, 0.625, 1.0], [0.0, 0.0, 0.5, 1.0]]),
+                torch.tensor([0, 0]),
+                (1, 2),
+                global_weight=0.0,
+                local_weight=1.0,
+                eps=0.0,
+                **settings,  # type: ignore[arg-type]
+            )[0, 0, 1]
+        )
+
+    assert local() == pytest.approx(0.25 / 2)
+    assert local(resolution=(8, 8), resize="bilinear") == pytest.approx(0.0)
+
+
+def test_best_and_worst_by_hand() -> None:
+    reward = torch.tensor([0.1, 0.9, -0.3, math.nan, 0.5, 0.5, 0.2, math.nan])
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    sign, partner = best_and_worst(reward, group)
+    # Group 1 has no spread, group 2 one known reward: no pair.
+    assert sign.tolist() == [0, 1, -1, 0, 0, 0, 0, 0]
+    assert partner.tolist() == [0, 2, 1, 3, 4, 5, 6, 7]
 
 
 def test_group_map_compares_each_token_with_its_group() -> None:

@@ -43,6 +43,16 @@ def test_a_picture_and_its_copies_do_not_depend_on_the_batch() -> None:
     assert together.sample_N.tolist() == [0, 1] * 4
 
 
+def test_samples_compared_with_each_other_can_share_noise_times_and_dropout() -> None:
+    rollout = draw(PROMPTS)
+    alike = add_noise(rollout, 3, "logit_normal", 1.0, 0.3, 0, 3, shared=True)
+    noise_NMTC = alike.target_NMTC + rollout.targets_NTC[:, None]
+    for values in (noise_NMTC, alike.t_NM, alike.dropped_NM.float()):
+        assert torch.allclose(values[0::2], values[1::2], atol=1e-6)
+    assert not torch.allclose(noise_NMTC[0], noise_NMTC[2])
+    assert not torch.allclose(noised(rollout)[2][0], noised(rollout)[2][1])
+
+
 def test_samples_steps_and_seeds_differ() -> None:
     targets = draw(PROMPTS).targets_NTC
     assert len({tuple(row.flatten().tolist()) for row in targets}) == 8

@@ -15,6 +15,7 @@ from torch import Tensor
 
 Combine = Literal["strongest", "max", "mean", "smallest"]
 COMBINE: tuple[str, ...] = get_args(Combine)
+GLOBAL_FACTORS = ("additive", "multiplicative")
 
 
 def cell_coverage(boxes_R4: Tensor, grid_hw: tuple[int, int]) -> Tensor:
@@ -134,12 +135,25 @@ def signed_map(
     grid_hw: tuple[int, int],
     *,
     combine: str = "strongest",
+    background: float = 0.0,
+    resolution: tuple[int, int] | None = None,
+    resize: str = "area",
 ) -> Tensor:
-    """Signed local values on the token grid, 0 outside all regions and for failed (NaN) ones.
+    """Signed local values on the token grid, ``background`` outside all regions and for failed (NaN) ones.
 
-    Shapes as in ``paint``. Returns [n, h, w] float32.
+    Shapes and settings as in ``paint``. Returns [n, h, w] float32.
     """
-    return paint(owner_R, boxes_R4, values_R, n, grid_hw, combine=combine, background=0.0)
+    return paint(
+        owner_R,
+        boxes_R4,
+        values_R,
+        n,
+        grid_hw,
+        combine=combine,
+        background=background,
+        resolution=resolution,
+        resize=resize,
+    )
 
 
 def paper_map(
@@ -256,8 +270,15 @@ def dense_weights(
     missing_penalty: float = 0.0,
     eps: float = 0.1,
     combine: str = "strongest",
+    background: float = 0.0,
+    global_factor: str = "additive",
+    resolution: tuple[int, int] | None = None,
+    resize: str = "area",
 ) -> Tensor:
     """Signed token weights: clamp((w_g * A + w_l * L) / 2, -1, 1).
+
+    With ``global_factor`` multiplicative: clamp(w_l * L * f / 2, -1, 1), f = (global + 1) / 2 in [0, 1] as in
+    the released map: the whole picture's score fades its regions' instead of standing beside them.
 
     A is the group-centred advantage of the picture's reward, global - missing_penalty * missing,
     the same for all its tokens: an object that is not there has no place on the map, so its cost
@@ -277,18 +298,39 @@ def dense_weights(
         missing_N: share of the prompt's objects that the picture lacks, in [0, 1].
         global_weight, local_weight, missing_penalty: >= 0.
         eps: see ``centre_in_groups``.
-        combine: see ``paint``.
+        combine, resolution, resize: see ``paint``.
+        background: what L is outside all regions, in spreads above the mean.
+        global_factor: ``additive`` or ``multiplicative``.
 
     Returns:
         [N, h, w] float32 in [-1, 1].
+
+    Raises:
+        ValueError: unknown ``global_factor``, ``combine`` or ``resize``.
     """
+    if global_factor not in GLOBAL_FACTORS:
+        raise ValueError(f"global_factor is {global_factor!r}, expected one of {', '.join(GLOBAL_FACTORS)}")
     reward_N = global_N.float()
     if missing_N is not None:
         reward_N = reward_N - missing_penalty * missing_N.to(reward_N)
     advantage_N = group_advantages(reward_N, group_N, eps=eps)
     centred_R = centre_in_groups(local_R, group_N[owner_R], _group_count(group_N), eps)
-    local_Nhw = signed_map(owner_R, boxes_R4, centred_R, global_N.numel(), grid_hw, combine=combine)
-    weights_Nhw = (global_weight * advantage_N[:, None, None] + local_weight * local_Nhw) / 2
+    local_Nhw = signed_map(
+        owner_R,
+        boxes_R4,
+        centred_R,
+        global_N.numel(),
+        grid_hw,
+        combine=combine,
+        background=background,
+        resolution=resolution,
+        resize=resize,
+    )
+    if global_factor == "additive":
+        weights_Nhw = (global_weight * advantage_N[:, None, None] + local_weight * local_Nhw) / 2
+    else:
+        factor_N = torch.nan_to_num((reward_N.clamp(-1.0, 1.0) + 1) / 2, nan=0.0)
+        weights_Nhw = local_weight * local_Nhw * factor_N[:, None, None] / 2
     weights_Nhw = weights_Nhw.clamp(-1.0, 1.0)
     if global_weight > 0:
         weights_Nhw = weights_Nhw * torch.isfinite(global_N)[:, None, None]
@@ -318,3 +360,27 @@ def group_map(maps_Nhw: Tensor, group_N: Tensor, valid_N: Tensor | None = None, 
     group_NT = group_N[:, None] * cells + torch.arange(cells, device=group_N.device)
     centred_M = centre_in_groups(values_NT.flatten(), group_NT.flatten(), _group_count(group_N) * cells, eps)
     return (torch.nan_to_num(centred_M, nan=0.0) / 2).clamp(-1.0, 1.0).reshape(count, height, width)
+
+
+def best_and_worst(reward_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair of each prompt: its best picture against its worst.
+
+    Args:
+        reward_N: NaN where unknown: such pictures are in no pair.
+        group_N: prompt of each picture, int64 from 0.
+
+    Returns:
+        (sign_N float32: 1 best, -1 worst, 0 neither; partner_N int64: the other of the pair, else itself).
+        Of equals the first is taken; a prompt whose known rewards are all equal has no pair.
+    """
+    sign_N = torch.zeros(reward_N.numel(), dtype=torch.float32, device=reward_N.device)
+    partner_N = torch.arange(reward_N.numel(), device=reward_N.device)
+    for group in torch.unique(group_N).tolist():
+        members = torch.nonzero((group_N == group) & torch.isfinite(reward_N)).flatten()
+        if members.numel() < 2:
+            continue
+        best, worst = (int(members[int(pick)]) for pick in (reward_N[members].argmax(), reward_N[members].argmin()))
+        if float(reward_N[best]) > float(reward_N[worst]):
+            sign_N[best], sign_N[worst] = 1.0, -1.0
+            partner_N[best], partner_N[worst] = worst, best
+    return sign_N, partner_N
