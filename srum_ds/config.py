@@ -252,6 +252,13 @@ def check(cfg: Config) -> None:
         )
     if cfg.judge.answers[0] == cfg.judge.answers[1]:
         raise UserError(f"judge.answers={list(cfg.judge.answers)} must be two different answers.")
+    if len(cfg.judge.scale) == 1 or len(set(cfg.judge.scale)) < len(cfg.judge.scale):
+        raise UserError(f"judge.scale={list(cfg.judge.scale)} must be empty or at least two different ratings.")
+    if cfg.judge.regional == "boxes" and cfg.judge.readout != "generate":
+        raise UserError(
+            f"judge.regional=boxes is answered in writing, but judge.readout={cfg.judge.readout}: set "
+            "judge.readout=generate, or judge.regional=crop."
+        )
 
 
 def check_world(cfg: Config, world_size: int) -> None:

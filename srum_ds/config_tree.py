@@ -104,22 +104,46 @@ class Rollout:
 class Judge:
     """How the understanding half is asked about a picture."""
 
-    # How its opinion is read: the answers' probabilities after one prefill (fixed length, so that
-    # no rank waits for another).
-    readout: Literal["logprob"] = "logprob"
+    # How its opinion is read: the answers' probabilities after one prefill; how much likelier the picture
+    # makes the prompt (a crop the phrase) than a blank one does; a written reply, parsed.
+    readout: Literal["logprob", "likelihood", "generate"] = "logprob"
+    # Regions: each cut out and asked about alone, or all listed as text in one question about the
+    # whole picture (as released; generate only).
+    regional: Literal["crop", "boxes"] = "crop"
     # Jinja templates of the question on the whole picture and of the one on a crop.
     global_template: Text = "srum_ds/rewards/prompts/shapes_global.jinja"
     local_template: Text = "srum_ds/rewards/prompts/shapes_local.jinja"
-    # The good answer, the bad answer. In YAML in quotes: a bare yes is a truth value there.
+    # The good answer, the bad answer (generate: as a reply's only word). In YAML in quotes: a bare yes is
+    # a truth value there.
     answers: tuple[Text, Text] = ("yes", "no")
-    # Smallest probability of both together that counts as an answer at all.
+    # logprob: ratings from worst to best, such as ["1", "2", "3", "4", "5"], whose expectation is the score;
+    # empty: yes against no.
+    scale: tuple[Text, ...] = ()
+    # logprob: smallest probability of all answers together that counts as an answer at all.
     min_mass: Share = 0.05
+    # likelihood: question that the prompt or phrase is scored as the answer to; null: it follows the
+    # picture at once.
+    caption_template: Text | None = None
+    # likelihood: nats a token by which a text must be likelier than on a blank picture for a score of
+    # tanh(1) = 0.76.
+    likelihood_temperature: Positive = 1.0
+    # generate: length of every reply in tokens, and whether the templates ask to think first.
+    max_new_tokens: Count = 512
+    think: bool = False
+    # generate: 0 takes the likeliest token, above 0 replies are sampled.
+    temperature: NotNegative = 0.0
+    # generate: how often a reply without a score is asked for again, with another seed and at this
+    # temperature.
+    retries: Whole = 2
+    retry_temperature: Positive = 0.7
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (64, 64)
     # Pictures or crops asked about at once.
     batch: Count = 64
-    # The run stops when a larger share of a step's answers could not be parsed.
+    # The run stops when a larger share of a step's answers could not be used.
     max_failed_share: Share = 0.5
+    # Largest size of judge_failures.jsonl, which keeps the replies that could not be used.
+    failures_megabytes: NotNegative = 10.0
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from srum_ds.config import Config
 from srum_ds.engine import Engine
-from srum_ds.errors import UserError
-from srum_ds.models.base import Status
-from srum_ds.rewards.diagnostics import reward_std_zero_share
+from srum_ds.models.base import Judged
+from srum_ds.rewards.diagnostics import reward_std_zero_share, status_counts
 from srum_ds.steps import Batch
 
 
@@ -34,8 +33,12 @@ class Clock:
 
 def measure(
     engine: Engine, batches: Sequence[Batch], loss: Tensor, count: float, clock: Clock, stop: bool
-) -> dict[str, float]:
-    """A step's figures over all ranks: sums by one all-reduce, phases as the slowest rank's seconds."""
+) -> dict[str, Any]:
+    """A step's figures over all ranks: sums by one all-reduce, phases as the slowest rank's seconds.
+
+    ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
+    reply lay off the scale or could not be used, ``masked`` the pictures left out of the loss.
+    """
     zero_share = [reward_std_zero_share(b.scores.global_N, b.rollout.group_N) for b in batches]
     groups = [len(b.rollout.prompts) for b in batches]
 
@@ -45,47 +48,54 @@ def measure(
 
     globals_N = torch.cat([b.scores.global_N for b in batches])
     locals_R = torch.cat([b.scores.local_R for b in batches])
-    failed = sum(
-        int((s == Status.FAILED).sum()) for b in batches for s in (b.scores.global_status_N, b.scores.local_status_R)
-    )
+    global_sum, global_count = parts(globals_N)
+    local_sum, local_count = parts(locals_R)
+    parsed, clamped, failed = torch.stack([status_counts(requests_of(b)) for b in batches]).sum(dim=0).tolist()
     latents = torch.cat([b.rollout.targets_NTC for b in batches]).double()
-    sums = [
-        float(loss),
-        *parts(globals_N),
-        *parts(locals_R),
-        sum(z * g for z, g in zip(zero_share, groups, strict=True)),
-        float(sum(groups)),
-        float(failed),
-        float(globals_N.numel() + locals_R.numel()),
-        float(latents.sum()),
-        float(latents.square().sum()),
-        float(latents.numel()),
-        float(stop),
-    ]
-    s = engine.all_reduce(torch.tensor(sums, dtype=torch.float64, device=engine.device)).tolist()
+    own = {
+        "loss": float(loss),
+        "global_sum": global_sum,
+        "global_count": global_count,
+        "local_sum": local_sum,
+        "local_count": local_count,
+        "zero_share": sum(z * g for z, g in zip(zero_share, groups, strict=True)),
+        "groups": sum(groups),
+        "parsed": parsed,
+        "clamped": clamped,
+        "failed": failed,
+        "pictures": globals_N.numel(),
+        "regions": locals_R.numel(),
+        "latent_sum": float(latents.sum()),
+        "latent_squares": float(latents.square().sum()),
+        "latents": latents.numel(),
+        "stop": float(stop),
+    }
+    summed = engine.all_reduce(torch.tensor(list(own.values()), dtype=torch.float64, device=engine.device)).tolist()
+    s = dict(zip(own, summed, strict=True))
     phases = torch.tensor(list(clock.seconds.values()), dtype=torch.float64, device=engine.device)
     slowest = engine.all_reduce(phases, "max").tolist()
-    mean = s[9] / s[11]
+    mean = s["latent_sum"] / s["latents"]
+    judged = s["parsed"] + s["clamped"] + s["failed"]
     record = {
-        "loss": s[0] / max(count, 1.0),
-        "reward_global": s[1] / s[2] if s[2] else float("nan"),
-        "reward_local": s[3] / s[4] if s[4] else float("nan"),
-        "reward_std_zero_share": s[5] / s[6],
-        "parse_failures": int(s[7]),
-        "judged": int(s[8]),
-        "regions": int(s[8]) - int(s[6]) * (globals_N.numel() // max(1, sum(groups))),
-        "latent_std": max(0.0, s[10] / s[11] - mean**2) ** 0.5,
-        "stop": s[12],
+        "loss": s["loss"] / max(count, 1.0),
+        "reward_global": s["global_sum"] / s["global_count"] if s["global_count"] else float("nan"),
+        "reward_local": s["local_sum"] / s["local_count"] if s["local_count"] else float("nan"),
+        "reward_std_zero_share": s["zero_share"] / s["groups"],
+        "judged": int(judged),
+        "parse_clamped": int(s["clamped"]),
+        "parse_failures": int(s["failed"]),
+        "parse_failed_share": s["failed"] / max(1.0, judged),
+        "masked": int(s["pictures"] - s["global_count"]),
+        "regions": int(s["regions"]),
+        "latent_std": max(0.0, s["latent_squares"] / s["latents"] - mean**2) ** 0.5,
+        "stop": s["stop"],
     }
     return record | {f"time_{name}": value for name, value in zip(clock.seconds, slowest, strict=True)}
 
 
-def refuse_broken_judge(cfg: Config, record: dict[str, float]) -> None:
-    """Raises UserError, on every rank alike, when too many of the judge's answers were unusable."""
-    share = record["parse_failures"] / max(1, record["judged"])
-    if share > cfg.judge.max_failed_share:
-        raise UserError(
-            f"step {record['step']}: {share:.0%} of the judge's answers could not be used, more than "
-            f"judge.max_failed_share={cfg.judge.max_failed_share:.0%}. Try its questions with `srum-ds ask`: neither "
-            f"of judge.answers={list(cfg.judge.answers)} gets a probability of judge.min_mass."
-        )
+def requests_of(batch: Judged) -> Tensor:
+    """How each of the judge's requests ended, int64 [Q]; where nobody noted that, each of its scores."""
+    scores = batch.scores
+    if scores.status_Q is not None:
+        return scores.status_Q
+    return torch.cat([scores.global_status_N, scores.local_status_R])

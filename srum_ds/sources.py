@@ -13,8 +13,9 @@ from srum_ds.config import Config
 from srum_ds.data.reader import PromptReader
 from srum_ds.engine import Engine
 from srum_ds.figures import Clock
+from srum_ds.judging import Questions
 from srum_ds.models.base import Judged, Prompt, Sampling
-from srum_ds.steps import Questions, generate, propose_regions
+from srum_ds.steps import generate, propose_regions
 
 
 class Source(Protocol):

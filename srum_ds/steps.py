@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.config import Config, find_path
-from srum_ds.models.base import Judge, Judged, Prompt, Regions, Rollout, Sampling, Scores
+from srum_ds.config import Config
+from srum_ds.models.base import Judged, Prompt, Regions, Rollout, Sampling
 from srum_ds.objectives import compute_losses, get_objective
-from srum_ds.rewards.judge import judge_rollout
 from srum_ds.rewards.regions import no_regions, propose
 from srum_ds.rewards.reward_map import best_and_worst, dense_weights, group_map, paper_map, signed_map
-from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rollout import Noised, add_noise, roll_out
 
 
@@ -54,30 +52,6 @@ def propose_regions(cfg: Config, rollout: Rollout) -> Regions:
         threshold=r.threshold,
         grid_side=r.grid_side,
     )
-
-
-class Questions:
-    """What the judge is asked, loaded once."""
-
-    def __init__(self, cfg: Config) -> None:
-        self.cfg = cfg
-        self.whole: Template = load_template(find_path(cfg.judge.global_template))
-        self.crop: Template = load_template(find_path(cfg.judge.local_template))
-
-    def about(self, judge: Judge, rollout: Rollout, regions: Regions) -> Scores:
-        """Global and local scores of a rollout."""
-        return judge_rollout(
-            judge,
-            rollout,
-            regions,
-            self.whole,
-            self.crop,
-            self.cfg.judge.answers,
-            crop_size=self.cfg.judge.crop_size,
-            batch=self.cfg.judge.batch,
-            surplus_penalty=self.cfg.reward.surplus_penalty,
-            min_mass=self.cfg.judge.min_mass,
-        )
 
 
 def with_noise(cfg: Config, judged: Judged, step: int) -> Batch:

@@ -28,7 +28,8 @@ from srum_ds.engine import Engine, read_ds_config, start_distributed
 from srum_ds.environment import write_environment
 from srum_ds.errors import UserError
 from srum_ds.evaluation.report import show_result
-from srum_ds.figures import Clock, measure, refuse_broken_judge
+from srum_ds.figures import Clock, measure
+from srum_ds.judging import FailureLog, Questions, refuse_broken_judge
 from srum_ds.models import load_model
 from srum_ds.monitor import Monitor
 from srum_ds.objectives import get_objective
@@ -37,7 +38,6 @@ from srum_ds.rollout import roll_out
 from srum_ds.sources import Drawn, sampling_of
 from srum_ds.steps import (
     Batch,
-    Questions,
     propose_regions,
     reward_weights,
     sum_of,
@@ -75,10 +75,11 @@ def train(cfg: Config, run_dir: Path) -> int:
     monitor = Monitor(run_dir, engine.rank, cfg.log.tensorboard, cfg.log.progress, cfg.train.steps)
     monitor.truncate(start)
     if engine.rank == 0:
-        write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share())
+        write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share(), judge=ask.described())
     announce(monitor, cfg, engine, model, judge is model, start)
     stop = StopSignal()
     source = Drawn(cfg, engine, model, judge, ask, reader)
+    failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
     bad_steps = 0
 
     for step in range(start, cfg.train.steps):
@@ -102,9 +103,10 @@ def train(cfg: Config, run_dir: Path) -> int:
             engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
 
         record = measure(engine, batches, total, count, clock, stop.asked)
-        record |= {"step": step, "grad_norm": grad_norm}
+        record |= {"step": step, "grad_norm": grad_norm, "judge": ask.label}
         monitor.step({key: value for key, value in record.items() if key != "stop"})
-        refuse_broken_judge(cfg, record)
+        failures.write(step, batches)
+        refuse_broken_judge(cfg, record, batches)
         bad_steps = bad_steps + 1 if grad_norm != grad_norm else 0
         if bad_steps >= MAX_BAD_STEPS:
             raise UserError(

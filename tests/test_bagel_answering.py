@@ -47,6 +47,13 @@ def test_questions_can_share_pictures(model: BagelAdapter) -> None:
     spread = model.answer_logprobs([PICTURES[i] for i in index], QUESTIONS, ["yes", "no"])
     torch.testing.assert_close(shared, spread, atol=1e-5, rtol=0)
     assert model.answer(PICTURES, QUESTIONS, 4, index) == model.answer([PICTURES[i] for i in index], QUESTIONS, 4)
+    texts = ["yes", "a red cat", "no"]
+    torch.testing.assert_close(
+        model.text_logprob(PICTURES, texts, image_index=index),
+        model.text_logprob([PICTURES[i] for i in index], texts),
+        atol=1e-5,
+        rtol=0,
+    )
     with pytest.raises(ValueError, match="image_index"):
         model.answer(PICTURES[:2], QUESTIONS, 4)
 
@@ -79,7 +86,7 @@ def test_a_texts_probability_is_the_product_of_its_tokens(model: BagelAdapter) -
     assert (found - model.text_logprob(PICTURES[1:2], ["a red cat"])).abs() > 1e-4
     with pytest.raises(UserError, match="text 1 is empty"):
         model.text_logprob(PICTURES[:2], ["a", ""])
-    with pytest.raises(ValueError, match="as many images"):
+    with pytest.raises(ValueError, match="need image_index"):
         model.text_logprob(PICTURES[:2], ["a"])
 
 

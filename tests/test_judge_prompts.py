@@ -31,12 +31,30 @@ def test_templates_for_real_models_ask_yes_or_no_about_their_subject() -> None:
 
 
 def test_all_built_in_templates_load() -> None:
-    assert builtin_names() == ["global_layout", "local_crop", "shapes_global", "shapes_local"]
+    assert builtin_names() == [
+        "describe",
+        "global_layout",
+        "global_layout_scale",
+        "global_layout_score",
+        "local_crop",
+        "local_crop_scale",
+        "local_crop_score",
+        "regional_boxes",
+        "sample_level",
+        "sample_level_score",
+        "shapes_global",
+        "shapes_local",
+    ]
     for name in builtin_names():
         template = load_template(name)
         assert template.name == name
         assert template.sha256 == hashlib.sha256((PROMPTS_FOLDER / f"{name}.jinja").read_bytes()).hexdigest()
-        assert len(template.variables) == 1
+        assert template.version == "1"
+        assert template.label == f"{name} v1 {template.sha256[:8]}"
+        question = template.render(
+            prompt="a dog", phrase="a dog", boxes=[[0, 0, 5, 9]], width=64, height=64, think=False
+        )
+        assert "version" not in question.lower() and "think" not in question
 
 
 def test_own_template_by_path(tmp_path: Path) -> None:

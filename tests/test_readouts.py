@@ -1,4 +1,4 @@
-"""From answer probabilities and written replies to scores."""
+"""From log-probabilities to scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srum_ds.models.base import Status
-from srum_ds.rewards.readouts import parse_score, yes_no_score
+from srum_ds.rewards.readouts import likelihood_score, scale_score, yes_no_score
 
 
 def logs(*rows: list[float]) -> torch.Tensor:
@@ -68,79 +68,44 @@ def test_logits_and_odd_answers_are_refused() -> None:
         yes_no_score(torch.zeros(4, 3))
 
 
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        ("Score: 0.7", 0.7),
-        ("score = -.25", -0.25),
-        ("Score: 0", 0.0),
-        ("**Score:** 0.7", 0.7),
-        ("**Score**: **-0.5**", -0.5),
-        ("**Score: 0.5**\nThe layout is right.", 0.5),
-        ("Score: [0.3]", 0.3),
-        ("Score (from -1 to 1): (0.4)", 0.4),
-        ("Score in [-1, 1]: 0.25", 0.25),
-        ("Overall score:\n\n  0.8.", 0.8),
-        ("### **Score**\n0.8", 0.8),
-        (r"Score: $\boxed{0.6}$", 0.6),
-        ("Object: 3 dogs\n---\nScore: \u22120.6", -0.6),
-        ("The score is 0.9, since both are there.", 0.9),
-        ("I would give it a score of 0.1.", 0.1),
-        ("Score: 3/5", 0.6),
-        ("Score: 3 / 5 because two of 5 parts are wrong", 0.6),
-        ("I rate this 4 out of 5.", 0.8),
-        ("Score: 60%", 0.6),
-        ("The picture shows 2 cats. **0.7**", 0.7),
-        ("The picture shows 2 cats [0.7]", 0.7),
-        ("0.7", 0.7),
-        (" -0.5.\n", -0.5),
-        ("1e-1", 0.1),
-        ("Score: -1 to 1\nScore: 0.5", 0.5),
-        ("Scores lie in [-1, 1]. Score: [-1, 1]\nScore: 0.2", 0.2),
-        ("<think>Score: -1? no, two of 3 fit</think>Score: 0.5", 0.5),
-        ("two thoughts <think>a</think> 0.1 <think>b</think>\n0.3", 0.3),
-    ],
-)
-def test_scores_are_found(reply: str, expected: float) -> None:
-    score, status = parse_score(reply)
-    assert status == Status.PARSED
-    assert score == pytest.approx(expected)
+def test_expected_rating_by_hand() -> None:
+    # (0 * -1 + 0.2 * 0 + 0.6 * 1) / 0.8, then a certain worst, then all on the middle
+    score, status = scale_score(logs([0.0, 0.2, 0.6], [1.0, 0.0, 0.0], [0.0, 0.5, 0.0]))
+    assert score.tolist() == pytest.approx([0.75, -1.0, 0.0], abs=1e-6)
+    assert status.tolist() == [Status.PARSED] * 3
+    # five ratings: 0.5 * 0.5 + 0.5 * 1.0
+    score, _ = scale_score(logs([0.0, 0.0, 0.0, 0.1, 0.1]))
+    assert score.tolist() == pytest.approx([0.75], abs=1e-6)
+    # two ratings are a no and a yes
+    pair = logs([0.2, 0.6])
+    assert scale_score(pair)[0].tolist() == pytest.approx(yes_no_score(pair.flip(1))[0].tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [("Score: 50", 1.0), ("Score: -3", -1.0), ("**7/5**", 1.0), ("1.0001", 1.0)],
-)
-def test_scores_off_the_scale_are_clamped_and_say_so(reply: str, expected: float) -> None:
-    assert parse_score(reply) == (expected, Status.CLAMPED)
+def test_ratings_without_mass_fail() -> None:
+    rows = torch.tensor([[-9.0, -9.0, -9.0], [math.nan, -1.0, -1.0], [-math.inf] * 3])
+    score, status = scale_score(rows)
+    assert status.tolist() == [Status.FAILED] * 3
+    assert score.isnan().all()
+    with pytest.raises(ValueError, match="two ratings"):
+        scale_score(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="more than 1"):
+        scale_score(torch.zeros(2, 3))
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "",
-        "The image is good.",
-        "I see 3 dogs and 2 cats.",
-        "Score: N/A",
-        "Score: none, although 3 dogs are there",
-        "Score: 0,7",
-        "Score: 0.7.1",
-        "Score: 3D",
-        "Score: 1/0",
-        "Score: [-1, 1]",
-        "the range is [-1, 1]",
-        "nan",
-        "<think>Score: 0.5",
-        "Score: 0.5<think>but wait",
-        "<think>Score: 0.5</think>",
-    ],
-)
-def test_replies_without_a_score_fail_and_are_never_zero(reply: str) -> None:
-    score, status = parse_score(reply)
-    assert status == Status.FAILED
-    assert math.isnan(score)
+def test_likelihood_by_hand() -> None:
+    value = torch.tensor([-2.0, -3.0, -2.5, -2.0])
+    blank = torch.tensor([-3.0, -2.0, -2.5, -2.5])
+    score, status = likelihood_score(value, blank, temperature=0.5)
+    assert score.tolist() == pytest.approx([math.tanh(2), -math.tanh(2), 0.0, math.tanh(1)], abs=1e-6)
+    assert status.tolist() == [Status.PARSED] * 4
 
 
-def test_other_scales() -> None:
-    assert parse_score("Score: 7", 0, 10) == (7.0, Status.PARSED)
-    assert parse_score("Score: -1", 0, 10) == (0.0, Status.CLAMPED)
+def test_likelihood_keeps_the_order_of_a_prompts_samples_and_fails_on_no_number() -> None:
+    value = torch.linspace(-6, -1, 40)
+    score, _ = likelihood_score(value, torch.full((40,), -3.0))
+    assert (score.diff() > 0).all()
+    score, status = likelihood_score(torch.tensor([math.nan, -math.inf, -1.0]), torch.tensor([-1.0, -1.0, math.nan]))
+    assert status.tolist() == [Status.FAILED] * 3
+    assert score.isnan().all()
+    with pytest.raises(ValueError, match="above 0"):
+        likelihood_score(value, value, 0.0)

@@ -99,12 +99,29 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A request whose reply could not be used: about picture ``picture``, or its region ``region``.
+
+    ``region`` indexes the batch's regions, -1 for the whole picture. ``template``: name and hash.
+    """
+
+    picture: int
+    region: int
+    question: str
+    reply: str
+    template: str
+
+
+@dataclass(frozen=True)
 class Scores:
     """What the judge said: scores in [-1, 1], NaN exactly where the status is FAILED.
 
     ``phrase_R`` is the index of the phrase (of the owner's prompt) each region was matched to, -1
     for a region no phrase claims. ``missing_N`` is the share of the objects a prompt asks for that no
-    region of the picture shows, in [0, 1]; None when nobody looked.
+    region of the picture shows, in [0, 1]; None when nobody looked. ``raw``: the reply, or the
+    answers' probabilities, behind each of the N + R scores, pictures first. ``status_Q`` (int64): how
+    each of the Q requests ended; a region is asked about several phrases. ``failures``: those of them
+    that failed.
     """
 
     global_N: Tensor
@@ -114,6 +131,8 @@ class Scores:
     phrase_R: Tensor
     raw: tuple[str, ...] = ()
     missing_N: Tensor | None = None
+    status_Q: Tensor | None = None
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,8 +168,23 @@ class Judge(Protocol):
         questions: Sequence[str],
         max_new_tokens: int,
         image_index: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """Greedy answers as text, one a question."""
+        """Answers as text, one a question: greedy, or sampled at ``temperature``, each by its own seed."""
+        ...
+
+    def text_logprob(
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        questions: Sequence[str] | None = None,
+        image_index: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Mean log-probability [Q] (float32) a token of each text under its picture: one teacher-forced pass.
+
+        With ``questions``, each text is the answer to one; without, it follows the picture at once.
+        """
         ...
 
 

@@ -1,15 +1,17 @@
 """The judging of one step: a global score for each picture, a local score for each region.
 
-All calls go through ``Judge.answer_logprobs``, one prefill a call. Under a sharded model every call
-is collective, so that every rank must make the same number of them: ``ceil(N / batch)`` for the
-pictures (N is the same everywhere) and ``ceil(pad_to / batch)`` for the crops, where ``pad_to`` is the
-largest number of crops any rank has. Call k then holds the same number of pictures on every rank.
+How an opinion is read is the readout's affair (``asking.py``); this module decides what is asked about.
+Where the judge's parameters are sharded every model call is collective, so that every rank must make the
+same number of them: one a batch (more only as ``asking.GenerateReadout`` agrees on), ``ceil(N / batch)``
+batches of pictures (N is the same everywhere) and ``ceil(M / batch)`` of crops, where M is the largest
+number of crops any rank has (``agree``, or ``pad_to``). Batch k then holds the same number of pictures on
+every rank. Where no call communicates, nothing is padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt, Regions, Rollout, Scores, Status
-from srum_ds.rewards.readouts import yes_no_score
+from srum_ds.models.base import Failure, Judge, Prompt, Regions, Rollout, Scores, Status
+from srum_ds.rewards.asking import Agree, GenerateReadout, Readout, Replies, Request, alone, check_template
 from srum_ds.rewards.regions import crop
 from srum_ds.rewards.templates import Template
 
@@ -83,82 +85,116 @@ def judge_rollout(
     judge: Judge,
     rollout: Rollout,
     regions: Regions,
-    global_template: Template,
-    local_template: Template,
-    answers: Sequence[str],
+    global_template: Template | None,
+    local_template: Template | None,
+    readout: Readout,
     *,
+    regional: str = "crop",
     crop_size: tuple[int, int] = (64, 64),
     batch: int = 64,
     pad_to: int | None = None,
+    agree: Agree = alone,
     surplus_penalty: float = 1.0,
-    min_mass: float = 0.05,
 ) -> Scores:
     """Asks about every picture and every region, and matches regions to phrases.
 
-    Global: one question a picture, with its prompt. Local: each crop is asked about each phrase of its
-    prompt; regions are then matched to phrases (``assign_phrases``) and a region's score is that for
-    its phrase. A region that no phrase claims is a surplus object and scores ``-surplus_penalty``. A
-    region whose own answer failed, or which is unclaimed while any of its answers failed, is FAILED.
+    Global: one question a picture, with its prompt. Local, by ``regional``:
 
-    The result does not depend on ``batch`` or ``pad_to`` beyond the model's rounding.
+    - ``crop``: each crop is asked about each phrase of its prompt; regions are then matched to phrases
+      (``assign_phrases``) and a region's score is that for its phrase. A region that no phrase claims is a
+      surplus object and scores ``-surplus_penalty``. A region whose own answer failed, or which is
+      unclaimed while any of its answers failed, is FAILED.
+    - ``boxes`` (as released): one written reply a picture about all of its boxes, listed in the question.
+      Nothing is matched: ``phrase_R`` is -1, ``missing_N`` None.
+
+    The result does not depend on ``batch``, ``pad_to`` or ``agree`` beyond the model's rounding.
 
     Args:
         judge: whoever answers.
         rollout: N pictures with their prompts.
         regions: R boxes over these pictures.
-        global_template: question with ``prompt``.
-        local_template: question with ``phrase`` (and ``prompt``, if it likes).
-        answers: yes and no as the model writes them; an even number, spellings of yes first.
+        global_template: question with ``prompt``; None for a readout that needs no question.
+        local_template: question with ``phrase`` (and ``prompt``, if it likes); for ``boxes`` with
+            ``prompt`` and ``boxes``.
+        readout: how the judge's opinion is read.
         crop_size: height and width of every crop in pixels.
         batch: most pictures or crops in one call, >= 1.
-        pad_to: crops to ask about, at least R: the largest R over all ranks. The crops beyond R are
-            blank and their answers are thrown away. None: R.
+        pad_to: crops (or pictures with boxes) to ask about, at least as many as there are: the largest
+            number over all ranks. Those beyond are blank and their answers are thrown away. None: as
+            ``agree`` has it.
+        agree: the largest of a number over all ranks, for a judge whose calls communicate; see
+            ``asking``.
         surplus_penalty: in [0, 1].
-        min_mass: see ``yes_no_score``.
 
     Returns:
-        Scores on the CPU, float32, with ``missing_N``.
+        Scores on the CPU, float32.
 
     Raises:
-        UserError: a template without its variable, a prompt without phrases that has regions, bad
+        UserError: a template without its variable, a prompt without phrases that has crops, bad
             counts, or a setting out of range.
-        ValueError: ``pad_to`` below R, prompts that do not match the groups, or a judge that breaks
+        ValueError: ``pad_to`` too small, prompts that do not match the groups, or a judge that breaks
             its protocol.
     """
-    _check_settings(global_template, local_template, answers, batch, surplus_penalty)
-    pictures = list(rollout.images_NCHW)
-    texts = [prompt.text for prompt in _prompt_of_each(rollout)]
-    global_questions = [[global_template.render(prompt=text)] for text in texts]
-    logprobs_NA = _ask(judge, pictures, global_questions, answers, batch)
-    global_N, global_status_N = yes_no_score(logprobs_NA, min_mass)
-    local_R, local_status_R, phrase_R, missing_N = _judge_regions(
-        judge, rollout, regions, local_template, answers, crop_size, batch, pad_to, surplus_penalty, min_mass
-    )
+    _check_settings(global_template, local_template, readout, regional, batch, surplus_penalty)
+    prompts = _prompt_of_each(rollout)
+    names = [(p.name, s) for p, s in zip(prompts, rollout.sample_N.tolist(), strict=True)]
+    asked = [
+        [Request(0, render(global_template, readout, prompt=prompt.text), prompt.text, (*name, "whole"))]
+        for prompt, name in zip(prompts, names, strict=True)
+    ]
+    whole = _ask(judge, list(rollout.images_NCHW), asked, readout, batch, agree)
+    failures = _failures(whole, [a[0] for a in asked], range(len(prompts)), [-1] * len(prompts), global_template)
+    if regional == "boxes":
+        local = _judge_boxes(judge, rollout, regions, names, local_template, readout, batch, pad_to, agree)
+    else:
+        local = _judge_crops(
+            judge, rollout, regions, names, local_template, readout, crop_size, batch, pad_to, agree, surplus_penalty
+        )
     return Scores(
-        global_N=global_N,
-        global_status_N=global_status_N,
-        local_R=local_R,
-        local_status_R=local_status_R,
-        phrase_R=phrase_R,
-        missing_N=missing_N,
+        global_N=whole.score_Q,
+        global_status_N=whole.status_Q,
+        local_R=local.score_R,
+        local_status_R=local.status_R,
+        phrase_R=local.phrase_R,
+        raw=(*whole.raw, *local.raw_R),
+        missing_N=local.missing_N,
+        status_Q=torch.cat([whole.status_Q, local.status_Q]),
+        failures=(*failures, *local.failures),
     )
+
+
+def render(template: Template | None, readout: Readout, **values: object) -> str:
+    """A template's question for a readout; empty without a template."""
+    return "" if template is None else template.render(think=readout.think, **values)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """What became of the regions: score, status, phrase and reply of each, and of the requests."""
+
+    score_R: Tensor
+    status_R: Tensor
+    phrase_R: Tensor
+    raw_R: tuple[str, ...]
+    missing_N: Tensor | None
+    status_Q: Tensor
+    failures: tuple[Failure, ...]
 
 
 def _check_settings(
-    global_template: Template,
-    local_template: Template,
-    answers: Sequence[str],
+    global_template: Template | None,
+    local_template: Template | None,
+    readout: Readout,
+    regional: str,
     batch: int,
     surplus_penalty: float,
 ) -> None:
-    for template, variable in ((global_template, "prompt"), (local_template, "phrase")):
-        if variable not in template.variables:
-            raise UserError(
-                f"judge template {template.name} never mentions {{{{ {variable} }}}}: every question would "
-                f"be the same; use the variable or choose another template"
-            )
-    if len(answers) == 0 or len(answers) % 2:
-        raise UserError(f"judge answers are {list(answers)}, expected the spellings of yes, then as many of no")
+    check_template(global_template, readout, "prompt")
+    if regional not in ("crop", "boxes"):
+        raise UserError(f"judge.regional is {regional!r}, expected crop or boxes")
+    if regional == "boxes" and not isinstance(readout, GenerateReadout):
+        raise UserError("judge.regional=boxes is answered in writing: it needs judge.readout=generate")
+    check_template(local_template, readout, "boxes" if regional == "boxes" else "phrase")
     if batch < 1:
         raise UserError(f"judge batch is {batch}, expected at least 1")
     if not 0.0 <= surplus_penalty <= 1.0:
@@ -173,23 +209,29 @@ def _prompt_of_each(rollout: Rollout) -> list[Prompt]:
     return [rollout.prompts[group] for group in rollout.group_N.tolist()]
 
 
-def _judge_regions(
+def _padding(count: int, pad_to: int | None, agree: Agree) -> int:
+    """How many blank pictures make up the number that every rank asks about."""
+    total = agree(count) if pad_to is None else pad_to
+    if total < count:
+        raise ValueError(f"pad_to is {total}, but there are {count} regions")
+    return total - count
+
+
+def _judge_crops(
     judge: Judge,
     rollout: Rollout,
     regions: Regions,
-    template: Template,
-    answers: Sequence[str],
+    names: Sequence[tuple[str, int]],
+    template: Template | None,
+    readout: Readout,
     crop_size: tuple[int, int],
     batch: int,
     pad_to: int | None,
+    agree: Agree,
     surplus_penalty: float,
-    min_mass: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Local scores, statuses and phrases [R], and the missing share [N]."""
-    count = len(regions)
-    total = count if pad_to is None else pad_to
-    if total < count:
-        raise ValueError(f"pad_to is {total}, but there are {count} regions")
+) -> _Local:
+    """Each crop against each phrase of its prompt."""
+    padding = _padding(len(regions), pad_to, agree)
     prompts = _prompt_of_each(rollout)
     owners = regions.owner_R.tolist()
     for owner in owners:
@@ -198,56 +240,141 @@ def _judge_regions(
                 f"prompt {prompts[owner].id!r} has no object phrases, which regions are judged against: add "
                 f"'phrases' to its record in the prompt shard, or propose no regions (kind 'none')"
             )
-    questions = [
-        [template.render(prompt=prompts[owner].text, phrase=phrase) for phrase in prompts[owner].phrases]
-        for owner in owners
+    first_of = {owner: owners.index(owner) for owner in set(owners)}
+    asked = [
+        [
+            Request(
+                0,
+                render(template, readout, prompt=prompts[owner].text, phrase=phrase),
+                phrase,
+                (*names[owner], region - first_of[owner], number),
+            )
+            for number, phrase in enumerate(prompts[owner].phrases)
+        ]
+        for region, owner in enumerate(owners)
     ]
     crops = crop(rollout.images_NCHW, regions, crop_size)
-    if total > count:
+    if padding:
         first = prompts[0]
-        filler = template.render(prompt=first.text, phrase=first.phrases[0] if first.phrases else first.text)
-        blank = torch.zeros(3, *crop_size, device=rollout.images_NCHW.device)
-        crops.extend([blank] * (total - count))
-        questions.extend([[filler]] * (total - count))
-    asked = sum(len(asked_of_crop) for asked_of_crop in questions[:count])
-    logprobs_QA = _ask(judge, crops, questions, answers, batch)[:asked]
-    score_Q, status_Q = yes_no_score(logprobs_QA, min_mass)
-    return _settle(prompts, owners, score_Q, status_Q, surplus_penalty)
+        phrase = first.phrases[0] if first.phrases else first.text
+        filler = Request(0, render(template, readout, prompt=first.text, phrase=phrase), phrase, ("padding",))
+        crops.extend([torch.zeros(3, *crop_size, device=rollout.images_NCHW.device)] * padding)
+        asked.extend([[filler]] * padding)
+    replies = _ask(judge, crops, asked, readout, batch, agree)
+    flat = [request for of_crop in asked[: len(owners)] for request in of_crop]
+    replies = Replies(replies.score_Q[: len(flat)], replies.status_Q[: len(flat)], replies.raw[: len(flat)])
+    region_Q = [region for region, of_crop in enumerate(asked[: len(owners)]) for _ in of_crop]
+    failures = _failures(replies, flat, [owners[region] for region in region_Q], region_Q, template)
+    return _settle(prompts, owners, replies, surplus_penalty, failures)
+
+
+def _judge_boxes(
+    judge: Judge,
+    rollout: Rollout,
+    regions: Regions,
+    names: Sequence[tuple[str, int]],
+    template: Template | None,
+    readout: Readout,
+    batch: int,
+    pad_to: int | None,
+    agree: Agree,
+) -> _Local:
+    """One written reply a picture about all of its boxes. A region of a reply counts as one request."""
+    assert isinstance(readout, GenerateReadout)
+    prompts = _prompt_of_each(rollout)
+    owner_R = regions.owner_R
+    shown = torch.unique(owner_R).tolist()
+    height, width = rollout.images_NCHW.shape[2:]
+    sides_4 = torch.tensor([width, height, width, height], dtype=torch.float64)
+
+    def request(owner: int, boxes_B4: Tensor) -> Request:
+        pixels = (boxes_B4.double().cpu() * sides_4).round().int().tolist()
+        text = prompts[owner].text
+        question = render(template, readout, prompt=text, boxes=pixels, width=width, height=height)
+        return Request(0, question, text, (*names[owner], "boxes"))
+
+    requests = [request(owner, regions.boxes_R4[owner_R == owner]) for owner in shown]
+    counts = [int((owner_R == owner).sum()) for owner in shown]
+    pictures = [rollout.images_NCHW[owner] for owner in shown]
+    for _ in range(_padding(len(shown), pad_to, agree)):
+        requests.append(request(0, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
+        counts.append(0)
+        pictures.append(torch.zeros_like(rollout.images_NCHW[0]))
+    score: list[float] = []
+    status: list[int] = []
+    raw: list[str] = []
+    failures: list[Failure] = []
+    for start in range(0, len(requests), batch):
+        asked = [replace(r, picture=k) for k, r in enumerate(requests[start : start + batch])]
+        own = counts[start : start + batch]
+        found, texts = readout.read_regions(judge, pictures[start : start + batch], asked, own, agree)
+        for position, (of_picture, text) in enumerate(zip(found, texts, strict=True)):
+            for reply in of_picture:
+                if reply.status == Status.FAILED:
+                    where = (shown[start + position], len(score))
+                    failures.append(Failure(*where, asked[position].question, text, _label(template)))
+                score.append(reply.score)
+                status.append(int(reply.status))
+                raw.append(text)
+    status_R = torch.tensor(status, dtype=torch.int64)
+    return _Local(
+        score_R=torch.tensor(score, dtype=torch.float32),
+        status_R=status_R,
+        phrase_R=torch.full((len(score),), -1, dtype=torch.int64),
+        raw_R=tuple(raw),
+        missing_N=None,
+        status_Q=status_R,
+        failures=tuple(failures),
+    )
 
 
 def _ask(
     judge: Judge,
     pictures: Sequence[Tensor],
-    questions: Sequence[Sequence[str]],
-    answers: Sequence[str],
+    requests: Sequence[Sequence[Request]],
+    readout: Readout,
     batch: int,
-) -> Tensor:
-    """Log-probabilities [Q, A] on the CPU, for all questions of all pictures in order.
-
-    One call for each ``batch`` pictures; the questions of one picture share it in the call.
-    """
-    parts = [torch.zeros(0, len(answers))]
+    agree: Agree,
+) -> Replies:
+    """All requests about all pictures, in order; those about one picture share it in the call."""
+    parts = [Replies(torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())]
     for start in range(0, len(pictures), batch):
-        asked = questions[start : start + batch]
-        flat = [question for of_one in asked for question in of_one]
-        image_index = [index for index, of_one in enumerate(asked) for _ in of_one]
-        logprobs_QA = judge.answer_logprobs(pictures[start : start + batch], flat, answers, image_index)
-        if tuple(logprobs_QA.shape) != (len(flat), len(answers)):
-            raise ValueError(
-                f"the judge returned {tuple(logprobs_QA.shape)} for {len(flat)} questions and {len(answers)} answers"
-            )
-        parts.append(logprobs_QA.detach().float().cpu())
-    return torch.cat(parts)
+        asked = requests[start : start + batch]
+        flat = [replace(request, picture=k) for k, of_picture in enumerate(asked) for request in of_picture]
+        parts.append(readout.read(judge, pictures[start : start + batch], flat, agree))
+    return Replies(
+        torch.cat([part.score_Q for part in parts]),
+        torch.cat([part.status_Q for part in parts]),
+        tuple(text for part in parts for text in part.raw),
+    )
+
+
+def _label(template: Template | None) -> str:
+    return "none" if template is None else template.label
+
+
+def _failures(
+    replies: Replies,
+    requests: Sequence[Request],
+    picture_Q: Sequence[int],
+    region_Q: Sequence[int],
+    template: Template | None,
+) -> tuple[Failure, ...]:
+    failed = (replies.status_Q == int(Status.FAILED)).nonzero().flatten().tolist()
+    return tuple(
+        Failure(picture_Q[q], region_Q[q], requests[q].question, replies.raw[q], _label(template)) for q in failed
+    )
 
 
 def _settle(
     prompts: Sequence[Prompt],
     owners: Sequence[int],
-    score_Q: Tensor,
-    status_Q: Tensor,
+    replies: Replies,
     surplus_penalty: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    failures: tuple[Failure, ...],
+) -> _Local:
     """From the answers, region by region and phrase by phrase, to one score a region."""
+    score_Q, status_Q = replies.score_Q, replies.status_Q
     regions_of: dict[int, list[int]] = {}
     answers_of: list[slice] = []
     position = 0
@@ -259,6 +386,7 @@ def _settle(
     status_R = torch.full((len(owners),), int(Status.FAILED), dtype=torch.int64)
     phrase_R = torch.full((len(owners),), -1, dtype=torch.int64)
     missing_N = torch.zeros(len(prompts))
+    raw_R = ["; ".join(replies.raw[own]) for own in answers_of]
     for owner, prompt in enumerate(prompts):
         members = regions_of.get(owner, [])
         scores_RP = np.full((len(members), len(prompt.phrases)), np.nan)
@@ -272,7 +400,8 @@ def _settle(
             if phrase >= 0:
                 local_R[region] = score_Q[own][phrase]
                 status_R[region] = status_Q[own][phrase]
+                raw_R[region] = replies.raw[own][phrase]
             elif bool((status_Q[own] != int(Status.FAILED)).all()):
                 local_R[region] = -surplus_penalty
                 status_R[region] = int(Status.PARSED)
-    return local_R, status_R, phrase_R, missing_N
+    return _Local(local_R, status_R, phrase_R, tuple(raw_R), missing_N, status_Q, failures)

@@ -1,9 +1,6 @@
-"""What was said: from answer probabilities or a written reply to a score in [-1, 1] and its status."""
+"""What was said, in numbers: from log-probabilities to a score in [-1, 1] and its status."""
 
 from __future__ import annotations
-
-import math
-import re
 
 import torch
 from torch import Tensor
@@ -34,90 +31,69 @@ def yes_no_score(logprobs_QA: Tensor, min_mass: float = 0.05) -> tuple[Tensor, T
     yes_Q = torch.logsumexp(logprobs_QA[:, :half].double(), dim=1)
     no_Q = torch.logsumexp(logprobs_QA[:, half:].double(), dim=1)
     mass_Q = yes_Q.exp() + no_Q.exp()
-    if bool((torch.isfinite(mass_Q) & (mass_Q > 1.001)).any()):
-        raise ValueError("answer probabilities sum to more than 1: these are not log-probabilities")
+    _refuse_logits(mass_Q)
     # 2 p / (p + q) - 1 = tanh((log p - log q) / 2), which holds its precision near -1 and 1.
-    score_Q = torch.tanh((yes_Q - no_Q) / 2).float()
-    answered_Q = torch.isfinite(score_Q) & torch.isfinite(mass_Q) & (mass_Q >= min_mass)
-    score_Q = torch.where(answered_Q, score_Q, torch.nan)
-    status_Q = torch.where(answered_Q, int(Status.PARSED), int(Status.FAILED))
-    return score_Q, status_Q
+    return _settled(torch.tanh((yes_Q - no_Q) / 2), mass_Q, min_mass)
 
 
-_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2014": "-", "\uff0d": "-"})
-
-# A number that ends here: "0.7" in "0.7." counts, in "0.7x", "0.7.1" or "0,7" (decimal comma, which
-# would read as 0) it does not. Possessive digits keep the engine from settling for a part of it.
-_NUMBER = r"(?P<value>[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?+)(?![\w]|[.,]\d)"
-_OVER = r"(?:\s*(?:/|out\s+of)\s*(?P<over>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d)|\s*(?P<percent>%))"
-_RATING = rf"{_NUMBER}{_OVER}?+"
-_NOT_A_RANGE = r"(?!\s*(?:to\b|\.\.|\u2026)\s*[-+]?[\d.]|\s*,\s*[-+]?[\d.]+\s*[\])])"
-_DECORATION = r"[\s*_`~\"'\[\](){}<>$\\#|:=]*"
-_BOXED = r"(?:\\?boxed\{)?"
-
-# Score: / **Score**: / Score (from -1 to 1) = / a heading "Score" with the number below it
-_LABEL = r"\bscore\b(?:[^\n:=]{0,40}[:=]|[*_]*[ \t]*\n)"
-_SAID = r"\bscore\s+(?:is|of|would\s+be)\b"
-
-_LABELLED = re.compile(_LABEL, re.IGNORECASE)
-_PATTERNS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        rf"(?:{_LABEL}|{_SAID}){_DECORATION}{_BOXED}{_RATING}{_NOT_A_RANGE}",
-        # **0.7**
-        rf"\*\*\s*{_RATING}\s*\*\*",
-        # [0.7], (0.7), \boxed{0.7}; a list such as [-1, 1] is a range, not a score
-        rf"[\[({{]\s*{_RATING}\s*[\])}}]",
-        # 3/5 or 3 out of 5 anywhere
-        rf"(?<![\w./,]){_NUMBER}\s*(?:/|out\s+of)\s*(?P<over>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d)",
-        # nothing but the number
-        rf"\A{_DECORATION}{_RATING}{_DECORATION}\.?{_DECORATION}\Z",
-    )
-)
-
-
-def parse_score(text: str, low: float = -1.0, high: float = 1.0) -> tuple[float, Status]:
-    """Reads the score out of a written reply.
-
-    Only what follows the last ``</think>`` counts; a reply still thinking has no score. Looked for,
-    in this order: the number after a "score" label, a bold number, a bracketed number, a fraction
-    ("3/5" and "3 out of 5" are 0.6, "60%" likewise), a reply that is nothing but a number. Numbers in
-    running text are not scores ("I see 3 dogs"), nor does anything stand in for a label without a
-    number ("Score: N/A").
+def scale_score(logprobs_QA: Tensor, min_mass: float = 0.05) -> tuple[Tensor, Tensor]:
+    """The judge's expected rating: sum_a P(a) v_a / sum_a P(a), with v_a evenly spaced over [-1, 1].
 
     Args:
-        text: the judge's reply.
-        low, high: the scale's ends.
+        logprobs_QA: natural log-probabilities [Q, A] of the ratings' first tokens, A >= 2, from the
+            worst rating (v = -1) to the best (v = 1), such as those of "1" to "5".
+        min_mass: the ratings together must carry at least this probability to count as an answer.
 
     Returns:
-        (score, PARSED), (the nearer end of the scale, CLAMPED) when the number lies outside it, or
-        (NaN, FAILED) when there is none. A score of 0 always means that the judge said 0.
+        (score_Q float32 in [-1, 1], status_Q int64 of ``Status``), FAILED and NaN as in ``yes_no_score``.
+
+    Raises:
+        ValueError: fewer than two ratings, or probabilities that sum to more than 1.
     """
-    opened, closed = text.rfind("<think>"), text.rfind("</think>")
-    if opened > closed:
-        return math.nan, Status.FAILED
-    reply = text if closed < 0 else text[closed + len("</think>") :]
-    reply = reply.translate(_MINUS)
-    patterns = _PATTERNS[:1] if _LABELLED.search(reply) else _PATTERNS
-    for pattern in patterns:
-        found = pattern.search(reply)
-        if found is not None:
-            return _on_scale(found, low, high)
-    return math.nan, Status.FAILED
+    if logprobs_QA.ndim != 2 or logprobs_QA.shape[1] < 2:
+        raise ValueError(f"expected log-probabilities [Q, A] of at least two ratings, got {tuple(logprobs_QA.shape)}")
+    values_A = torch.linspace(-1.0, 1.0, logprobs_QA.shape[1], dtype=torch.float64, device=logprobs_QA.device)
+    logprobs_QA = logprobs_QA.double()
+    mass_Q = logprobs_QA.exp().sum(dim=1)
+    _refuse_logits(mass_Q)
+    score_Q = logprobs_QA.softmax(dim=1) @ values_A
+    return _settled(score_Q, mass_Q, min_mass)
 
 
-def _on_scale(found: re.Match[str], low: float, high: float) -> tuple[float, Status]:
-    parts = found.groupdict()
-    value = float(parts["value"])
-    if parts.get("over"):
-        over = float(parts["over"])
-        value = value / over if over > 0 else math.nan
-    elif parts.get("percent"):
-        value = value / 100
-    if not math.isfinite(value):
-        return math.nan, Status.FAILED
-    if value < low:
-        return low, Status.CLAMPED
-    if value > high:
-        return high, Status.CLAMPED
-    return value, Status.PARSED
+def likelihood_score(value_Q: Tensor, blank_Q: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """How much likelier a picture makes a text than a blank one does: tanh((value - blank) / temperature).
+
+    Both are mean log-probabilities a token of the same text, so that the difference is pointwise
+    mutual information a token: 0 where the picture says nothing about the text. For one text the score
+    rises strictly with log p(text | picture), so that the samples of a prompt keep their order. It
+    depends on its own picture and text alone, not on the group or the batch: a reward map and the
+    matching of phrases need a score whose sign means something, and the objectives that compare samples
+    centre within the group anyway. (Prompt likelihood as a self-reward: SpectraReward; the blank as
+    reference is this project's.)
+
+    Args:
+        value_Q: mean log p(text | picture), natural logarithm.
+        blank_Q: mean log p(text | blank picture).
+        temperature: nats a token that count as a clear difference, > 0.
+
+    Returns:
+        (score_Q float32 in [-1, 1], status_Q): FAILED and NaN where either is not finite.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    score_Q = torch.tanh((value_Q.double() - blank_Q.double()) / temperature)
+    finite_Q = torch.isfinite(value_Q) & torch.isfinite(blank_Q)
+    return _settled(torch.where(finite_Q, score_Q, torch.nan), torch.ones_like(score_Q), 0.0)
+
+
+def _refuse_logits(mass_Q: Tensor) -> None:
+    if bool((torch.isfinite(mass_Q) & (mass_Q > 1.001)).any()):
+        raise ValueError("answer probabilities sum to more than 1: these are not log-probabilities")
+
+
+def _settled(score_Q: Tensor, mass_Q: Tensor, min_mass: float) -> tuple[Tensor, Tensor]:
+    """Scores as float32, NaN and FAILED where they are no numbers or carry too little mass."""
+    answered_Q = torch.isfinite(score_Q) & torch.isfinite(mass_Q) & (mass_Q >= min_mass)
+    score_Q = torch.where(answered_Q, score_Q.float(), torch.nan)
+    status_Q = torch.where(answered_Q, int(Status.PARSED), int(Status.FAILED))
+    return score_Q, status_Q

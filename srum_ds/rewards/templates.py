@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from srum_ds.errors import UserError
 
+_VERSION = re.compile(r"\{#[^#]*?\bversion[ \t]+(?P<version>\d+(?:\.\d+)*)", re.IGNORECASE)
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
 
 # Plain text, not HTML: escaping quotes would change the question. The sandbox keeps a template that
@@ -24,12 +26,14 @@ class Template:
     """A judge question.
 
     ``sha256`` is the hash of the file's bytes: it identifies what was asked in every result.
-    ``variables`` are the names that the text uses.
+    ``version`` is what a comment in the text says ("version 2"), empty where none does. ``variables``
+    are the names that the text uses.
     """
 
     text: str
     name: str
     sha256: str
+    version: str = field(init=False, compare=False)
     variables: frozenset[str] = field(init=False, compare=False)
     _compiled: jinja2.Template = field(init=False, repr=False, compare=False)
 
@@ -41,14 +45,27 @@ class Template:
             raise UserError(
                 f"judge template {self.name}, line {error.lineno}: {error.message}; correct the Jinja syntax"
             ) from error
+        said = _VERSION.search(self.text)
+        object.__setattr__(self, "version", said["version"] if said else "")
         object.__setattr__(self, "variables", variables)
         object.__setattr__(self, "_compiled", compiled)
+
+    @property
+    def label(self) -> str:
+        """Name, version and the start of the hash, such as ``shapes_global v1 3f2a9c01``."""
+        version = f" v{self.version}" if self.version else ""
+        return f"{self.name}{version} {self.sha256[:8]}"
+
+    def described(self) -> dict[str, str]:
+        """Name, version and hash, for a result's file."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
     def render(self, **values: object) -> str:
         """The question with its variables filled in, stripped of surrounding white space.
 
-        Pass ``prompt=`` (a whole prompt) and ``phrase=`` (one object phrase) as they are known; None
-        counts as not given, and values the text does not use are no error.
+        Pass ``prompt=`` (a whole prompt), ``phrase=`` (one object phrase), ``boxes=`` (pixels: x0, y0,
+        x1, y1 each, with ``width`` and ``height``) and ``think=`` as they are known; None counts as not
+        given, and values the text does not use are no error.
 
         Raises:
             UserError: a variable the text uses is missing, the text does something the sandbox

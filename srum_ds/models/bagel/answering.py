@@ -79,18 +79,24 @@ class BagelAnswerer(BagelReader):
         images: Sequence[Tensor],
         texts: Sequence[str],
         questions: Sequence[str] | None = None,
+        image_index: Sequence[int] | None = None,
     ) -> Tensor:
-        """Mean log-probability [N] (float32) of each text's tokens, its eos included, under its picture.
+        """Mean log-probability [Q] (float32) of each text's tokens, its eos included, under its picture.
 
         With ``questions``, the text is the answer to one; without, it follows the picture at once.
+        ``image_index[q]`` is the picture of text q (default: picture q); every picture is read once.
         UserError for an empty text.
         """
-        if len(images) != len(texts):
-            raise ValueError(f"{len(texts)} texts need as many images, got {len(images)}")
+        if image_index is None and len(images) != len(texts):
+            raise ValueError(f"{len(texts)} texts about {len(images)} images need image_index")
+        if not texts:
+            return torch.zeros(0)
         for number, text in enumerate(texts):
             if not text:
                 raise UserError(f"text {number} is empty; give it at least one character.")
         context = self.read_images(images)
+        if image_index is not None:
+            context = context.take(torch.tensor(list(image_index), device=self.module.device))
         if questions is not None:
             context = self.module.read_text([self.tokenizer.segment(q) for q in questions], context)
         device = self.module.device

@@ -1,0 +1,180 @@
+"""The judge as a recipe has it: what it is asked, how it is read, and the record of what could not be read."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srum_ds.config import Config, find_path
+from srum_ds.errors import UserError
+from srum_ds.models.base import Judge, Judged, Prompt, Regions, Rollout, Scores
+from srum_ds.rewards.asking import Agree, GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, alone
+from srum_ds.rewards.judge import judge_rollout, render
+from srum_ds.rewards.templates import Template, load_template
+
+FAILURES = "judge_failures.jsonl"
+
+
+def readout_of(cfg: Config) -> Readout:
+    """The readout that ``judge.readout`` names. UserError for settings that do not fit it."""
+    j = cfg.judge
+    if j.readout == "likelihood":
+        return LikelihoodReadout(j.likelihood_temperature, ask=j.caption_template is not None)
+    if j.readout == "generate":
+        return GenerateReadout(
+            j.answers, j.max_new_tokens, j.think, j.temperature, j.retries, j.retry_temperature, cfg.run.seed
+        )
+    return LogprobReadout(j.answers, j.scale, j.min_mass)
+
+
+class Questions:
+    """What the judge is asked, loaded once."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.readout = readout_of(cfg)
+        self.whole, self.part = self._templates()
+
+    def _templates(self) -> tuple[Template | None, Template | None]:
+        j = self.cfg.judge
+        if j.readout != "likelihood":
+            return load_template(find_path(j.global_template)), load_template(find_path(j.local_template))
+        caption = None if j.caption_template is None else load_template(find_path(j.caption_template))
+        return caption, caption
+
+    def about(self, judge: Judge, rollout: Rollout, regions: Regions, agree: Agree = alone) -> Scores:
+        """Global and local scores of a rollout. ``agree``: see ``srum_ds.rewards.asking``."""
+        j = self.cfg.judge
+        return judge_rollout(
+            judge,
+            rollout,
+            regions,
+            self.whole,
+            self.part,
+            self.readout,
+            regional=j.regional,
+            crop_size=j.crop_size,
+            batch=j.batch,
+            agree=agree,
+            surplus_penalty=self.cfg.reward.surplus_penalty,
+        )
+
+    def of_whole(self, prompt: Prompt) -> str:
+        """The question about a whole picture of a prompt; empty where none is asked."""
+        return render(self.whole, self.readout, prompt=prompt.text)
+
+    @property
+    def label(self) -> str:
+        """The readout and both templates with their version and the start of their hash, for a line of figures."""
+        parts = ["none" if template is None else template.label for template in (self.whole, self.part)]
+        return f"{self.cfg.judge.readout}: {'; '.join(parts)}"
+
+    def described(self) -> dict[str, Any]:
+        """Readout, way of judging regions, and both templates with version and hash, for a result's file."""
+        return {
+            "readout": self.cfg.judge.readout,
+            "regional": self.cfg.judge.regional,
+            "global_template": None if self.whole is None else self.whole.described(),
+            "local_template": None if self.part is None else self.part.described(),
+        }
+
+
+class FailureLog:
+    """``judge_failures.jsonl``: every reply that could not be used, one a line, until the file is full.
+
+    All ranks append to the one file, a step's lines at once under a lock. A step that is done again
+    after a kill is written again.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, megabytes: float) -> None:
+        self.path = run_dir / FAILURES
+        self.rank = rank
+        self.limit = int(megabytes * 1e6)
+
+    def write(self, step: int, batches: Sequence[Judged]) -> None:
+        """Appends a step's failures; those that no longer fit are left out. UserError where it cannot write."""
+        lines = [(json.dumps(record) + "\n").encode() for record in self._records(step, batches)]
+        if not lines:
+            return
+        try:
+            with open(self.path, "ab") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                room = self.limit - os.fstat(stream.fileno()).st_size
+                kept = []
+                for line in lines:
+                    room -= len(line)
+                    if room < 0:
+                        break
+                    kept.append(line)
+                stream.write(b"".join(kept))
+        except OSError as error:
+            raise UserError(f"{self.path}: could not be written ({error.strerror or error})") from error
+
+    def _records(self, step: int, batches: Sequence[Judged]) -> list[dict[str, Any]]:
+        records = []
+        for batch in batches:
+            owners = batch.regions.owner_R.tolist()
+            boxes = batch.regions.boxes_R4.tolist()
+            for failure in batch.scores.failures:
+                prompt = batch.rollout.prompts[int(batch.rollout.group_N[failure.picture])]
+                place = None
+                if failure.region >= 0:
+                    place = {
+                        "number": failure.region - owners.index(failure.picture),
+                        "box": [round(edge, 4) for edge in boxes[failure.region]],
+                    }
+                records.append(
+                    {
+                        "step": step,
+                        "rank": self.rank,
+                        "prompt_id": prompt.id,
+                        "prompt": prompt.text,
+                        "sample": int(batch.rollout.sample_N[failure.picture]),
+                        "region": place,
+                        "question": failure.question,
+                        "reply": failure.reply,
+                        "template": failure.template,
+                    }
+                )
+        return records
+
+
+def refuse_broken_judge(cfg: Config, record: dict[str, Any], batches: Sequence[Judged]) -> None:
+    """Raises UserError, on every rank alike, when too many of the judge's answers were unusable.
+
+    The message shows this rank's most frequent unusable replies.
+    """
+    share = record["parse_failed_share"]
+    if share <= cfg.judge.max_failed_share:
+        return
+    cure = {
+        "logprob": "none of judge.answers (or judge.scale) gets a probability of judge.min_mass",
+        "likelihood": "the model's log-probabilities are no numbers",
+        "generate": "no score was found; see the templates, judge.max_new_tokens and judge.retries",
+    }[cfg.judge.readout]
+    raise UserError(
+        f"step {record['step']}: {share:.0%} of the judge's answers could not be used, more than "
+        f"judge.max_failed_share={cfg.judge.max_failed_share:.0%}. Try its questions with `srum-ds ask`: {cure}. "
+        f"All are in {FAILURES}; of this rank's, the most frequent:\n{worst_replies(batches)}"
+    )
+
+
+def worst_replies(batches: Sequence[Judged], count: int = 3, length: int = 300) -> str:
+    """The most frequent replies that could not be used, each with how often and a question it answered."""
+    failures = [failure for batch in batches for failure in batch.scores.failures]
+    often = Counter(failure.reply for failure in failures)
+    question_of = {failure.reply: failure.question for failure in reversed(failures)}
+    shown = [
+        f"  {times} x {_cut(reply, length)!r} to {_cut(question_of[reply], length)!r}"
+        for reply, times in often.most_common(count)
+    ]
+    return "\n".join(shown) or "  (none on this rank)"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + " ..."
