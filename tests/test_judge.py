@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from srum_ds.data.shards import write_shards
 from srum_ds.errors import UserError
 from srum_ds.models.base import Judge, Prompt, Regions, Rollout, Scores, Status
+from srum_ds.rewards.asking import LogprobReadout
 from srum_ds.rewards.judge import assign_phrases, judge_rollout, phrase_counts
 from srum_ds.rewards.regions import no_regions, propose
 from srum_ds.rewards.templates import load_template
+from srum_ds.shapes.world import enumerate_prompts
 
+ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.9, 0.1), "blue": (0.1, 0.1, 0.9)}
 GLOBAL = load_template("shapes_global")
 LOCAL = load_template("shapes_local")
 ANSWERS = ("yes", "no")
+READOUT = LogprobReadout(ANSWERS)
 
 
 class ColourJudge:
@@ -54,8 +66,25 @@ class ColourJudge:
             rows.append([math.log(yes), math.log(0.96 - yes)])
         return torch.tensor(rows)
 
-    def answer(self, images, questions, max_new_tokens, image_index=None):  # type: ignore[no-untyped-def]
+    def answer(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[str],
+        max_new_tokens: int,
+        image_index: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
         raise AssertionError("the probabilities are read, nothing is generated")
+
+    def text_logprob(
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        questions: Sequence[str] | None = None,
+        image_index: Sequence[int] | None = None,
+    ) -> Tensor:
+        raise AssertionError("the answers' probabilities are read, not the text's")
 
 
 def picture(*objects: tuple[str, int, int]) -> Tensor:
@@ -105,7 +134,7 @@ def example() -> tuple[Rollout, Regions]:
 
 
 def judged(judge: Judge, rollout: Rollout, regions: Regions, **settings: object) -> Scores:
-    return judge_rollout(judge, rollout, regions, GLOBAL, LOCAL, ANSWERS, **settings)  # type: ignore[arg-type]
+    return judge_rollout(judge, rollout, regions, GLOBAL, LOCAL, READOUT, **settings)  # type: ignore[arg-type]
 
 
 def of_picture(scores: Scores, regions: Regions, owner: int) -> tuple[list[int], list[float]]:
@@ -253,11 +282,11 @@ def test_bad_input_says_what_to_do() -> None:
     alone = judged(ColourJudge(), unlabelled, no_regions(), pad_to=2)
     assert alone.missing_N is not None and alone.missing_N.tolist() == [0.0]
     with pytest.raises(UserError, match="shapes_local never mentions"):
-        judge_rollout(ColourJudge(), rollout, regions, LOCAL, LOCAL, ANSWERS)
+        judge_rollout(ColourJudge(), rollout, regions, LOCAL, LOCAL, READOUT)
     with pytest.raises(UserError, match="shapes_global never mentions"):
-        judge_rollout(ColourJudge(), rollout, regions, GLOBAL, GLOBAL, ANSWERS)
+        judge_rollout(ColourJudge(), rollout, regions, GLOBAL, GLOBAL, READOUT)
     with pytest.raises(UserError, match="answers"):
-        judge_rollout(ColourJudge(), rollout, regions, GLOBAL, LOCAL, ("yes",))
+        LogprobReadout(("yes",))
     with pytest.raises(UserError, match="surplus_penalty"):
         judged(ColourJudge(), rollout, regions, surplus_penalty=2.0)
     with pytest.raises(UserError, match="batch"):
@@ -272,3 +301,74 @@ def test_a_judge_that_breaks_its_protocol_is_noticed() -> None:
     rollout, regions = example()
     with pytest.raises(ValueError, match="the judge returned"):
         judged(Short(), rollout, regions)
+
+
+@pytest.fixture(scope="module")
+def garbage_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of two steps on two ranks, whose judge answers garbage for 30 % of requests."""
+    folder = tmp_path_factory.mktemp("garbage")
+    prompts = list(enumerate_prompts("color", "train"))[:8]
+    write_shards(folder / "shards", "train", [p.to_prompt(f"train-{i}") for i, p in enumerate(prompts)])
+    words = [
+        str(ROOT / "launch/recipes/tiny.yaml"),
+        f"data.shards={folder / 'shards'}",
+        "train.steps=2",
+        "train.timesteps_per_image=2",
+        "rollout.prompts_per_step=4",
+        "rollout.micro_batch_prompts=2",
+        "rollout.images_per_prompt=4",
+        "rollout.num_timesteps=3",
+        "log.tensorboard=false",
+    ]
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+    command += ["--master_port", str(21000 + os.getpid() % 20000)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    done = subprocess.run(
+        [*command, str(ROOT / "tests/judge_worker.py"), *words, str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return folder
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_garbage_judge(garbage_runs: Path) -> None:
+    """The run goes on, masks exactly the spoiled requests, reports exactly their share, learns nothing of them."""
+    metrics = lines_of(garbage_runs / "plain/metrics.jsonl")
+    ranks = [lines_of(garbage_runs / f"plain_rank{rank}.jsonl") for rank in (0, 1)]
+    assert [line["step"] for line in metrics] == [0, 1]
+    for step, line in enumerate(metrics):
+        # a step asks about whole pictures, then about crops
+        calls = [call for rank in ranks for call in rank[2 * step : 2 * step + 2]]
+        assert [call["whole"] for call in calls] == [True, False] * 2
+        asked, spoiled = (sum(n) for n in zip(*((c["asked"], len(c["spoiled"])) for c in calls), strict=True))
+        assert (line["judged"], line["parse_failures"]) == (asked, spoiled)
+        assert line["parse_failed_share"] == pytest.approx(spoiled / asked, abs=1e-12)
+        assert line["parse_failed_share"] == pytest.approx(0.3, abs=2.0 / asked)
+        assert line["masked"] == sum(len(call["spoiled"]) for call in calls if call["whole"]) > 0
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in metrics)
+
+    # every failure is on record, with what was asked and answered
+    failures = lines_of(garbage_runs / "plain/judge_failures.jsonl")
+    assert len(failures) == sum(line["parse_failures"] for line in metrics)
+    assert sum(failure["region"] is None for failure in failures) == sum(line["masked"] for line in metrics)
+    assert {failure["rank"] for failure in failures} == {0, 1}
+    whole = next(failure for failure in failures if failure["region"] is None)
+    assert whole["question"] == f"does the picture show {whole['prompt']}?"
+    assert whole["reply"] == "yes=2.06e-09 no=2.06e-09"
+    assert whole["template"] == GLOBAL.label
+
+    # junk in place of every masked picture changes not one bit; in place of one other picture it does
+    weights = {run: load_file(garbage_runs / run / "export/ema.safetensors") for run in ("plain", "masked", "one")}
+    same = {run: [torch.equal(w[name], weights["plain"][name]) for name in w] for run, w in weights.items()}
+    assert all(same["masked"])
+    assert not all(same["one"])

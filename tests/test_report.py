@@ -150,7 +150,14 @@ class SkilledModel:
                 images[i] = render_scenes([scene])[0]
         return noise_NTC, images
 
-    def answer_logprobs(self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def answer_logprobs(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        image_index: Sequence[int] | None = None,
+    ) -> Tensor:
+        assert list(image_index or ()) == list(range(len(images)))
         assert all(question.startswith("does the picture show ") for question in questions)
         likely = torch.tensor([0.9 if bool(image.max() > 0) else 0.2 for image in images])
         return torch.stack((likely, 1 - likely), dim=1).log()

@@ -27,7 +27,7 @@ from srum_ds.files import sha256_of, write_atomic
 from srum_ds.models import load_model
 from srum_ds.models.base import Prompt, Sampling
 from srum_ds.pictures import to_uint8
-from srum_ds.rewards.readouts import yes_no_score
+from srum_ds.rewards.asking import LogprobReadout, Readout, Request, alone
 from srum_ds.seeds import noise
 
 # Part of the cache's key: raise it when the same settings give other pictures.
@@ -41,8 +41,7 @@ class DrawSettings:
     """How pictures are drawn, and how the model that drew them is asked about them.
 
     image_size: height, width in pixels. batch: pictures at once (a part of the settings: batches
-    stay the same for any number of processes). answers: spellings of the good one, then as many of
-    the bad one; together they need the probability ``min_mass`` to count as an answer. sample:
+    stay the same for any number of processes). readout: how the model's opinion is read. sample:
     which of a prompt's pictures; each has its own noise.
     """
 
@@ -51,8 +50,7 @@ class DrawSettings:
     sampling: Sampling
     seed: int
     batch: int
-    answers: tuple[str, ...] = ("yes", "no")
-    min_mass: float = 0.05
+    readout: Readout = LogprobReadout()
     device: str = "cpu"
     sample: int = 0
 
@@ -159,6 +157,7 @@ def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str],
         "weights": weights,
         "prompts": fingerprint(prompts),
         "questions": list(questions),
+        "readout": type(settings.readout).__name__,
         "settings": asdict(settings),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -228,6 +227,9 @@ def _draw_batch(job: _Batch) -> tuple[np.ndarray, np.ndarray]:
     noise_NTC = torch.stack([eval_noise(shape, settings.seed, prompt, settings.sample) for prompt in job.prompts])
     _, images_NCHW = model.generate(job.prompts, noise_NTC.to(settings.device), grid, settings.sampling)
     pictures = to_uint8(images_NCHW)
-    logprobs_QA = model.answer_logprobs(list(pictures.float() / 255), list(job.questions), settings.answers)
-    scores_N, _ = yes_no_score(logprobs_QA, settings.min_mass)
-    return pictures.numpy(), scores_N.cpu().numpy().astype(np.float32)
+    requests = [
+        Request(k, question, prompt.text, (prompt.name, "eval"))
+        for k, (question, prompt) in enumerate(zip(job.questions, job.prompts, strict=True))
+    ]
+    replies = settings.readout.read(model, list(pictures.float() / 255), requests, alone)
+    return pictures.numpy(), replies.score_Q.numpy()

@@ -21,9 +21,9 @@ from srum_ds.errors import UserError
 from srum_ds.evaluation.draw import Drawn, DrawSettings, cache_key, draw, weights_sha256
 from srum_ds.evaluation.report import Measured, build_result, result_table, verdict, write_result
 from srum_ds.files import replacing, write_atomic
+from srum_ds.judging import Questions, readout_of
 from srum_ds.models.base import Prompt, Sampling
 from srum_ds.pictures import Shown, beside, comparison
-from srum_ds.rewards.templates import load_template
 from srum_ds.shapes.checker import Check, check
 
 CACHE = ".eval_cache"
@@ -76,7 +76,8 @@ def evaluate_run(
         _measured(trained, checks[1]),
         seed=cfg.eval.seed,
         seconds=time.monotonic() - started,
-        settings=_described(cfg, settings, prompts, base_folder, trained_folder, base.cached),
+        settings=_described(cfg, settings, prompts, base_folder, trained_folder, base.cached)
+        | {"judge": Questions(cfg).described()},
     )
     _save_grid(run_dir / GRID, prompts, (base, trained), checks)
     write_result(run_dir, result)
@@ -107,8 +108,8 @@ def eval_prompts(cfg: Config) -> list[Prompt]:
 
 def eval_questions(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:
     """What the judge is asked about each prompt's picture."""
-    template = load_template(find_path(cfg.judge.global_template))
-    return [template.render(prompt=prompt.text) for prompt in prompts]
+    judge = Questions(cfg)
+    return [judge.of_whole(prompt) for prompt in prompts]
 
 
 def outcomes_key(cfg: Config, run_dir: Path, prompts: Sequence[Prompt]) -> str:
@@ -134,8 +135,7 @@ def draw_settings(cfg: Config) -> DrawSettings:
         sampling=sampling,
         seed=cfg.eval.seed,
         batch=cfg.eval.batch,
-        answers=cfg.judge.answers,
-        min_mass=cfg.judge.min_mass,
+        readout=readout_of(cfg),
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
 
