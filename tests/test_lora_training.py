@@ -13,10 +13,10 @@ from srum_ds.config import Config, load_config
 from srum_ds.data.reader import PromptReader
 from srum_ds.data.shards import write_shards
 from srum_ds.figures import Clock
+from srum_ds.judging import Questions
 from srum_ds.models import load_model
 from srum_ds.shapes.world import enumerate_prompts
 from srum_ds.sources import draw
-from srum_ds.steps import Questions
 from tests.test_train import MODEL, RECIPE, finish, launch, metrics, settings
 
 STEPS = 4
