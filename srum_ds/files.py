@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +33,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             "What stood there before is unchanged; free space or fix the permissions and repeat the command."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where a parent is no folder, there is nothing to clean up either.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

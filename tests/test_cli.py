@@ -10,55 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from PIL import Image
-from torch import Tensor
 
 import srum_ds.launcher as launcher
 from srum_ds import __version__, commands
 from srum_ds.cli import guarded, main
 from srum_ds.config import Config, load_config
 from srum_ds.errors import UserError
-from srum_ds.models.base import Prompt, Sampling
 
 SLOW_IMPORTS = ("torch", "deepspeed", "transformers", "diffusers", "scipy", "omegaconf")
-
-
-class Adapter:
-    """Stands for a loaded model: draws its own noise, answers from the picture's mean."""
-
-    config = SimpleNamespace(max_latent_size=4, pixels_per_token=16, token_channels=3)
-
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        if height % 16 or width % 16:
-            raise UserError("picture sides must be multiples of 16 pixels")
-        return height // 16, width // 16
-
-    def generate(
-        self, prompts: list[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
-        count = len(prompts)
-        assert noise_NTC.shape == (count, grid[0] * grid[1], 3)
-        cells = noise_NTC.sigmoid().transpose(1, 2).reshape(count, 3, *grid)
-        return noise_NTC, cells.repeat_interleave(16, 2).repeat_interleave(16, 3)
-
-    def answer(self, images: list[Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
-        pairs = zip(images, questions, strict=True)
-        return [f"{question} {image.mean():.1f}"[:max_new_tokens] for image, question in pairs]
-
-    def answer_logprobs(self, images: list[Tensor], questions: list[str], answers: list[str]) -> Tensor:
-        means = torch.stack([image.mean() for image in images])
-        return torch.stack([means, 1 - means], dim=1).log()
-
-
-@pytest.fixture
-def adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "load_model", lambda path: Adapter())
 
 
 def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -165,72 +128,6 @@ def test_shards_write_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[st
     next((tmp_path / "shards").glob("train*.tar")).unlink()
     assert main(["shards", "check", out]) == 2
     assert "missing" in capsys.readouterr().err
-
-
-def test_generate_writes_pictures_that_depend_on_themselves_alone(tmp_path: Path, adapter: None) -> None:
-    words = ["generate", "--model", "m", "--seed", "3", "--steps", "4", "--guidance", "1"]
-    both = [
-        *words,
-        "--prompt",
-        "a red circle",
-        "--prompt",
-        "a cross",
-        "--count",
-        "2",
-        "--out",
-        str(tmp_path / "a"),
-    ]
-    assert main(both) == 0
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == [f"{slug}-seed3-{n}.png" for slug in ("a-cross", "a-red-circle") for n in (0, 1)]
-    assert main([*words, "--prompt", "a cross", "--out", str(tmp_path / "b")]) == 0
-    name = "a-cross-seed3-0.png"
-    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "a" / "a-cross-seed3-1.png").read_bytes()
-    with Image.open(tmp_path / "b" / name) as picture:
-        assert picture.size == (64, 64)
-        assert picture.info["srum-ds:prompt"] == "a cross"
-        assert picture.info["srum-ds:seed"] == "3"
-        assert picture.info["srum-ds:num_timesteps"] == "5"
-
-
-def test_generate_never_overwrites_unasked(tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", "--model", "m", "--prompt", "x", "--out", str(tmp_path)]
-    assert main(words) == 0
-    before = (tmp_path / "x-seed0-0.png").stat().st_mtime_ns
-    assert main(words) == 2
-    assert "--force" in capsys.readouterr().err
-    assert (tmp_path / "x-seed0-0.png").stat().st_mtime_ns == before
-    assert main([*words, "--force", "--size", "32", "48"]) == 0
-    with Image.open(tmp_path / "x-seed0-0.png") as picture:
-        assert picture.size == (48, 32)
-
-
-def test_generate_refuses_bad_requests(tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", "--model", "m", "--prompt", "x", "--out", str(tmp_path)]
-    assert main([*words, "--size", "30", "48"]) == 2
-    assert "multiples of 16" in capsys.readouterr().err
-    assert main([*words, "--prompt", "X!"]) == 2
-    assert main([*words, "--count", "0"]) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ask(tmp_path: Path, adapter: None, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "grey.png"
-    Image.new("RGBA", (20, 10), (51, 51, 51, 10)).save(path)
-    words = ["ask", "--model", "m", "--image", str(path), "--question", "how bright?"]
-    assert main(words) == 0
-    assert capsys.readouterr().out == f"{path}: how bright? 0.2\n"
-    assert main([*words, "--answer", "bright", "--answer", "dark", "--json"]) == 0
-    reply = json.loads(capsys.readouterr().out)
-    assert reply["answer"] == "dark"
-    assert reply["probabilities"] == pytest.approx({"bright": 0.2, "dark": 0.8})
-    assert main([*words, "--answer", "bright"]) == 2
-    path.write_bytes(b"no picture")
-    assert main(words) == 2
-    path.unlink()
-    assert main(words) == 2
-    assert "no such picture" in capsys.readouterr().err
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

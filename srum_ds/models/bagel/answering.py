@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ class BagelAnswerer(BagelReader):
             image_index = range(len(questions))
         index = torch.tensor(list(image_index), device=self.module.device)
         context = self.read_images(images).take(index)
-        bos = torch.tensor([self.module.special.bos])
-        ids = [torch.cat([self.tokenizer.segment(q), bos]).to(self.module.device) for q in questions]
+        bos = torch.tensor([self.module.special.bos], device=self.module.device)
+        ids = [torch.cat([self.text_ids(question, "the question"), bos]) for question in questions]
         return self._last_logits(ids, context)
 
     def _last_logits(self, ids_B: Sequence[Tensor], context: Cache) -> tuple[Tensor, Cache]:
@@ -49,7 +50,10 @@ class BagelAnswerer(BagelReader):
         """Log-probabilities [Q, A] (float32) of each answer's first token; see ``base.Judge``."""
         first = [self.tokenizer.encode(answer)[:1] for answer in answers]
         if any(len(ids) == 0 for ids in first) or len({ids[0] for ids in first}) < len(first):
-            raise UserError(f"judge.answers {list(answers)} must differ in their first tokens.")
+            raise UserError(
+                f"the answers {list(answers)} must differ in their first tokens: choose others (judge.answers of a "
+                "recipe, --answer of `srum-ds ask`)."
+            )
         if not questions:
             return torch.zeros(0, len(answers))
         logits, _ = self._ask(images, questions, image_index)
@@ -65,7 +69,7 @@ class BagelAnswerer(BagelReader):
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answers as text, one a question; texts end at the first eos.
+        """Answers as text, one a question; a text ends at the first eos, or at a bos, which opens another.
 
         Every rank decodes ``max_new_tokens`` steps. temperature, seeds: see ``decode_tokens``.
         """
@@ -130,8 +134,15 @@ class BagelAnswerer(BagelReader):
         logits_QV: of the first token (``start_answer``). temperature 0 takes the likeliest token; above,
         tokens are drawn from softmax(logits / temperature), each answer by its own seed, so that it does
         not depend on its batch. Returns tokens [Q, T], int64, and, asked for, their logits [Q, T, V].
+        UserError where context and answer together exceed the model's ``max_position_embeddings``.
         """
         draw = self._chooser(len(logits_QV), temperature, seeds)
+        longest = self.config.llm.max_position_embeddings
+        if int(cache.position_B.max()) + max_new_tokens > longest:
+            raise UserError(
+                f"{max_new_tokens} new tokens are too many: max_position_embeddings in llm_config.json is {longest}, "
+                f"of which the context takes {int(cache.position_B.max())}. Ask for fewer."
+            )
         tokens: list[Tensor] = []
         kept: list[Tensor] = []
         for step in range(max_new_tokens):
@@ -153,9 +164,9 @@ class BagelAnswerer(BagelReader):
         return _Sampled(temperature, [randomness.generator("answer", seed) for seed in seeds])
 
     def _texts(self, tokens_QT: Tensor) -> list[str]:
-        eos = self.module.special.eos
+        ends = (self.module.special.eos, self.module.special.bos)
         rows = tokens_QT.tolist()
-        return [self.tokenizer.decode(row[: row.index(eos)] if eos in row else row) for row in rows]
+        return [self.tokenizer.decode(list(takewhile(lambda token: token not in ends, row))) for row in rows]
 
 
 class _Greedy:

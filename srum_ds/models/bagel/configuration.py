@@ -7,11 +7,12 @@ code hard-codes is an optional key of ``config.json``; an absent key means the r
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from srum_ds.errors import UserError
+from srum_ds.models.bagel.checks import check_config, checked_fields, checked_value
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class LanguageConfig:
     num_attention_heads: int = 28
     num_key_value_heads: int = 4
     vocab_size: int = 152064
+    max_position_embeddings: int = 32768
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
@@ -123,7 +125,7 @@ class BagelConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: a BAGEL folder holds llm_config.json, vit_config.json, ema.safetensors, "
@@ -131,17 +133,28 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy it again from the release.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy it again from the release.") from None
+    return _object(values, "the file", path)
+
+
+def _object(values: Any, name: str, where: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {name} holds {type(values).__name__}, expected an object {{...}}. Copy it again.")
+    return values
 
 
 def _pick(cls: type, values: dict[str, Any], where: Path) -> Any:
     """Builds ``cls`` from the keys it knows; released files carry many more that do not matter here."""
-    known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
-    if "ch_mult" in known:
-        known["ch_mult"] = tuple(known["ch_mult"])
-    try:
-        return cls(**known)
-    except TypeError as error:
-        raise UserError(f"{where}: cannot build {cls.__name__}: {error}") from None
+    return cls(**checked_fields(cls, values, where))
+
+
+def _rope_theta(values: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Newer writers keep ``rope_theta`` inside ``rope_parameters``."""
+    nested = values.get("rope_parameters") or {}
+    if values.get("rope_theta") is None and _object(nested, "rope_parameters", where).get("rope_theta") is not None:
+        return {**values, "rope_theta": nested["rope_theta"]}
+    return values
 
 
 def read_config(folder: Path) -> BagelConfig:
@@ -159,8 +172,9 @@ def read_config(folder: Path) -> BagelConfig:
     top_path = folder / "config.json"
     top = _read_json(top_path) if top_path.exists() else {}
     _refuse_unsupported(llm_values, llm_path)
+    defaults = BagelConfig()
     rest: dict[str, Any] = {
-        name: top[name]
+        name: checked_value(name, top[name], getattr(defaults, name), top_path)
         for name in (
             "latent_patch_size",
             "max_latent_size",
@@ -173,13 +187,25 @@ def read_config(folder: Path) -> BagelConfig:
     }
     for name in ("vae_transform", "vit_transform"):
         if top.get(name) is not None:
-            rest[name] = _pick(ImageTransform, top[name], top_path)
-    return BagelConfig(
-        llm=_pick(LanguageConfig, llm_values, llm_path),
+            rest[name] = _pick(ImageTransform, _object(top[name], name, top_path), top_path)
+    config = BagelConfig(
+        llm=_pick(LanguageConfig, _rope_theta(llm_values, llm_path), llm_path),
         vit=_pick(VisionConfig, vit_values, vit_path),
-        vae=_pick(AutoencoderConfig, top.get("vae_config") or {}, top_path),
+        vae=_pick(AutoencoderConfig, _object(top.get("vae_config") or {}, "vae_config", top_path), top_path),
         **rest,
     )
+    check_config(config, folder)
+    return _with_strides(config, rest)
+
+
+def _with_strides(config: BagelConfig, given: dict[str, Any]) -> BagelConfig:
+    """Image transforms that the folder does not name resize to whole tokens of this model."""
+    vae, vit = config.vae_transform, config.vit_transform
+    if "vae_transform" not in given:
+        vae = replace(vae, image_stride=config.pixels_per_token)
+    if "vit_transform" not in given:
+        vit = replace(vit, image_stride=config.vit.patch_size)
+    return replace(config, vae_transform=vae, vit_transform=vit)
 
 
 def _refuse_unsupported(values: dict[str, Any], path: Path) -> None:
@@ -189,6 +215,7 @@ def _refuse_unsupported(values: dict[str, Any], path: Path) -> None:
     layer = values.get("layer_module", "Qwen2MoTDecoderLayer")
     if layer not in ("Qwen2MoTDecoderLayer", "Qwen2DecoderLayer"):
         raise UserError(f"{path}: layer_module {layer!r} is not supported, expected 'Qwen2MoTDecoderLayer'.")
-    scaling = values.get("rope_scaling")
-    if scaling and scaling.get("rope_type", scaling.get("type")) not in (None, "default"):
+    scaling = values.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
+    if kind not in (None, "default"):
         raise UserError(f"{path}: rope_scaling {scaling!r} is not supported by BAGEL; remove it.")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from srum_ds import seeds as randomness
-from srum_ds.errors import UserError
 from srum_ds.models.bagel.answering import BagelAnswerer
 from srum_ds.models.bagel.images import quantise
 from srum_ds.models.bagel.latents import unpatchify_latent
@@ -49,11 +48,8 @@ class BagelPainter(BagelAnswerer):
     """Draws."""
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """[bos] ids [eos] of each prompt; UserError for an empty one."""
-        for prompt in prompts:
-            if not prompt.text.strip():
-                raise UserError(f"prompt {prompt.id!r} is empty; give it a text.")
-        return [self.tokenizer.segment(p.text).to(self.module.device) for p in prompts]
+        """[bos] ids [eos] of each prompt; UserError for an empty one and for one that is too long."""
+        return [self.text_ids(prompt.text, f"prompt {prompt.id!r}") for prompt in prompts]
 
     @torch.no_grad()
     def generate(

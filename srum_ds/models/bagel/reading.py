@@ -45,13 +45,27 @@ class BagelReader:
         unit = self.config.pixels_per_token
         side = self.config.max_latent_size
         if height % unit or width % unit or min(height, width) < unit:
-            raise UserError(f"picture sides must be multiples of {unit} pixels, got {height} x {width}.")
+            raise UserError(f"picture sides must be multiples of {unit} pixels, got {height} x {width}. Round them.")
         if max(height, width) > side * unit:
             raise UserError(
                 f"{height} x {width} pixels are too many: max_latent_size {side} in config.json allows "
-                f"{side * unit} pixels a side."
+                f"{side * unit} pixels a side. Choose a smaller size (for a picture to edit: max_image_size of "
+                f"vae_transform there)."
             )
         return height // unit, width // unit
+
+    def text_ids(self, text: str, what: str) -> Tensor:
+        """[bos] ids [eos] (int64) of a text called ``what`` in errors; UserError where it is empty or too long."""
+        if not text.strip():
+            raise UserError(f"{what} is empty; give it a text.")
+        ids = self.tokenizer.segment(text).to(self.module.device)
+        longest = self.config.llm.max_position_embeddings
+        if len(ids) > longest:
+            raise UserError(
+                f"{what} is too long: {len(ids)} tokens, but max_position_embeddings in llm_config.json is {longest}. "
+                "Shorten it."
+            )
+        return ids
 
     def edited_size(self, image_CHW: Tensor) -> tuple[int, int]:
         """(height, width) in pixels that an input picture is resized to, and its edit has."""
@@ -75,6 +89,13 @@ class BagelReader:
                 f"a picture becomes {resized.height} x {resized.width} pixels for the vision tower, but "
                 f"vit_max_num_patch_per_side {side} in config.json allows {side * patch} pixels a side; "
                 f"lower max_image_size of vit_transform there."
+            )
+        learned = self.config.vit.num_positions
+        if int(grid_ids(*grid, side, self.config.interpolate_pos).max()) >= learned:
+            raise UserError(
+                f"a picture becomes {grid[0]} x {grid[1]} patches in a table of {side} x {side}, but image_size in "
+                f"vit_config.json leaves {learned} learned positions; lower max_image_size of vit_transform in "
+                f"config.json, or vit_max_num_patch_per_side."
             )
         return patchify_image(to_tensor(resized), patch), grid
 

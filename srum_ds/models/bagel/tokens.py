@@ -30,13 +30,14 @@ class BagelTokenizer:
         wanted = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
         missing = [name for name in wanted if name not in known]
         if missing:
-            raise UserError(f"the tokenizer in {folder} lacks {', '.join(missing)}: it is not BAGEL's own.")
+            raise UserError(f"the tokenizer in {folder} lacks {', '.join(missing)}: copy BAGEL's own there.")
         self.special = SpecialTokens(*(known[name] for name in wanted))
         largest = max(known.values())
         if largest >= vocab_size:
             raise UserError(
                 f"the tokenizer in {folder} knows id {largest}, but llm_config.json says vocab_size "
-                f"{vocab_size}; the tokenizer and the weights do not belong together."
+                f"{vocab_size}; the tokenizer and the weights do not belong together. Copy the tokenizer's files "
+                "that came with these weights."
             )
 
     def encode(self, text: str) -> list[int]:

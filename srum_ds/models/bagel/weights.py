@@ -35,6 +35,7 @@ _NAMES = {
     torch.int64: "I64",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -45,9 +46,12 @@ def weight_files(folder: Path) -> dict[str, Path]:
     folder = Path(folder)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            entries = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{index} is not a safetensors index ({error!r}); copy it again.") from None
+            entries = {str(key): str(name) for key, name in json.loads(index.read_text())["weight_map"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{index} is not a safetensors index ({type(error).__name__}): expected the key weight_map, an object "
+                "of KEY: FILE; copy it again."
+            ) from None
         missing = sorted({name for name in entries.values() if not (folder / name).exists()})
         if missing:
             raise UserError(f"{index} names {', '.join(missing)}, which is not in {folder}; copy it there.")
@@ -57,7 +61,9 @@ def weight_files(folder: Path) -> dict[str, Path]:
         if path.exists():
             with open_weights(path) as handle:
                 return dict.fromkeys(handle.keys(), path)
-    raise UserError(f"{folder} holds none of {', '.join(WEIGHT_FILES)} or *.safetensors.index.json.")
+    raise UserError(
+        f"{folder} holds none of {', '.join(WEIGHT_FILES)} or *.safetensors.index.json; copy the weights there."
+    )
 
 
 def open_weights(path: Path) -> safe_open:
@@ -66,7 +72,7 @@ def open_weights(path: Path) -> safe_open:
         return safe_open(str(path), framework="pt")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it from the release into this folder.") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again.") from None
 
 
@@ -90,6 +96,8 @@ def load_into(module: nn.Module, folder: Path) -> None:
                 expected = tuple(wanted[key].shape)
                 if found != expected:
                     misshapen.append(f"{key} is {list(found)}, expected {list(expected)}")
+                elif (kind := handle.get_slice(key).get_dtype()) not in FLOATS:
+                    misshapen.append(f"{key} is of type {kind}, expected one of {', '.join(FLOATS)}")
     missing = sorted(set(wanted) - present)
     unexpected = sorted(present - set(wanted))
     problems = []
@@ -126,10 +134,14 @@ def load_autoencoder(autoencoder: Autoencoder, path: Path) -> None:
     config = {"down_block_types": autoencoder.kl.config.down_block_types}
     config["up_block_types"] = autoencoder.kl.config.up_block_types
     converted = convert_ldm_vae_checkpoint(stored, config)
-    try:
-        autoencoder.kl.load_state_dict(converted)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit config.json's vae_config: {error}") from None
+    misshapen = [
+        f"{_flux_name(name, levels)} is {list(converted[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in autoencoder.kl.state_dict().items()
+        if converted[name].shape != tensor.shape
+    ]
+    if misshapen:
+        raise UserError(f"{path} does not fit config.json's vae_config. misshapen: {_some(sorted(misshapen))}.")
+    autoencoder.kl.load_state_dict(converted)
 
 
 _TO_FLUX = (
