@@ -171,6 +171,31 @@ def test_plans_are_repeatable_and_change_the_picture(model: BagelAdapter) -> Non
     torch.testing.assert_close(alone[0], planned[1], atol=1e-5, rtol=0)
 
 
+def test_planned_edits_do_not_depend_on_their_batch(model: BagelAdapter) -> None:
+    """A plan, an input picture of its own size and guidance by both, for each sample."""
+    texts = prompts(*TEXTS[:2])
+    pictures = [random_picture(32, 48, 1), random_picture(64, 40, 2)]
+    plans = model.think(texts, 5, pictures)
+    assert [model.think([t], 5, [p])[0] for t, p in zip(texts, pictures, strict=True)] == plans
+    sampling = replace(SAMPLING, image_scale=2.0)
+    starts = noise(2)
+    targets, _ = model.generate(texts, starts, GRID, sampling, pictures, plans)
+    for row in range(2):
+        given = (texts[row : row + 1], starts[row : row + 1], GRID, sampling, [pictures[row]])
+        alone, _ = model.generate(*given, plans[row : row + 1])
+        torch.testing.assert_close(alone[0], targets[row], atol=1e-5, rtol=0)
+        unplanned, _ = model.generate(*given)
+        assert (unplanned - alone).abs().max() > 1e-3
+
+
+def test_a_plan_ends_where_another_text_opens(model: BagelAdapter) -> None:
+    special, red = model.module.special, model.tokenizer.encode("red")
+    rows = [[*red, special.bos, *red], [*red, special.eos, *red], [*red, *red, *red], [special.eos, *red, *red]]
+    width = min(len(row) for row in rows)
+    texts = model._texts(torch.tensor([row[:width] for row in rows]))
+    assert texts[:2] == ["red", "red"] and texts[2].startswith("redred") and texts[3] == ""
+
+
 # ---- plain texts and seeds
 
 

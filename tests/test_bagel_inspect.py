@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from srum_ds.cli import main
 from srum_ds.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.models.bagel.inspect import inspect_folder, inspection_text
@@ -67,6 +68,19 @@ def test_the_released_model_has_its_released_size(tmp_path: Path) -> None:
     assert facts["trainable"]["transformer"] == facts["parameters"] - parts["vision"] - 4096 * 3584
     text = inspection_text(facts)
     assert "1,223" in text and "6,525,628,928" in text
+
+
+def test_the_command_prints_the_same_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "llm_config.json").write_text(json.dumps(RELEASED_LLM))
+    (tmp_path / "vit_config.json").write_text(json.dumps(RELEASED_VIT))
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == inspect_folder(tmp_path)
+    assert (facts["keys"], facts["parameters_moe_gen"]) == (1223, 6_525_628_928)
+    assert round(facts["parameters"] / 1e9, 3) == 14.607
+    assert round(facts["trainable"]["generation"] / 1e9, 3) == 6.540
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == inspection_text(facts) + "\n"
 
 
 def test_the_counts_are_those_of_the_loaded_model(tmp_path: Path) -> None:
