@@ -49,7 +49,7 @@ def drawn(model: BagelAdapter) -> Tensor:
     return model.generate(prompts, noise, (2, 2), Sampling(num_timesteps=4, text_scale=2.0))[0]
 
 
-def engine_of(model: BagelAdapter) -> PlainEngine:
+def engine_of(model: BagelAdapter, precision: str = "fp32") -> PlainEngine:
     return PlainEngine.create(
         model.module,
         set(model.trainable("lora")),
@@ -59,7 +59,7 @@ def engine_of(model: BagelAdapter) -> PlainEngine:
         weight_decay=0.0,
         max_grad_norm=1.0,
         warmup_steps=0,
-        precision="fp32",
+        precision=precision,
         seed=0,
     )
 
@@ -183,6 +183,18 @@ def test_after_training_the_judge_is_the_untrained_model_bit_for_bit(
         assert torch.equal(drawn(model), before)
     train_flags = {name: p.requires_grad for name, p in model.module.named_parameters()}
     assert {name for name, flag in train_flags.items() if flag} == set(model.trainable("lora"))
+
+
+def test_in_bf16_the_judge_is_the_untrained_model_and_the_masters_are_not_rounded(folder: Path) -> None:
+    model, base = adapted(folder, BOTH_EXPERTS), load_model(folder, dtype=torch.bfloat16)
+    start = {name: p.clone() for name, p in model.module.named_parameters() if is_adapter(name)}
+    engine = engine_of(model, "bf16")
+    masters: dict[str, Any] = dict(engine.consolidate())
+    assert all(torch.equal(masters[name], start[name]) for name in start)
+    train(engine, model, 2)
+    with engine.gathered(), model.judging():
+        for ours, theirs in zip(judged(model), judged(base), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_the_switch_comes_back_after_an_error(trained: tuple[BagelAdapter, PlainEngine]) -> None:

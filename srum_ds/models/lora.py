@@ -175,7 +175,8 @@ def adapter_key(name: str) -> str:
 
 def adapter_keys(module_name: str) -> tuple[str, str]:
     """The keys of A and B of an adapted module in peft's file."""
-    return (f"{_KEY_PREFIX}{module_name}.lora_A.weight", f"{_KEY_PREFIX}{module_name}.lora_B.weight")
+    down, up = (adapter_key(f"{module_name}.{part}.{ADAPTER}.weight") for part in _PARTS)
+    return down, up
 
 
 def write_adapter_config(binding: Binding, folder: Path) -> None:
