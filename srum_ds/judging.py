@@ -167,13 +167,15 @@ def refuse_broken_judge(cfg: Config, record: dict[str, Any], batches: Sequence[J
 def worst_replies(batches: Sequence[Judged], count: int = 3, length: int = 300) -> str:
     """The most frequent replies that could not be used, each with how often and a question it answered."""
     failures = [failure for batch in batches for failure in batch.scores.failures]
-    often = Counter(failure.reply for failure in failures)
     question_of = {failure.reply: failure.question for failure in reversed(failures)}
-    shown = [
-        f"  {times} x {_cut(reply, length)!r} to {_cut(question_of[reply], length)!r}"
-        for reply, times in often.most_common(count)
-    ]
+    often = Counter(failure.reply for failure in failures).most_common(count)
+    shown = [f"  {times} x {_cut(reply, length)!r} to {_cut(question_of[reply], length)!r}" for reply, times in often]
     return "\n".join(shown) or "  (none on this rank)"
+
+
+def worst_replies_of(replies: Sequence[str], count: int = 3, length: int = 300) -> list[str]:
+    """The most frequent of some replies, each with how often it came."""
+    return [f"{times} x {_cut(reply, length)!r}" for reply, times in Counter(replies).most_common(count)]
 
 
 def _cut(text: str, length: int) -> str:

@@ -142,7 +142,7 @@ def judge_rollout(
         [Request(0, render(global_template, readout, prompt=prompt.text), prompt.text, (*name, "whole"))]
         for prompt, name in zip(prompts, names, strict=True)
     ]
-    whole = _ask(judge, list(rollout.images_NCHW), asked, readout, batch, agree)
+    whole = ask_all(judge, list(rollout.images_NCHW), asked, readout, batch, agree)
     failures = _failures(whole, [a[0] for a in asked], range(len(prompts)), [-1] * len(prompts), global_template)
     if regional == "boxes":
         local = _judge_boxes(judge, rollout, regions, names, local_template, readout, batch, pad_to, agree)
@@ -260,7 +260,7 @@ def _judge_crops(
         filler = Request(0, render(template, readout, prompt=first.text, phrase=phrase), phrase, ("padding",))
         crops.extend([torch.zeros(3, *crop_size, device=rollout.images_NCHW.device)] * padding)
         asked.extend([[filler]] * padding)
-    replies = _ask(judge, crops, asked, readout, batch, agree)
+    replies = ask_all(judge, crops, asked, readout, batch, agree)
     flat = [request for of_crop in asked[: len(owners)] for request in of_crop]
     replies = Replies(replies.score_Q[: len(flat)], replies.status_Q[: len(flat)], replies.raw[: len(flat)])
     region_Q = [region for region, of_crop in enumerate(asked[: len(owners)]) for _ in of_crop]
@@ -328,7 +328,7 @@ def _judge_boxes(
     )
 
 
-def _ask(
+def ask_all(
     judge: Judge,
     pictures: Sequence[Tensor],
     requests: Sequence[Sequence[Request]],

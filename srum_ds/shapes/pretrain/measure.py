@@ -28,8 +28,8 @@ from srum_ds.rewards.readouts import yes_no_score
 from srum_ds.rewards.regions import crop, propose
 from srum_ds.shapes.checker import Check, check, region_matches
 from srum_ds.shapes.questions import crop_question, match_question
+from srum_ds.shapes.truth import crop_truths
 from srum_ds.shapes.vocabulary import KINDS
-from srum_ds.shapes.world import ShapePrompt, Slot, alter_slot
 
 BATCH = 60
 
@@ -64,26 +64,18 @@ def crop_answers(model: Any, rollout: Rollout, regions: Regions, seed: int) -> t
     """(score, truth) of crop questions: each phrase of the prompt, and one with an attribute changed."""
     rng = random.Random(seed)
     crops = crop(rollout.images_NCHW, regions)
+    asked = []
+    for owner, (prompt, picture) in enumerate(zip(rollout.prompts, rollout.images_NCHW, strict=True)):
+        asked += crop_truths(rng, prompt, picture, regions.boxes_R4[regions.owner_R == owner].tolist())
     scores, truths = [], []
     for start in range(0, len(crops), BATCH):
-        questions, index, truth = [], [], []
-        for r in range(start, min(start + BATCH, len(crops))):
-            owner = int(regions.owner_R[r])
-            picture = rollout.images_NCHW[owner]
-            slots = list(dict.fromkeys(ShapePrompt.from_meta(rollout.prompts[owner].meta).slots))
-            slots.append(alter_slot(rng, rng.choice(slots)))
-            for slot in slots:
-                questions.append(crop_question(slot.phrase()))
-                index.append(r - start)
-                truth.append(region_matches(_alone(slot), picture, regions.boxes_R4[r : r + 1])[0])
+        part = asked[start : start + BATCH]
+        questions = [crop_question(phrase) for of_crop in part for phrase, _ in of_crop]
+        index = [k for k, of_crop in enumerate(part) for _ in of_crop]
         logprobs = model.answer_logprobs(crops[start : start + BATCH], questions, ("yes", "no"), index)
         scores.append(yes_no_score(logprobs)[0])
-        truths += truth
+        truths += [truth for of_crop in part for _, truth in of_crop]
     return torch.cat(scores).numpy(), np.array(truths)
-
-
-def _alone(slot: Slot) -> ShapePrompt:
-    return ShapePrompt("color", (slot,))
 
 
 def by_kind(values: np.ndarray, kinds: np.ndarray, summary: Any = np.mean) -> dict[str, float]:

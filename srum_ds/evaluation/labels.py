@@ -1,0 +1,193 @@
+"""Labelled pictures to calibrate a judge on: drawn and checked, or from a shard with scores of others."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from srum_ds.config import Config, find_path
+from srum_ds.errors import UserError
+from srum_ds.evaluation.draw import draw, weights_sha256
+from srum_ds.evaluation.run import check_pictures, draw_settings, eval_prompts, eval_questions
+from srum_ds.models.base import Prompt
+from srum_ds.rewards.regions import propose
+from srum_ds.shapes.truth import crop_truths
+
+PICTURE_ENDINGS = ("png", "jpg", "jpeg", "webp")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about a region: its picture, box (x0, y0, x1, y1 in [0, 1]), phrase, and the truth.
+
+    good: whether it shows the phrase. grade: how well, on the labels' own scale. own: whether the phrase is
+    one of the prompt's.
+    """
+
+    picture: int
+    region: int
+    box: tuple[float, float, float, float]
+    phrase: str
+    good: bool
+    grade: float
+    own: bool = True
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """N pictures [3, H, W] in [0, 1] with their prompts and truths, and Q questions about their regions.
+
+    good_N: whether a picture follows its prompt. grade_N: how far. source: where the truth comes from.
+    """
+
+    prompts: tuple[Prompt, ...]
+    images: tuple[Tensor, ...]
+    good_N: np.ndarray
+    grade_N: np.ndarray
+    asked: tuple[Asked, ...]
+    source: dict[str, Any]
+
+
+def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
+    """Pictures that the model draws of ``eval.prompts`` prompts of ``eval.split``, judged by the checker.
+
+    good: exactly what was asked for; grade: the checker's partial credit. Each region is asked about each
+    phrase of its prompt, and one phrase with an attribute changed.
+
+    Raises UserError for prompts that are not of the shapes world: nothing checks those.
+    """
+    prompts = eval_prompts(cfg)
+    if any("slots" not in prompt.meta for prompt in prompts):
+        raise UserError(
+            f"{cfg.data.shards}: its prompts are not of the shapes world, and nothing else checks pictures: give "
+            f"--labels, a shard of pictures with scores"
+        )
+    folder = find_path(cfg.model.path)
+    drawn = draw([folder], prompts, eval_questions(cfg, prompts), draw_settings(cfg), processes)[0]
+    checks = check_pictures(prompts, drawn.images_NCHW)
+    images_NCHW = drawn.images_NCHW.float() / 255
+    r = cfg.regions
+    regions = propose(
+        images_NCHW, "components", max_count=r.max_count, min_area=r.min_area, pad=r.pad, threshold=r.threshold
+    )
+    rng = random.Random(cfg.eval.seed)
+    asked: list[Asked] = []
+    for number, (prompt, image) in enumerate(zip(prompts, images_NCHW, strict=True)):
+        mine = (regions.owner_R == number).nonzero().flatten().tolist()
+        boxes = [regions.boxes_R4[region].tolist() for region in mine]
+        for region, box, truths in zip(mine, boxes, crop_truths(rng, prompt, image, boxes), strict=True):
+            for position, (phrase, truth) in enumerate(truths):
+                own = position + 1 < len(truths)
+                asked.append(Asked(number, region, _box(box, "a drawn picture"), phrase, truth, float(truth), own))
+    return Labelled(
+        tuple(prompts),
+        tuple(images_NCHW),
+        np.array([found.exact for found in checks]),
+        np.array([found.partial for found in checks]),
+        tuple(asked),
+        {
+            "labels": "the independent checker, on pictures the model drew itself",
+            "split": cfg.eval.split,
+            "pictures": len(prompts),
+            "seed": cfg.eval.seed,
+            "text_scale": draw_settings(cfg).sampling.text_scale,
+            "num_timesteps": cfg.eval.num_timesteps,
+            "model": cfg.model.path,
+            "model_sha256": weights_sha256(folder),
+        },
+    )
+
+
+def read_labels(path: Path, threshold: float) -> Labelled:
+    """Pictures with scores of humans or of another judge, from a tar or a folder of tars.
+
+    Each sample has a picture ``<key>.png`` (or jpg, jpeg, webp) and ``<key>.json``:
+
+        {"prompt": "...", "score": 0.7,
+         "regions": [{"box": [x0, y0, x1, y1], "phrase": "...", "score": 0.2}, ...]}
+
+    ``regions`` may be left out; boxes are in [0, 1]. Scores may have any scale, the same for all; ``threshold``
+    is the smallest that counts as good.
+
+    Raises UserError naming the file and the sample that does not fit.
+    """
+    tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if not tars:
+        raise UserError(f"{path}: no tar files there; expected samples of <key>.png and <key>.json")
+    prompts: list[Prompt] = []
+    images: list[Tensor] = []
+    grades: list[float] = []
+    asked: list[Asked] = []
+    region_count = 0
+    for tar in tars:
+        for key, record, picture in _samples(tar):
+            where = f"{tar}: {key}.json"
+            if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+                raise UserError(f'{where}: expected an object with "prompt" (text) and "score" (a number)')
+            phrases: dict[str, None] = {}
+            for entry in record.get("regions", []):
+                if not isinstance(entry, dict) or not isinstance(entry.get("phrase"), str):
+                    raise UserError(f'{where}: a region is {entry!r}, expected "box", "phrase" and "score"')
+                grade = _number(entry.get("score"), where)
+                box = _box(entry.get("box"), where)
+                asked.append(Asked(len(prompts), region_count, box, entry["phrase"], grade >= threshold, grade))
+                phrases[entry["phrase"]] = None
+                region_count += 1
+            prompts.append(Prompt(key, record["prompt"], "", tuple(phrases)))
+            images.append(picture)
+            grades.append(_number(record.get("score"), where))
+    if not prompts:
+        raise UserError(f"{path}: holds no samples of <key>.png and <key>.json")
+    grade_N = np.array(grades)
+    source = {"labels": str(path), "pictures": len(prompts), "threshold": threshold}
+    return Labelled(tuple(prompts), tuple(images), grade_N >= threshold, grade_N, tuple(asked), source)
+
+
+def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
+    """(key, record, picture) of each sample of a tar, in its order."""
+    records: dict[str, Any] = {}
+    pictures: dict[str, Tensor] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, ending = member.name.partition(".")
+                stream = tar.extractfile(member)
+                if stream is None:
+                    continue
+                data = stream.read()
+                if ending == "json":
+                    records[key] = json.loads(data)
+                elif ending.lower() in PICTURE_ENDINGS:
+                    with Image.open(io.BytesIO(data)) as picture:
+                        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
+                    pictures[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    except (OSError, tarfile.TarError, ValueError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: not a readable tar of pictures and JSON ({error})") from error
+    lonely = sorted(records.keys() ^ pictures.keys())
+    if lonely:
+        raise UserError(f"{path}: {lonely[0]} has no picture or no JSON; each sample needs both")
+    return [(key, record, pictures[key]) for key, record in records.items()]
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise UserError(f"{where}: score is {value!r}, expected a number")
+    return float(value)
+
+
+def _box(value: Any, where: str) -> tuple[float, float, float, float]:
+    numbers = isinstance(value, Sequence) and len(value) == 4 and all(isinstance(x, int | float) for x in value)
+    if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
+        raise UserError(f"{where}: box is {value!r}, expected x0 < x1 and y0 < y1 in [0, 1]")
+    return float(value[0]), float(value[1]), float(value[2]), float(value[3])
