@@ -140,8 +140,10 @@ def run_und(model: BagelAdapter, case: Case) -> Outputs:
 def run_edit_text(model: BagelAdapter, case: Case) -> Outputs:
     image = picture(case.inputs[case.settings["input_image"]])
     resized = model.resized(image)
-    tokens = model.encode(resized[None])
-    grid = model.grid_of(*model.edited_size(image))
+    # As released, the resized picture goes through the autoencoder's transform once more.
+    encoded = model.resized(resized)
+    tokens = model.encode(encoded[None])
+    grid = model.grid_of(encoded.shape[1], encoded.shape[2])
     context = model.read_texts([case.settings["prompt_ids"]], model.read_pictures([image]))
     outputs, _ = _decode(model, case, context)
     outputs |= {

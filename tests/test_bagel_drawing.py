@@ -11,6 +11,7 @@ from torch import Tensor
 
 from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.configuration import ImageTransform
 from srum_ds.models.bagel.drawing import Step
 from srum_ds.models.bagel.sampling import guided_at, time_points
 from srum_ds.models.base import Prompt, Sampling, UnifiedModel
@@ -147,6 +148,19 @@ def test_an_edit_has_its_pictures_size(model: BagelAdapter) -> None:
     assert model.edited_size(random_picture(33, 50)) == (32, 48)
     assert model.edited_size(random_picture(100, 200)) == (32, 64)
     assert model.resized(random_picture(33, 50)).shape == (3, 32, 48)
+
+
+def test_the_autoencoder_sees_a_picture_that_went_through_its_transform_twice(model: BagelAdapter) -> None:
+    """As released. With few pixels allowed, the first pass goes below the smallest side and the second above it."""
+    small = load_model(model.folder)
+    small.config = replace(small.config, vae_transform=ImageTransform(64, 32, 16, 1024))
+    image = random_picture(60, 44, 1)
+    once = small.resized(image)
+    twice = small.resized(once)
+    assert (once.shape[1:], twice.shape[1:]) == ((16, 16), (32, 32)) and small.edited_size(image) == (16, 16)
+    expected = small.read_images([once], small.read_latents([small.encode(twice[None])[0]], [(2, 2)]))
+    found = small.read_pictures([image])
+    assert torch.equal(found.keys_L[-1], expected.keys_L[-1])
 
 
 # ---- planning

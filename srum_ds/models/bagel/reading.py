@@ -174,9 +174,11 @@ class BagelReader:
     def read_pictures(self, images: Sequence[Tensor], past: Cache | None = None) -> Cache:
         """Appends one picture [3, H, W] in [0, 1] a sample as editing wants it: latents, then patches.
 
-        As released, the picture is resized by the autoencoder's transform, and the tower gets the result.
+        As released, the picture is resized by the autoencoder's transform, and the result goes through that
+        transform again and through the tower's. The second time changes nothing but long, narrow pictures.
         """
         resized = [self.resized(image) for image in images]
-        grids = [self.grid_of(image.shape[1], image.shape[2]) for image in resized]
-        tokens = [self.encode(image[None].to(self.module.device))[0] for image in resized]
+        encoded = [self.resized(image) for image in resized]
+        grids = [self.grid_of(image.shape[1], image.shape[2]) for image in encoded]
+        tokens = [self.encode(image[None].to(self.module.device))[0] for image in encoded]
         return self.read_images(resized, self.read_latents(tokens, grids, past))
