@@ -136,6 +136,11 @@ class Judge:
     # temperature.
     retries: Whole = 2
     retry_temperature: Positive = 0.7
+    # A second judge: a checkpoint folder that is asked the same, or module:function from (pictures
+    # [N, 3, H, W], prompts) to N scores in [-1, 1] of the whole pictures. null: none.
+    external: Text | None = None
+    # Its share of every score it gives; the rest is the model's own.
+    external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (64, 64)
     # Pictures or crops asked about at once.

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from srum_ds.config import Config, find_path
 from srum_ds.errors import UserError
+from srum_ds.models import load_model
 from srum_ds.models.base import Judge, Judged, Prompt, Regions, Rollout, Scores
 from srum_ds.rewards.asking import Agree, GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, alone
+from srum_ds.rewards.external import Scorer, function_scores, load_function, mix, mix_global
 from srum_ds.rewards.judge import judge_rollout, render
 from srum_ds.rewards.templates import Template, load_template
 
@@ -39,6 +43,7 @@ class Questions:
         self.cfg = cfg
         self.readout = readout_of(cfg)
         self.whole, self.part = self._templates()
+        self.external = External(cfg) if cfg.judge.external is not None else None
 
     def _templates(self) -> tuple[Template | None, Template | None]:
         j = self.cfg.judge
@@ -49,6 +54,16 @@ class Questions:
 
     def about(self, judge: Judge, rollout: Rollout, regions: Regions, agree: Agree = alone) -> Scores:
         """Global and local scores of a rollout. ``agree``: see ``srum_ds.rewards.asking``."""
+        own = self._asked(judge, rollout, regions, agree)
+        if self.external is None:
+            return own
+        weight = self.cfg.judge.external_weight
+        if self.external.function is not None:
+            return mix_global(own, *function_scores(self.external.function, self.external.name, rollout), weight)
+        # Each rank has the whole external model: its calls do not communicate.
+        return mix(own, self._asked(self.external.model(rollout.images_NCHW.device), rollout, regions, alone), weight)
+
+    def _asked(self, judge: Judge, rollout: Rollout, regions: Regions, agree: Agree) -> Scores:
         j = self.cfg.judge
         return judge_rollout(
             judge,
@@ -81,7 +96,30 @@ class Questions:
             "regional": self.cfg.judge.regional,
             "global_template": None if self.whole is None else self.whole.described(),
             "local_template": None if self.part is None else self.part.described(),
+            "external": self.cfg.judge.external,
+            "external_weight": None if self.external is None else self.cfg.judge.external_weight,
         }
+
+
+class External:
+    """The second judge that ``judge.external`` names: a function, or a checkpoint that is loaded when first asked."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.name = str(cfg.judge.external)
+        self.kind = cfg.model.kind
+        self.function: Scorer | None = None
+        self._model: Judge | None = None
+        if find_path(self.name).is_dir():
+            return
+        if ":" not in self.name:
+            raise UserError(f"judge.external={self.name}: is no checkpoint folder; give one, or module:function")
+        self.function = load_function(self.name)
+
+    def model(self, device: torch.device) -> Judge:
+        """The checkpoint's model."""
+        if self._model is None:
+            self._model = load_model(find_path(self.name), self.kind, device=device)
+        return self._model
 
 
 class FailureLog:
