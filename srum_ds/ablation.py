@@ -353,7 +353,7 @@ def read_outcome(job: Job, words: Sequence[str], prompts: Sequence[Prompt]) -> O
         trained=stored["trained"],
         images=len(lines) * r.prompts_per_step * r.images_per_prompt,
         seconds=sum(value for line in lines for key, value in line.items() if key.startswith("time_")),
-        stopped_by_watch=len(lines) < job.cfg.train.steps,
+        stopped_by_watch=(job.run_dir / run_folder.STOPPED_BY_WATCH).is_file(),
     )
 
 

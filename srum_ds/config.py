@@ -37,6 +37,7 @@ from srum_ds.config_tree import (
     Rollout,
     Run,
     Train,
+    Watch,
 )
 from srum_ds.config_words import expected, is_text, nearest
 from srum_ds.errors import UserError
@@ -58,6 +59,7 @@ __all__ = [
     "Rollout",
     "Run",
     "Train",
+    "Watch",
     "check",
     "check_world",
     "config_schema",

@@ -272,6 +272,36 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Signs of a model that learns to please its judge, or feeds back its own errors; see docs/watch.md."""
+
+    # End the run where a label-free sign has been out of its range for `patience` steps. Without, it is
+    # only told.
+    stop: bool = False
+    patience: Count = 5
+    # The first steps, which later ones are compared with; and over how many the gradient norm and the
+    # self-reward are averaged.
+    first_steps: Count = 5
+    smoothing: Count = 15
+    # Spread of the rollouts' latents against the first steps'.
+    min_std_ratio: Share = 0.95
+    max_std_ratio: Annotated[float, Ge(1), Lt(float("inf"))] = 1.1
+    # Distance between the samples of a prompt against the first steps'.
+    min_diversity_ratio: Share = 0.8
+    # Gradient norm against the first steps'.
+    max_grad_growth: Positive = 6.0
+    # How far the self-reward, in [-1, 1], may fall from its best.
+    max_reward_drop: Positive = 0.15
+    # Share of prompts whose samples all get one reward, and so teach nothing. Told, never a reason to stop.
+    max_zero_share: Share = 0.9
+    # Who looks at held-out prompts (split `validation`), every so many steps (0: never), and at how many.
+    # It knows the truth, so it is reported and stops nothing.
+    checker: Literal["none", "shapes"] = "none"
+    every: Whole = 20
+    prompts: Count = 48
+
+
+@dataclass(frozen=True)
 class Eval:
     """Base against trained, on prompts that training never saw."""
 
@@ -312,6 +342,7 @@ class Config:
     train: Train = field(default_factory=Train)
     deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
     log: Log = field(default_factory=Log)
+    watch: Watch = field(default_factory=Watch)
     eval: Eval = field(default_factory=Eval)
     # Expressions that read the environment: key -> (as written, as resolved). No setting: it lets
     # saved copies say `${oc.env:NAME}` again rather than the secret.

@@ -67,8 +67,10 @@ class CheckpointedEngine(EngineBase):
         self._together(lambda: checkpoint.prune(folder, keep), rank_zero=True)
         return checkpoint.step_folder(folder, step)
 
-    def load(self, folder: Path) -> tuple[int, dict[str, Any]] | None:
+    def load(self, folder: Path, newest: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """Restores the newest good checkpoint of ``folder``; returns (step, extra_state), None if none.
+
+        newest: no checkpoint of a later step than this, where an earlier one is there; else the oldest.
 
         A checkpoint whose files are not what was written is set aside with a warning and the one before
         it is taken. Raises UserError where none is good, or where a good one belongs to another model.
@@ -77,6 +79,8 @@ class CheckpointedEngine(EngineBase):
         if removed and self.rank == 0:
             log.info("removed what an interrupted save left in %s: %s", folder, ", ".join(removed))
         steps = self._gather_objects(checkpoint.committed_steps(folder))[0]
+        if newest is not None:
+            steps = [step for step in steps if step <= newest] or steps[:1]
         for step in reversed(steps):
             path = checkpoint.step_folder(folder, step)
             problems = [text for text in self._gather_objects(self._try_load(path)) if text]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srum_ds.engine import Engine
 from srum_ds.models.base import Judged
-from srum_ds.rewards.diagnostics import reward_std_zero_share, status_counts
+from srum_ds.rewards.diagnostics import group_diversity, reward_std_zero_share, status_counts
 from srum_ds.steps import Batch
 
 
@@ -52,7 +52,12 @@ def measure(
     local_sum, local_count = parts(locals_R)
     parsed, clamped, failed = torch.stack([status_counts(requests_of(b)) for b in batches]).sum(dim=0).tolist()
     latents = torch.cat([b.rollout.targets_NTC for b in batches]).double()
+    diversity = [group_diversity(b.rollout.targets_NTC, b.rollout.group_N) for b in batches]
+    # One picture a prompt has nothing to be compared with.
+    compared = [(d * g, float(g)) for d, g in zip(diversity, groups, strict=True) if d == d]
     own = {
+        "diversity_sum": sum(d for d, _ in compared),
+        "diversity_groups": sum(g for _, g in compared),
         "loss": float(loss),
         "global_sum": global_sum,
         "global_count": global_count,
@@ -87,6 +92,8 @@ def measure(
         "parse_failed_share": s["failed"] / max(1.0, judged),
         "masked": int(s["pictures"] - s["global_count"]),
         "regions": int(s["regions"]),
+        "latent_mean": mean,
+        "group_diversity": s["diversity_sum"] / s["diversity_groups"] if s["diversity_groups"] else float("nan"),
         "latent_std": max(0.0, s["latent_squares"] / s["latents"] - mean**2) ** 0.5,
         "stop": s["stop"],
     }

@@ -22,6 +22,7 @@ FREE = ("log", "deepspeed.ranks", "run.dir", *_EVAL)
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+STOPPED_BY_WATCH = "stopped_by_watch.json"
 
 
 def prepare(run_dir: Path, cfg: Config) -> None:

@@ -9,6 +9,7 @@ weights over the latent tokens, and the weighted velocity loss trains the genera
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from srum_ds.environment import write_environment
 from srum_ds.errors import UserError
 from srum_ds.evaluation.report import show_result
 from srum_ds.figures import Clock, measure
+from srum_ds.files import write_atomic
+from srum_ds.held_out import HeldOut
 from srum_ds.judging import FailureLog, Questions, refuse_broken_judge
 from srum_ds.models import load_model
 from srum_ds.monitor import Monitor
@@ -46,9 +49,14 @@ from srum_ds.steps import (
     velocity,
     with_noise,
 )
+from srum_ds.watch import Alarm, Watch
+from srum_ds.watch import stopping as stopping_alarm
 
 STOPPED = 75
 """Exit status of a run that was asked to stop, saved and can go on (EX_TEMPFAIL)."""
+
+STOPPED_BY_WATCH = 76
+"""Exit status of a run that the watch ended; it is finished, and the same command prints its result."""
 
 MAX_BAD_STEPS = 3
 SHOWN_PROMPTS = 8
@@ -71,7 +79,9 @@ def train(cfg: Config, run_dir: Path) -> int:
         engine.add_weights(name)
 
     resumed = engine.load(run_dir / run_folder.CHECKPOINTS)
-    start = resumed[0] if resumed is not None else 0
+    start, kept = resumed if resumed is not None else (0, {})
+    watch = Watch(cfg.watch, kept.get("watch"))
+    held_out = HeldOut(cfg, engine, model)
     monitor = Monitor(run_dir, engine.rank, cfg.log.tensorboard, cfg.log.progress, cfg.train.steps)
     monitor.truncate(start)
     if engine.rank == 0:
@@ -104,6 +114,10 @@ def train(cfg: Config, run_dir: Path) -> int:
 
         record = measure(engine, batches, total, count, clock, stop.asked)
         record |= {"step": step, "grad_norm": grad_norm, "judge": ask.label}
+        if held_out.due(step):
+            record["checker_exact"] = held_out.share()
+        ratios, alarms = watch.see(record)
+        record |= ratios
         monitor.step({key: value for key, value in record.items() if key != "stop"})
         failures.write(step, batches)
         refuse_broken_judge(cfg, record, batches)
@@ -113,13 +127,20 @@ def train(cfg: Config, run_dir: Path) -> int:
                 f"the gradient was not finite for {bad_steps} steps in a row, the last being {step}: nothing is "
                 f"learnt any more. Lower train.lr or use train.precision=fp32; the last checkpoint is untouched."
             )
+        for alarm in alarms:
+            monitor.message(alarm.text)
         last = step + 1 == cfg.train.steps
         stopping = record["stop"] > 0 and not last
         if cfg.log.tensorboard and (last or step % cfg.log.image_every == 0):
             show_pictures(cfg, engine, model, judge, ask, monitor, step)
         if last or stopping or (step + 1) % cfg.train.save_every == 0:
             monitor.sync()
-            engine.save(run_dir / run_folder.CHECKPOINTS, step + 1, {}, keep=cfg.train.keep_checkpoints)
+            extra = {"watch": watch.state()}
+            engine.save(run_dir / run_folder.CHECKPOINTS, step + 1, extra, keep=cfg.train.keep_checkpoints)
+        ending = stopping_alarm(alarms, cfg.watch)
+        if ending is not None and not last:
+            end_early(cfg, engine, model, run_dir, monitor, ending, step)
+            return STOPPED_BY_WATCH
         if stopping:
             monitor.message(f"stopped after step {step + 1}, as asked; the same command goes on from there.")
             monitor.close()
@@ -164,6 +185,25 @@ def choose_judge(cfg: Config, model: Any) -> Any:
     if cfg.model.judge == "frozen_copy" or not unchanged:
         return load_model(find_path(cfg.model.path), cfg.model.kind)
     return model
+
+
+def end_early(
+    cfg: Config, engine: Engine, model: Any, run_dir: Path, monitor: Monitor, alarm: Alarm, step: int
+) -> None:
+    """Goes back to the newest checkpoint from before the alarm's figure left its range, and exports that.
+
+    Where no kept checkpoint is that old, to the oldest; where there is none, the present weights stay. What was
+    kept is said, and written into ``stopped_by_watch.json``.
+    """
+    found = engine.load(run_dir / run_folder.CHECKPOINTS, newest=alarm.healthy_until)
+    kept = found[0] if found is not None else step + 1
+    monitor.message(f"stopped by the watch after step {step + 1}: {alarm.text}. Kept: the weights after step {kept}.")
+    if engine.rank == 0:
+        said = {"step": step + 1, "kept_step": kept, "signal": alarm.signal, "text": alarm.text}
+        write_atomic(run_dir / run_folder.STOPPED_BY_WATCH, json.dumps(said, indent=2) + "\n")
+    export(cfg, engine, model, run_dir)
+    monitor.message(f"trained model: {run_dir / run_folder.EXPORT}")
+    monitor.close()
 
 
 def velocities_of(weights: str | None, engine: Engine, model: Any, batches: Sequence[Batch]) -> Sequence[Tensor | None]:
