@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from srum_ds.config import diff_configs, load_config
 from srum_ds.data.commands import shapes_prompts
+from srum_ds.models.base import Prompt, Regions, Rollout, Scores
 from srum_ds.objectives import get_objective
+from srum_ds.rollout import Noised
+from srum_ds.steps import Batch, reward_weights, sum_of, token_losses, token_mask
+from tests.test_reward_map import released_regions
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch/recipes"
 NAMED = ("srum", "paper", "sft", "global_only", "local_only")
@@ -65,3 +74,40 @@ def test_the_full_size_recipe_has_the_released_numbers_and_loads_without_the_wei
     t = cfg.train
     assert (t.lr, t.warmup_steps, t.steps, t.timesteps_per_image) == (2e-5, 100, 309, 1)
     assert (t.precision, cfg.model.trains, cfg.model.judge) == ("bf16", "transformer", "frozen_copy")
+
+
+def test_the_paper_recipe_equals_the_release_to_1e_6() -> None:
+    """The conformance set's `srum` case through the functions that a step of the recipe runs."""
+    folder = RECIPES.parents[2] / "shared" / "conformance" / "bagel_a"
+    if not folder.is_dir():
+        pytest.skip(f"the conformance set is not at {folder}")
+    case = json.loads((folder / "cases.json").read_text())["cases"]["srum"]
+    tensors = {k: v for k, v in load_file(folder / "cases.safetensors").items() if k.startswith("srum/")}
+    height, width = case["image_hw"]
+    cfg = load_config(RECIPES / "paper.yaml", [f"rollout.image_size=[{height},{width}]"])
+    owner, boxes, local = released_regions(case)
+    target_MC, velocity_MC = tensors["srum/target_bad"], tensors["srum/velocity"]
+    n, channels = 2, target_MC.shape[1]
+    grid = (2, 3)
+    shape = (n, 1, grid[0] * grid[1], channels)
+    whole_N = torch.tensor([float(case[f"global_score_{i}"]) for i in range(n)])
+    nothing = torch.zeros(n, dtype=torch.int64)
+    rollout = Rollout(
+        (Prompt("a", "a"), Prompt("b", "b")),
+        torch.arange(n),
+        nothing,
+        torch.zeros(n, 3, height, width),
+        torch.zeros(shape[0], *shape[2:]),
+        grid,
+    )
+    scores = Scores(whole_N, nothing, local, torch.zeros(len(local), dtype=torch.int64), torch.zeros(len(local)).long())
+    noised = Noised(torch.zeros(shape), target_MC.reshape(shape), torch.zeros(n, 1), torch.zeros(n, 1).bool())
+    batch = Batch(rollout, Regions(owner, boxes), scores, noised)
+    kind = get_objective(cfg.objective.name).weights
+    weights_Nhw = reward_weights(cfg, kind, batch)
+    assert weights_Nhw is not None
+    assert torch.allclose(weights_Nhw.flatten(), tensors["srum/token_rewards"], rtol=0, atol=1e-6)
+    mask = token_mask(batch, kind, weights_Nhw)
+    losses = token_losses(cfg, velocity_MC.reshape(shape), batch, weights_Nhw, mask, None, None)
+    # The pictures themselves are the constraint's target, as in the released data.
+    assert float(losses.sum() / sum_of([mask])) == pytest.approx(float(tensors["srum/same_loss"]), rel=0, abs=1e-6)
