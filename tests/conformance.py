@@ -91,12 +91,13 @@ def read_set(folder: Path) -> ConformanceSet:
 def load_set_model(data: ConformanceSet) -> BagelAdapter:
     """The set's checkpoint with the image transforms that the set was made with."""
     model = load_model(data.folder / "checkpoint")
-    transforms = data.settings["_global"]
-    model.config = dataclasses.replace(
-        model.config,
-        vae_transform=ImageTransform(**transforms["vae_image_transform"]),
-        vit_transform=ImageTransform(**transforms["vit_image_transform"]),
-    )
+    given = data.settings.get("_global", {})
+    transforms = {
+        name: ImageTransform(**given[f"{part}_image_transform"])
+        for part, name in (("vae", "vae_transform"), ("vit", "vit_transform"))
+        if f"{part}_image_transform" in given
+    }
+    model.config = dataclasses.replace(model.config, **transforms)
     return model
 
 
@@ -153,7 +154,7 @@ def check_tokenizer(model: BagelAdapter, data: ConformanceSet) -> list[str]:
     special = model.module.special
     names = {"bos": "bos_token_id", "eos": "eos_token_id"}
     names |= {"image_start": "start_of_image", "image_end": "end_of_image"}
-    expected = data.settings["_global"].get("new_token_ids", {})
+    expected = data.settings.get("_global", {}).get("new_token_ids", {})
     for ours, theirs in names.items():
         if expected.get(theirs, getattr(special, ours)) != getattr(special, ours):
             problems.append(f"{theirs} is {getattr(special, ours)}, expected {expected[theirs]}")
