@@ -66,6 +66,10 @@ EXTRAS = {
         "mkdocs-material>=9.7",
         "mkdocstrings[python]>=1.0",
     ],
+    # Object phrases by noun chunks; its English model is installed by `python -m spacy download en_core_web_sm`.
+    "phrases": [
+        "spacy>=3.8",
+    ],
     # Fused GPU kernels (Triton, so CUDA on Linux).
     "fused": [
         "liger-kernel>=0.8; sys_platform == 'linux'",

@@ -155,10 +155,33 @@ class Judge:
 class Regions:
     """Which boxes of a picture are judged locally."""
 
-    # Connected bright components, the cells of a grid, or no boxes at all.
-    kind: Literal["components", "grid", "none"] = "components"
+    # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
+    # a grid, or no boxes at all.
+    kind: Literal["components", "sam", "ground", "grid", "none"] = "components"
     # At most so many boxes of a picture, the largest first.
     max_count: Count = 6
+    # Of two boxes that overlap by more than this (intersection over union) the smaller goes; 1 keeps both.
+    overlap: Share = 1.0
+    # Whether the judge is asked which boxes concern the prompt, by which question, and about how many boxes
+    # of a picture at most, the largest first.
+    filter: bool = False
+    filter_template: Text = "srum_ds/rewards/prompts/region_filter.jinja"
+    candidates: Count = 10
+    # Where the object phrases come from that boxes are judged against: the prompt set; the judge, asked by
+    # this question for a list of so many tokens; a plain split of the prompt; or the first of these that
+    # has any.
+    phrases: Literal["auto", "shard", "ask", "split"] = "auto"
+    phrases_template: Text = "srum_ds/rewards/prompts/phrases.jinja"
+    phrases_tokens: Count = 96
+    # Sam: folder of a SAM or SAM 2 checkpoint, or its id in the local Hugging Face cache; points of the
+    # grid along each side.
+    sam_model: Text = "facebook/sam-vit-huge"
+    sam_points: Count = 32
+    # Ground: the question, the length of a reply in tokens, and whether the judge writes pixels of the
+    # picture as Qwen2.5-VL sees it, thousandths as Qwen3-VL, or pixels of the picture itself.
+    ground_template: Text = "srum_ds/rewards/prompts/ground_boxes.jinja"
+    ground_tokens: Count = 512
+    ground_convention: Literal["qwen2.5-vl", "qwen3-vl", "pixels"] = "qwen2.5-vl"
     # Components: contrast to the background, in (0, 1), from which a pixel is foreground.
     threshold: Annotated[float, Gt(0), Lt(1)] = 0.2
     # Grid: cells along each side.

@@ -38,6 +38,8 @@ def measure(
 
     ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
     reply lay off the scale or could not be used, ``masked`` the pictures left out of the loss.
+    ``region_answers`` and ``region_failures`` count what the judge was asked to find regions;
+    ``phrases_split`` the prompts whose objects nobody named, so that they were split off their text.
     """
     zero_share = [reward_std_zero_share(b.scores.global_N, b.rollout.group_N) for b in batches]
     groups = [len(b.rollout.prompts) for b in batches]
@@ -70,6 +72,11 @@ def measure(
         "failed": failed,
         "pictures": globals_N.numel(),
         "regions": locals_R.numel(),
+        "region_answers": sum(b.regions.asked for b in batches),
+        "region_failures": sum(b.regions.failed for b in batches),
+        "phrases_split": sum(
+            p.meta.get("phrases_from") in ("split", "spacy") for b in batches for p in b.rollout.prompts
+        ),
         "latent_sum": float(latents.sum()),
         "latent_squares": float(latents.square().sum()),
         "latents": latents.numel(),
@@ -94,6 +101,9 @@ def measure(
         "regions": int(s["regions"]),
         "latent_mean": mean,
         "group_diversity": s["diversity_sum"] / s["diversity_groups"] if s["diversity_groups"] else float("nan"),
+        "region_answers": int(s["region_answers"]),
+        "region_failures": int(s["region_failures"]),
+        "phrases_split": int(s["phrases_split"]),
         "latent_std": max(0.0, s["latent_squares"] / s["latents"] - mean**2) ** 0.5,
         "stop": s["stop"],
     }

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from srum_ds.config import Config, find_path
 from srum_ds.errors import UserError
+from srum_ds.looking import Looker, surplus_penalty
 from srum_ds.models import load_model
 from srum_ds.models.base import Judge, Judged, Prompt, Regions, Rollout, Scores
 from srum_ds.rewards.asking import Agree, GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, alone
@@ -37,10 +39,11 @@ def readout_of(cfg: Config) -> Readout:
 
 
 class Questions:
-    """What the judge is asked, loaded once."""
+    """What the judge is asked, loaded once, and where it looks. ``run_dir``: see ``Looker``."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, run_dir: Path | None = None) -> None:
         self.cfg = cfg
+        self.run_dir = run_dir
         self.readout = readout_of(cfg)
         self.whole, self.part = self._templates()
         self.external = External(cfg) if cfg.judge.external is not None else None
@@ -76,8 +79,18 @@ class Questions:
             crop_size=j.crop_size,
             batch=j.batch,
             agree=agree,
-            surplus_penalty=self.cfg.reward.surplus_penalty,
+            surplus_penalty=surplus_penalty(self.cfg),
         )
+
+    @cached_property
+    def look(self) -> Looker:
+        """Phrases and regions. Built when first needed: who only asks about whole pictures needs no proposer."""
+        return Looker(self.cfg, self.run_dir, int(os.environ.get("RANK", "0")))
+
+    def ready(self) -> Questions:
+        """Itself, with everything loaded that a step needs; UserError for what is not there."""
+        assert self.look is not None
+        return self
 
     def of_whole(self, prompt: Prompt) -> str:
         """The question about a whole picture of a prompt; empty where none is asked."""

@@ -15,7 +15,7 @@ from srum_ds.engine import Engine
 from srum_ds.figures import Clock
 from srum_ds.judging import Questions
 from srum_ds.models.base import Judged, Prompt, Sampling
-from srum_ds.steps import generate, propose_regions
+from srum_ds.steps import generate
 
 
 class Source(Protocol):
@@ -61,10 +61,12 @@ def draw(
     sampling = sampling_of(cfg)
     batches = []
     for group in micro_batches(prompts, cfg.rollout.micro_batch_prompts):
+        with clock("judge"), model.judging():
+            group = ask.look.phrases(judge, group)
         with clock("rollout"):
             rollout = generate(cfg, model, group, sampling, step)
         with clock("judge"), model.judging():
-            regions = propose_regions(cfg, rollout)
+            regions = ask.look.regions(judge, rollout)
             scores = ask.about(judge, rollout, regions)
         batches.append(Judged(rollout, regions, scores))
     return batches

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from srum_ds.config import Config
-from srum_ds.models.base import Judged, Prompt, Regions, Rollout, Sampling
+from srum_ds.models.base import Judged, Prompt, Rollout, Sampling
 from srum_ds.objectives import compute_losses, get_objective
-from srum_ds.rewards.regions import no_regions, propose
 from srum_ds.rewards.reward_map import best_and_worst, dense_weights, group_map, paper_map, signed_map
 from srum_ds.rollout import Noised, add_noise, roll_out
 
@@ -35,22 +34,6 @@ def generate(cfg: Config, model: Any, prompts: Sequence[Prompt], sampling: Sampl
         sampling,
         cfg.run.seed,
         step,
-    )
-
-
-def propose_regions(cfg: Config, rollout: Rollout) -> Regions:
-    """Boxes over the pictures; none where local rewards are switched off."""
-    r = cfg.regions
-    if r.kind == "none":
-        return no_regions()
-    return propose(
-        rollout.images_NCHW,
-        r.kind,
-        max_count=r.max_count,
-        min_area=r.min_area,
-        pad=r.pad,
-        threshold=r.threshold,
-        grid_side=r.grid_side,
     )
 
 

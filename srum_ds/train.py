@@ -25,6 +25,7 @@ from torch import Tensor
 from srum_ds import run_folder
 from srum_ds.config import Config, check_world, find_path, load_config, split_arguments
 from srum_ds.data.reader import PromptReader
+from srum_ds.data.shards import load_index
 from srum_ds.engine import Engine, read_ds_config, start_distributed
 from srum_ds.environment import write_environment
 from srum_ds.errors import UserError
@@ -41,7 +42,6 @@ from srum_ds.rollout import roll_out
 from srum_ds.sources import Drawn, sampling_of
 from srum_ds.steps import (
     Batch,
-    propose_regions,
     reward_weights,
     sum_of,
     token_losses,
@@ -65,7 +65,7 @@ SHOWN_PROMPTS = 8
 def train(cfg: Config, run_dir: Path) -> int:
     """Trains from where ``run_dir`` stands to ``train.steps`` and exports; returns the exit status."""
     reader = PromptReader(find_path(cfg.data.shards), cfg.data.split)
-    ask = Questions(cfg)
+    ask = Questions(cfg, run_dir).ready()
     model = load_model(find_path(cfg.model.path), cfg.model.kind)
     if cfg.model.trains == "lora":
         model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
@@ -235,15 +235,20 @@ def show_pictures(
     step: int,
 ) -> None:
     """Draws the fixed prompts with the averaged weights, boxes coloured by their scores."""
-    reader = PromptReader(find_path(cfg.data.shards), "validation")
+    shards = find_path(cfg.data.shards)
+    # Imported prompt sets call it "val", or have none.
+    known = load_index(shards)
+    reader = PromptReader(shards, next((s for s in ("validation", "val") if s in known), cfg.data.split))
     fixed = [reader[i] for i in range(min(SHOWN_PROMPTS, len(reader)))]
     with engine.gathered("ema"):
         if engine.rank > 0:
             return
         grid = model.grid_of(*cfg.rollout.image_size)
+        with model.judging():
+            fixed = list(ask.look.phrases(judge, fixed))
         rollout = roll_out(model, fixed, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
         with model.judging():
-            regions = propose_regions(cfg, rollout)
+            regions = ask.look.regions(judge, rollout)
             scores = ask.about(judge, rollout, regions)
     boxes, local = boxes_by_picture(regions, scores.local_R, len(fixed))
     captions = [f"{p.text}  ({s:+.2f})" for p, s in zip(fixed, scores.global_N.tolist(), strict=True)]

@@ -10,6 +10,7 @@ import pytest
 from srum_ds.data.importers import COMPBENCH_CATEGORIES, read_compbench, read_geneval, read_lines, read_srum
 from srum_ds.data.shards import check_shards, write_shards
 from srum_ds.errors import UserError
+from srum_ds.rewards.judge import phrase_counts
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the public prompt files are not here")
@@ -110,7 +111,11 @@ def test_geneval_records_have_object_phrases(tmp_path: Path) -> None:
     assert prompt.id == "geneval-00000"
     assert prompt.category == "position"
     assert prompt.phrases == ("an orange", "scissors", "a red cup")
+    assert phrase_counts(prompt) == (2, 1, 1)
     assert prompt.meta["include"] == include
+    path.write_text(json.dumps({"tag": "a", "include": [{"class": "cup", "count": "two"}], "prompt": "b"}))
+    with pytest.raises(UserError, match="line 1: expected tag, prompt and include"):
+        read_geneval(path)
     path.write_text('{"tag": "position", "prompt": "a photo"}\n')
     with pytest.raises(UserError, match="line 1: expected tag, prompt and include"):
         read_geneval(path)

@@ -89,7 +89,7 @@ def test_every_import_of_the_package_is_declared() -> None:
     names = {"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "annotated-types"}
     extras = KEYWORDS["extras_require"]
     assert isinstance(extras, dict)
-    optional = [text for name in ("fused",) for text in extras[name]]
+    optional = [text for name in ("fused", "phrases") for text in extras[name]]
     declared = {canonicalize_name(Requirement(text).name) for text in [*words("install_requires"), *optional]}
     undeclared = {}
     for path in sorted((ROOT / "srum_ds").rglob("*.py")):

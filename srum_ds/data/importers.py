@@ -147,7 +147,7 @@ def read_geneval(source: Path) -> dict[str, list[Prompt]]:
 
     source: ``evaluation_metadata.jsonl`` or its folder. Ids are the record's place (from 0, as in
     the folder names of GenEval's pictures); phrases are the classes to include, with their colour;
-    ``meta`` is the whole record. Raises UserError naming the first bad line.
+    ``meta`` is the whole record, and ``counts``: how many of each phrase. Raises UserError naming the first bad line.
     """
     path = source / "evaluation_metadata.jsonl" if source.is_dir() else source
     prompts: list[Prompt] = []
@@ -162,13 +162,24 @@ def read_geneval(source: Path) -> dict[str, list[Prompt]]:
 def _geneval(line: str, index: int, where: str) -> Prompt:
     try:
         record = json.loads(line)
-        phrases = tuple(dict.fromkeys(_geneval_phrase(item) for item in record["include"]))
+        counts: dict[str, int] = {}
+        for item in record["include"]:
+            phrase = _geneval_phrase(item)
+            counts[phrase] = counts.get(phrase, 0) + _geneval_count(item)
         text, tag = str(record["prompt"]).strip(), str(record["tag"])
-        return Prompt(f"geneval-{index:05d}", text, tag, phrases, record)
+        meta = {**record, "counts": list(counts.values())}
+        return Prompt(f"geneval-{index:05d}", text, tag, tuple(counts), meta)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{where}: expected tag, prompt and include (a list of {{class, count}})") from error
+
+
+def _geneval_count(item: Mapping[str, Any]) -> int:
+    count = item["count"]
+    if type(count) is not int or count < 1:
+        raise TypeError(f"count is {count!r}")
+    return count
 
 
 def _geneval_phrase(item: Mapping[str, Any]) -> str:

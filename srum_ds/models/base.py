@@ -80,11 +80,14 @@ class Regions:
     """R boxes over N pictures, in normalised image coordinates.
 
     ``owner_R`` (int64) is the picture each box lies in, ascending. ``boxes_R4`` (float32) holds
-    x0, y0, x1, y1 in [0, 1] with x0 < x1 and y0 < y1.
+    x0, y0, x1, y1 in [0, 1] with x0 < x1 and y0 < y1. ``asked``: answers of the judge that finding
+    the boxes took; ``failed``: how many of them could not be used.
     """
 
     owner_R: Tensor
     boxes_R4: Tensor
+    asked: int = 0
+    failed: int = 0
 
     def __len__(self) -> int:
         return int(self.owner_R.numel())

@@ -1,0 +1,82 @@
+"""Proposals without a model: connected foreground segments, or the cells of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+from torch import Tensor
+
+from srum_ds.errors import UserError
+from srum_ds.models.base import Judge, Prompt
+from srum_ds.rewards.regions.boxes import Candidates, candidates_of
+
+
+class Components:
+    """Connected foreground segments, largest first (ties: upper, then left).
+
+    Foreground is what differs from the picture's background, the median colour of its border, by more
+    than ``threshold`` in its strongest channel. A blank picture has none, and one whose border is not
+    finite is blank.
+
+    Args:
+        threshold: contrast in (0, 1).
+
+    Raises:
+        UserError: a contrast out of range.
+    """
+
+    asks = False
+
+    def __init__(self, threshold: float = 0.2) -> None:
+        if not 0.0 < threshold < 1.0:
+            raise UserError(f"regions: threshold is {threshold}, expected a contrast in (0, 1)")
+        self.threshold = threshold
+
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge | None) -> list[Candidates]:
+        """See ``Proposer``; neither prompts nor judge are looked at."""
+        pictures = images_NCHW.detach().float().cpu().numpy()
+        return [component_boxes(picture, self.threshold) for picture in pictures]
+
+
+def component_boxes(picture_CHW: np.ndarray, threshold: float) -> Candidates:
+    """The foreground segments of one picture; see ``Components``."""
+    _, height, width = picture_CHW.shape
+    border = np.concatenate(
+        [picture_CHW[:, 0], picture_CHW[:, -1], picture_CHW[:, :, 0], picture_CHW[:, :, -1]], axis=1
+    )
+    background = np.median(border, axis=1)
+    # NaN compares false, so a broken picture has no foreground rather than a broken label image.
+    foreground = np.abs(picture_CHW - background[:, None, None]).max(axis=0) > threshold
+    labels, count = ndimage.label(foreground)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    ranked: list[tuple[int, int, int, int, int]] = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels)):
+        ranked.append((-int(areas[index + 1]), rows.start, columns.start, rows.stop, columns.stop))
+    ranked.sort()
+    boxes = [(x0 / width, y0 / height, x1 / width, y1 / height) for _, y0, x0, y1, x1 in ranked]
+    return candidates_of(boxes, [-entry[0] / (height * width) for entry in ranked])
+
+
+class Grid:
+    """``side`` x ``side`` equal boxes over every picture, row by row.
+
+    Raises:
+        UserError: ``side`` below 1.
+    """
+
+    asks = False
+
+    def __init__(self, side: int = 2) -> None:
+        if side < 1:
+            raise UserError(f"regions: grid_side is {side}, expected at least 1")
+        edges = [k / side for k in range(side + 1)]
+        cells = [(column, row) for row in range(side) for column in range(side)]
+        boxes = [(edges[x], edges[y], edges[x + 1], edges[y + 1]) for x, y in cells]
+        # A cell is no object that could be too small: all count as the whole picture.
+        self.cells = candidates_of(boxes, [1.0] * len(boxes))
+
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge | None) -> list[Candidates]:
+        """See ``Proposer``; nothing is looked at."""
+        return [self.cells] * images_NCHW.shape[0]

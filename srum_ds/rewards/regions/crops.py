@@ -1,0 +1,64 @@
+"""Cutting regions out of their pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srum_ds.models.base import Regions
+
+
+def crop(images_NCHW: Tensor, regions: Regions, size_hw: tuple[int, int] | None = (64, 64)) -> list[Tensor]:
+    """Cuts every region out of its picture.
+
+    Box edges are rounded to whole pixels and clipped to the picture (at least one pixel stays). With
+    ``size_hw`` each cut is resampled to that one size (bilinear, antialiased where it shrinks), so that
+    crops batch and their shape does not depend on what was found; None gives the cut as it is.
+
+    Args:
+        images_NCHW: pictures [N, 3, H, W] in [0, 1].
+        regions: R boxes over these pictures.
+        size_hw: height and width of the crops in pixels, or None.
+
+    Returns:
+        R tensors [3, h, w], float32 in [0, 1], on the pictures' device, in the regions' order.
+    """
+    return [
+        _cut(images_NCHW[owner], box, size_hw)
+        for owner, box in zip(regions.owner_R.tolist(), regions.boxes_R4.tolist(), strict=True)
+    ]
+
+
+def crop_pictures(images_NCHW: Tensor, boxes_N4: Tensor, size: int) -> Tensor:
+    """One crop of each picture, cut and resampled exactly as ``crop`` does: [N, 3, size, size] float32.
+
+    Args:
+        images_NCHW: pictures [N, 3, H, W] in [0, 1].
+        boxes_N4: one normalised box for each of them.
+        size: side of the crops in pixels.
+    """
+    pairs = zip(images_NCHW, boxes_N4.tolist(), strict=True)
+    return torch.stack([_cut(image_CHW, box, (size, size)) for image_CHW, box in pairs])
+
+
+def _cut(image_CHW: Tensor, box: Sequence[float], size_hw: tuple[int, int] | None) -> Tensor:
+    """One box (x0, y0, x1, y1, normalised) of one picture."""
+    height, width = image_CHW.shape[-2:]
+    left, right = _pixel_range(box[0], box[2], width)
+    top, bottom = _pixel_range(box[1], box[3], height)
+    cut_CHW = image_CHW[:, top:bottom, left:right].float()
+    if size_hw is None:
+        return cut_CHW
+    resampled_1CHW = F.interpolate(cut_CHW[None], size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+    return resampled_1CHW[0].clamp(0.0, 1.0)
+
+
+def _pixel_range(low: float, high: float, side: int) -> tuple[int, int]:
+    """Whole-pixel range [start, stop) nearest to the share [low, high] of a side, never empty."""
+    start = min(max(math.floor(low * side + 0.5), 0), side - 1)
+    stop = min(max(math.floor(high * side + 0.5), start + 1), side)
+    return start, stop

@@ -1,0 +1,193 @@
+"""Proposals by the understanding branch itself: it is asked for boxes and writes them as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from srum_ds.errors import UserError
+from srum_ds.models.base import Judge, Prompt
+from srum_ds.rewards.regions.boxes import Candidates, candidates_of
+from srum_ds.rewards.templates import Template
+
+Convention = Literal["qwen2.5-vl", "qwen3-vl", "pixels"]
+CONVENTIONS: tuple[str, ...] = get_args(Convention)
+# The side that Qwen2.5-VL's pictures are rounded to: 2 x 2 patches of 14 pixels.
+QWEN25_UNIT = 28
+QWEN25_SQUARES = (4, 16384)
+_KEYS = ("bbox_2d", "bbox", "box_2d", "box")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Boxes x0, y0, x1, y1 as shares of the picture's sides, and how many entries were no box.
+
+    ``readable``: the reply held a list, if perhaps an empty one: [] says that nothing is there.
+    """
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[str, ...]
+    broken: int
+    readable: bool
+
+
+def seen_size(size_hw: tuple[int, int], convention: str) -> tuple[float, float]:
+    """(height, width) that a convention's coordinates count to, for a picture of ``size_hw`` pixels.
+
+    ``qwen2.5-vl``: pixels of the picture as the model sees it, each side rounded to the nearest multiple of
+    28 within the released processor's budget of 4 to 16384 such squares.
+    ``qwen3-vl``: 0 to 1000 whatever the size. ``pixels``: of the picture as it is.
+    """
+    if convention == "qwen3-vl":
+        return 1000.0, 1000.0
+    if convention == "pixels":
+        return float(size_hw[0]), float(size_hw[1])
+    if convention != "qwen2.5-vl":
+        raise UserError(f"regions.ground_convention is {convention!r}, expected one of {', '.join(CONVENTIONS)}")
+    height, width = (max(1, round(side / QWEN25_UNIT)) for side in size_hw)
+    least, most = QWEN25_SQUARES
+    if not least <= height * width <= most:
+        budget = least if height * width < least else most
+        scale = math.sqrt(budget * QWEN25_UNIT**2 / (size_hw[0] * size_hw[1])) / QWEN25_UNIT
+        to_whole = math.ceil if budget == least else math.floor
+        height, width = (max(1, to_whole(side * scale)) for side in size_hw)
+    return float(height * QWEN25_UNIT), float(width * QWEN25_UNIT)
+
+
+def parse_boxes(reply: str, size_hw: tuple[int, int], convention: str) -> Found:
+    """Reads boxes out of a written reply.
+
+    What follows the last ``</think>`` counts; a reply still thinking has none. Expected is a JSON list of
+    objects with ``bbox_2d`` (or ``bbox``, ``box_2d``, ``box``): [x0, y0, x1, y1] and, if it likes, ``label``;
+    a list of bare quadruples, one object alone, several lists, prose around it and code fences do as well. Of
+    a truncated reply the entries whose coordinates are whole are read. Swapped corners are put right, parts outside the
+    picture are cut off, and a box that is empty then, that lies outside, or that is not four finite
+    numbers counts as broken.
+
+    Args:
+        reply: the judge's text.
+        size_hw: height and width of the picture in pixels.
+        convention: see ``seen_size``.
+    """
+    height, width = seen_size(size_hw, convention)
+    opened, closed = reply.rfind("<think>"), reply.rfind("</think>")
+    if opened > closed:
+        return Found((), (), 0, False)
+    text = reply if closed < 0 else reply[closed + len("</think>") :]
+    entries, readable = _entries(text)
+    boxes, labels, broken = [], [], 0
+    for numbers, label in entries:
+        box = _normalised(numbers, height, width)
+        if box is None:
+            broken += 1
+        else:
+            boxes.append(box)
+            labels.append(label)
+    return Found(tuple(boxes), tuple(labels), broken, readable)
+
+
+def _entries(text: str) -> tuple[list[tuple[Any, str]], bool]:
+    """(coordinates as written, label) of every entry, and whether there was a list or object at all."""
+    decoder = json.JSONDecoder()
+    entries: list[tuple[Any, str]] = []
+    readable = False
+    position = 0
+    while (start := _next_bracket(text, position)) >= 0:
+        try:
+            value, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            # Cut off or not JSON: step inside, so that the whole entries of a truncated list are read.
+            position = start + 1
+            continue
+        found = _of_value(value)
+        # An empty list says that there is nothing; other brackets without boxes are prose.
+        readable = readable or bool(found) or value == []
+        entries.extend(found)
+    return entries, readable
+
+
+def _next_bracket(text: str, position: int) -> int:
+    found = re.compile(r"[\[{]").search(text, position)
+    return found.start() if found else -1
+
+
+def _of_value(value: Any) -> list[tuple[Any, str]]:
+    """The entries of one JSON value: an object with a box, a quadruple, or a list of either."""
+    if isinstance(value, dict):
+        key = next((key for key in _KEYS if key in value), None)
+        if key is None:
+            return [entry for inner in value.values() if isinstance(inner, list) for entry in _of_value(inner)]
+        return [(value[key], str(value.get("label", "")))]
+    if isinstance(value, list):
+        if value and all(isinstance(x, (int, float)) for x in value):
+            # Four numbers are a box without a label; other lists of numbers are none.
+            return [(value, "")] if len(value) == 4 else []
+        return [entry for inner in value if isinstance(inner, (dict, list)) for entry in _of_value(inner)]
+    return []
+
+
+def _normalised(numbers: Any, height: float, width: float) -> tuple[float, float, float, float] | None:
+    plain = isinstance(numbers, list) and len(numbers) == 4
+    if not plain or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers):
+        return None
+    if not all(abs(x) < 1e9 for x in numbers):
+        return None
+    (x0, x1), (y0, y1) = sorted((numbers[0], numbers[2])), sorted((numbers[1], numbers[3]))
+    box = tuple(
+        min(max(edge / side, 0.0), 1.0) for edge, side in zip((x0, y0, x1, y1), (width, height) * 2, strict=True)
+    )
+    return (box[0], box[1], box[2], box[3]) if box[0] < box[2] and box[1] < box[3] else None
+
+
+class Ground:
+    """Asks the judge where the prompt's objects are: one question a picture, ``max_new_tokens`` of reply.
+
+    A reply without any list, or with nothing but broken boxes, is a failed one: the picture has no
+    regions then, and ``Regions.failed`` counts it. Replies are of fixed length and the calls are
+    ``ceil(N / batch)``, so that ranks stay in lockstep.
+
+    Args:
+        template: question with ``prompt``; ``phrases`` (a list) may be used as well.
+        convention: how the judge writes coordinates; see ``seen_size``.
+        max_new_tokens: >= 1.
+        batch: most pictures in one call.
+
+    Raises:
+        UserError: a template that does not use ``prompt`` or ``phrases``, or an unknown convention.
+    """
+
+    asks = True
+
+    def __init__(self, template: Template, convention: str, max_new_tokens: int, batch: int = 64) -> None:
+        if not template.variables & {"prompt", "phrases"}:
+            raise UserError(f"judge template {template.name} mentions neither {{{{ prompt }}}} nor {{{{ phrases }}}}")
+        seen_size((QWEN25_UNIT, QWEN25_UNIT), convention)
+        self.template = template
+        self.convention = convention
+        self.max_new_tokens = max_new_tokens
+        self.batch = batch
+
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:
+        """See ``Proposer``. A box counts as large as it is."""
+        size_hw = (images_NCHW.shape[-2], images_NCHW.shape[-1])
+        replies: list[str] = []
+        for start in range(0, len(prompts), self.batch):
+            questions = [
+                self.template.render(prompt=prompt.text, phrases=list(prompt.phrases))
+                for prompt in prompts[start : start + self.batch]
+            ]
+            pictures = list(images_NCHW[start : start + self.batch])
+            replies.extend(judge.answer(pictures, questions, self.max_new_tokens))
+        return [_candidates(parse_boxes(reply, size_hw, self.convention)) for reply in replies]
+
+
+def _candidates(found: Found) -> Candidates:
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in found.boxes]
+    failed = not found.readable or (found.broken > 0 and not found.boxes)
+    return candidates_of(found.boxes, areas, failed)
