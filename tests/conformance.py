@@ -92,7 +92,7 @@ def load_set_model(data: ConformanceSet) -> BagelAdapter:
     """The set's checkpoint with the image transforms that the set was made with."""
     model = load_model(data.folder / "checkpoint")
     given = data.settings.get("_global", {})
-    transforms = {
+    transforms: dict[str, Any] = {
         name: ImageTransform(**given[f"{part}_image_transform"])
         for part, name in (("vae", "vae_transform"), ("vit", "vit_transform"))
         if f"{part}_image_transform" in given
