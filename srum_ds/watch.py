@@ -74,26 +74,27 @@ class Watch:
         for key in COMPARED:
             if key in known and len(self._first.setdefault(key, [])) < s.first_steps:
                 self._first[key].append(known[key])
-        for key in ("grad_norm", "reward_global"):
-            if key in known:
-                self._recent[key] = [*self._recent.get(key, []), known[key]][-s.smoothing :]
+        for key in known:
+            window = s.reward_smoothing if key == "reward_global" else s.smoothing
+            self._recent[key] = [*self._recent.get(key, []), known[key]][-window:]
+        recent = {key: fmean(self._recent[key]) for key in known}
         figures = {}
         ranges = []
         for key, name, low, high in (
             ("latent_std", "latent_std_ratio", s.min_std_ratio, s.max_std_ratio),
             ("group_diversity", "diversity_ratio", s.min_diversity_ratio, math.inf),
+            ("grad_norm", "grad_growth", 0.0, s.max_grad_growth),
         ):
-            if key in known and self._first[key]:
-                figures[name] = known[key] / max(fmean(self._first[key]), 1e-12)
-                ranges.append((name, figures[name], low, high, step, True))
-        if "grad_norm" in known:
-            figures["grad_growth"] = fmean(self._recent["grad_norm"]) / max(fmean(self._first["grad_norm"]), 1e-12)
-            ranges.append(("grad_growth", figures["grad_growth"], 0.0, s.max_grad_growth, step, True))
+            if key in known:
+                figures[name] = recent[key] / max(fmean(self._first[key]), 1e-12)
+                if len(self._first[key]) == s.first_steps:
+                    ranges.append((name, figures[name], low, high, step, True))
         if "reward_std_zero_share" in known:
-            share = known["reward_std_zero_share"]
-            ranges.append(("reward_std_zero_share", share, 0.0, s.max_zero_share, step, False))
-        if "reward_global" in known and len(self._recent["reward_global"]) == s.smoothing:
-            smooth = fmean(self._recent["reward_global"])
+            ranges.append(
+                ("reward_std_zero_share", recent["reward_std_zero_share"], 0.0, s.max_zero_share, step, False)
+            )
+        if "reward_global" in known and len(self._recent["reward_global"]) == s.reward_smoothing:
+            smooth = recent["reward_global"]
             if smooth > self._best_reward:
                 self._best_reward, self._best_step = smooth, step + 1
             figures["reward_drop"] = self._best_reward - smooth
@@ -111,7 +112,8 @@ class Watch:
             return None
         side = f"below {low:g}" if value < low else f"above {high:g}"
         if name != "reward_drop":
-            healthy = now + 1 - self.settings.patience
+            # Neither that step nor any that was averaged with it was out.
+            healthy = now + 1 - self.settings.patience - (self.settings.smoothing - 1)
         text = f"watch: {name} is {value:.3f}, {side} for {self.settings.patience} steps up to step {now + 1}"
         return Alarm(name, f"{text}; {self._reward_says()}", max(0, healthy), stops)
 

@@ -21,7 +21,7 @@ from srum_ds.shapes.world import enumerate_prompts
 from srum_ds.watch import Alarm, Watch, stopping
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = Settings(patience=3, first_steps=2, smoothing=4)
+SETTINGS = Settings(patience=3, first_steps=2, smoothing=1, reward_smoothing=4, max_reward_drop=0.15)
 
 
 def healthy(step: int, **changes: float) -> dict[str, Any]:
@@ -60,6 +60,17 @@ def test_shrinking_latents_ring_once_after_the_patience_and_name_the_last_health
 def test_a_single_outlier_rings_nothing() -> None:
     records = [healthy(step, latent_std=0.5 if step % 3 == 2 else 1.0) for step in range(30)]
     assert ring(Watch(SETTINGS), records) == []
+
+
+def test_what_depends_on_the_prompts_of_a_step_is_averaged_over_several() -> None:
+    noisy = [healthy(step, latent_std=(0.9, 1.08, 1.02)[step % 3]) for step in range(30)]
+    smooth = replace(SETTINGS, smoothing=3, first_steps=3, patience=1)
+    assert ring(Watch(smooth), noisy) == []
+    assert ring(Watch(replace(smooth, smoothing=1)), noisy) != []
+    # A fall from step 10 on shows in the mean of three at once; none of the three at step 8 has fallen.
+    fallen = noisy[:9] + [healthy(step, latent_std=0.7) for step in range(9, 20)]
+    ((step, alarm), *_) = ring(Watch(smooth), fallen)
+    assert (step, alarm.healthy_until) == (9, 7)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +161,7 @@ def test_a_run_that_feeds_back_its_errors_is_ended_and_an_earlier_checkpoint_kep
         "watch.stop=true",
         "watch.patience=2",
         "watch.first_steps=1",
+        "watch.smoothing=1",
         "watch.checker=shapes",
         "watch.every=2",
         "watch.prompts=3",
