@@ -195,17 +195,32 @@ def read_config(folder: Path) -> BagelConfig:
         **rest,
     )
     check_config(config, folder)
-    return _with_strides(config, rest)
+    return _with_transforms(config, rest)
 
 
-def _with_strides(config: BagelConfig, given: dict[str, Any]) -> BagelConfig:
-    """Image transforms that the folder does not name resize to whole tokens of this model."""
+def _with_transforms(config: BagelConfig, given: dict[str, Any]) -> BagelConfig:
+    """Image transforms that the folder does not name: the released ones, within this model's own tables.
+
+    Sides become whole tokens of the model and no more of them than its position tables hold, which
+    leaves the released model's as they are.
+    """
     vae, vit = config.vae_transform, config.vit_transform
     if "vae_transform" not in given:
-        vae = replace(vae, image_stride=config.pixels_per_token)
+        vae = _within(vae, config.pixels_per_token, config.max_latent_size)
     if "vit_transform" not in given:
-        vit = replace(vit, image_stride=config.vit.patch_size)
+        side = min(config.vit_max_num_patch_per_side, config.vit.image_size // config.vit.patch_size)
+        vit = _within(vit, config.vit.patch_size, side)
     return replace(config, vae_transform=vae, vit_transform=vit)
+
+
+def _within(transform: ImageTransform, stride: int, side: int) -> ImageTransform:
+    longest = min(transform.max_image_size, stride * side)
+    return replace(
+        transform,
+        image_stride=stride,
+        max_image_size=longest,
+        min_image_size=min(transform.min_image_size, longest),
+    )
 
 
 def _refuse_unsupported(values: dict[str, Any], path: Path) -> None:
