@@ -325,6 +325,16 @@ def test_bad_settings_are_refused_where_they_are_given() -> None:
     assert readout_of(cfg) == GenerateReadout(("yes", "no"), 512, False, 0.0, 2, 0.7, 3)
 
 
+def test_the_released_recipe_asks_in_writing_about_all_boxes_at_once() -> None:
+    cfg = load_config(ROOT / "launch/recipes/bagel_paper.yaml", [])
+    rollout, regions = shown()
+    writer = Writer(lambda question, attempt: "<think>hm</think>Region 1: Score: 1\n---\nRegion 2: Score: -1")
+    scores = Questions(cfg).about(writer, rollout, regions)
+    assert scores.local_R.tolist() == [1.0, -1.0] * 2
+    asked = [question for questions, _ in writer.calls for question in questions]
+    assert all("<think> and </think>" in question for question in asked)
+
+
 def with_failures(shapes: BagelAdapter) -> Judged:
     rollout, regions = shown()
     words = ["judge.readout=generate", "judge.max_new_tokens=3", "judge.retries=0"]
