@@ -124,8 +124,7 @@ class Judge:
     # likelihood: question that the prompt or phrase is scored as the answer to; null: it follows the
     # picture at once.
     caption_template: Text | None = None
-    # likelihood: nats a token by which a text must be likelier than on a blank picture for a score of
-    # tanh(1) = 0.76.
+    # likelihood: nats a token by which a text must be likelier than on a blank picture for a score of 1/2.
     likelihood_temperature: Positive = 1.0
     # generate: length of every reply in tokens, and whether the templates ask to think first.
     max_new_tokens: Count = 512

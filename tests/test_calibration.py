@@ -73,7 +73,7 @@ def test_a_level_leaves_failures_out_and_counts_them() -> None:
     assert found["ece"] == pytest.approx((0.05 + 0.05 + 0.75 + 0.25) / 4, abs=1e-6)
     assert found["failed_replies"] == ["1 x 'said 3'"]
     nothing = level(replies([math.nan] * 2), good[:2], np.zeros(2), np.arange(2))
-    assert nothing["failed"] == 1.0 and math.isnan(nothing["auc"]) and math.isnan(nothing["accuracy"])
+    assert nothing["failed"] == 1.0 and all(math.isnan(nothing[name]) for name in ("auc", "accuracy", "ece"))
 
 
 def test_error_of_the_auc_is_over_pictures() -> None:

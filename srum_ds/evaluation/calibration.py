@@ -172,7 +172,7 @@ def level(replies: Replies, good: np.ndarray, grade: np.ndarray, owner: np.ndarr
         "auc_stderr": auc_error(score, good, owner),
         "spearman": spearman(score, grade),
         "accuracy": float(((score[known] > 0) == good[known]).mean()) if known.any() else math.nan,
-        "ece": sum(b["n"] * abs(b["said"] - b["good"]) for b in bins) / max(1, int(known.sum())),
+        "ece": sum(b["n"] * abs(b["said"] - b["good"]) for b in bins) / known.sum() if known.any() else math.nan,
         "reliability": bins,
         "failed_replies": worst_replies_of(
             [text for text, score_ok in zip(replies.raw, known, strict=True) if not score_ok]

@@ -61,27 +61,28 @@ def scale_score(logprobs_QA: Tensor, min_mass: float = 0.05) -> tuple[Tensor, Te
 
 
 def likelihood_score(value_Q: Tensor, blank_Q: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """How much likelier a picture makes a text than a blank one does: tanh((value - blank) / temperature).
+    """How much likelier a picture makes a text than a blank one does: d / (temperature + |d|), d = value - blank.
 
-    Both are mean log-probabilities a token of the same text, so that the difference is pointwise
-    mutual information a token: 0 where the picture says nothing about the text. For one text the score
-    rises strictly with log p(text | picture), so that the samples of a prompt keep their order. It
-    depends on its own picture and text alone, not on the group or the batch: a reward map and the
-    matching of phrases need a score whose sign means something, and the objectives that compare samples
-    centre within the group anyway. (Prompt likelihood as a self-reward: SpectraReward; the blank as
-    reference is this project's.)
+    Both are mean log-probabilities a token of the same text, so that d is pointwise mutual information a
+    token: 0 where the picture says nothing about the text. For one text the score rises strictly with
+    log p(text | picture), so that the samples of a prompt keep their order; unlike a tanh it still does in
+    float32 where d is tens of nats. It depends on its own picture and text alone, not on the group or the
+    batch: a reward map and the matching of phrases need a score whose sign means something, and the
+    objectives that compare samples centre within the group anyway. (Prompt likelihood as a self-reward:
+    SpectraReward; the blank as reference is this project's.)
 
     Args:
         value_Q: mean log p(text | picture), natural logarithm.
         blank_Q: mean log p(text | blank picture).
-        temperature: nats a token that count as a clear difference, > 0.
+        temperature: nats a token that give a score of 1/2, > 0.
 
     Returns:
         (score_Q float32 in [-1, 1], status_Q): FAILED and NaN where either is not finite.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, expected a number above 0")
-    score_Q = torch.tanh((value_Q.double() - blank_Q.double()) / temperature)
+    gain_Q = value_Q.double() - blank_Q.double()
+    score_Q = gain_Q / (temperature + gain_Q.abs())
     finite_Q = torch.isfinite(value_Q) & torch.isfinite(blank_Q)
     return _settled(torch.where(finite_Q, score_Q, torch.nan), torch.ones_like(score_Q), 0.0)
 
