@@ -248,6 +248,8 @@ class Train:
     save_every: Count = 20
     # Precision of the passes; masters and gradient sums are fp32 either way.
     precision: Literal["fp32", "bf16"] = "fp32"
+    # Recompute each block in backward rather than keep its activations: less memory, a third more work.
+    activation_checkpointing: bool = False
     # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
     lr: NotNegative = 5e-4
     warmup_steps: Whole = 5

@@ -70,6 +70,7 @@ def train(cfg: Config, run_dir: Path) -> int:
     if cfg.model.trains == "lora":
         model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
     judge = choose_judge(cfg, model)
+    model.enable_checkpointing(cfg.train.activation_checkpointing)
     start_distributed()
     engine = create_engine(cfg, model)
     objective = get_objective(cfg.objective.name)

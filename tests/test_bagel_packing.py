@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
@@ -213,6 +214,53 @@ def test_checkpointing_works_with_frozen_blocks(model: BagelAdapter) -> None:
     assert list(plain) == model.trainable("generation")
     for name in plain:
         torch.testing.assert_close(again[name], plain[name], atol=1e-6, rtol=1e-5)
+
+
+def test_checkpointing_frees_the_activations_of_blocks(model: BagelAdapter) -> None:
+    samples: list[list[Part]] = [[text(model, "a red cat"), latents(4, 4, n)] for n in range(8)]
+    packed = model.pack(samples)
+    numbers = noise_and_time(packed)
+
+    def kept() -> int:
+        """Bytes that a forward pass leaves allocated."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            loss = total(model.losses(packed, *numbers))
+        model.module.zero_grad()
+        assert loss.requires_grad
+        return sum(int(event.self_cpu_memory_usage) for event in seen.events())
+
+    plain = kept()
+    model.enable_checkpointing()
+    # What remains: embeddings, logits, and the hidden states between the blocks.
+    assert kept() < 0.4 * plain
+
+
+def test_checkpointing_is_the_same_on_the_loops_path(model: BagelAdapter) -> None:
+    """``denoise``: understanding frozen, prompts read once for several noised copies, one of them dropped."""
+    model.module.requires_grad_(False)
+    chosen = dict(model.module.named_parameters())
+    for name in model.trainable("generation"):
+        chosen[name].requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    ids = [model.tokenizer.segment(words) for words in ("a red cat", "no")]
+    x, back = (torch.randn(2, 3, 6, 16, generator=generator) for _ in range(2))
+    dropped = torch.tensor([[False, True, False], [False, False, False]])
+    t = torch.rand(2, 3, generator=generator)
+    lengths = torch.tensor([len(i) for i in ids])
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+
+    def velocities() -> Tensor:
+        out = model.module("denoise", padded, lengths, dropped, x, t, torch.tensor([2, 3]))
+        assert isinstance(out, Tensor)
+        return out
+
+    kept = velocities()
+    plain = gradients(model, (kept * back).sum())
+    model.enable_checkpointing()
+    again = velocities()
+    torch.testing.assert_close(again, kept, atol=1e-6, rtol=0)
+    for name, gradient in gradients(model, (again * back).sum()).items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-5)
 
 
 def test_looking_at_nothing_keeps_ranks_in_lockstep(model: BagelAdapter) -> None:
