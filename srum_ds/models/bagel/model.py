@@ -29,7 +29,8 @@ class Inputs:
 
     text_N: ids of every text-like token (image start and end included). patches_VD with
     patch_position_V (the tower's learned table), patch_place_V (the connector's table) and
-    patch_counts; latents_GC with latent_place_G and time_G in [0, 1].
+    patch_counts; latents_GC with latent_place_G, and time_I in [0, 1] of which token g has number
+    time_index_G: tokens of one picture share their time, which is embedded once.
     """
 
     text_N: Tensor
@@ -38,7 +39,8 @@ class Inputs:
     patch_counts: tuple[int, ...] = ()
     latents_GC: Tensor | None = None
     latent_place_G: Tensor | None = None
-    time_G: Tensor | None = None
+    time_I: Tensor | None = None
+    time_index_G: Tensor | None = None
 
 
 class Bagel(nn.Module):
@@ -91,10 +93,10 @@ class Bagel(nn.Module):
             )
             seen = self.connector(features) + self.vit_pos_embed(inputs.patch_place_V)
             und = torch.cat([und, seen.to(und.dtype)])
-        if inputs.latents_GC is None or inputs.latent_place_G is None or inputs.time_G is None:
+        if inputs.latents_GC is None or inputs.latent_place_G is None or inputs.time_I is None:
             return und, und.new_zeros(0, und.shape[-1])
         gen = self.vae2llm(inputs.latents_GC.to(self.dtype))
-        gen = gen + self.time_embedder(inputs.time_G, self.dtype)
+        gen = gen + self.time_embedder(inputs.time_I, self.dtype)[inputs.time_index_G]
         gen = gen + self.latent_pos_embed(inputs.latent_place_G).to(gen.dtype)
         return und, gen.to(und.dtype)
 
@@ -171,7 +173,8 @@ class Bagel(nn.Module):
             text_N=wrap.repeat(batch),
             latents_GC=x_BTC.reshape(batch * tokens, channels),
             latent_place_G=place.repeat(batch),
-            time_G=t_B.repeat_interleave(tokens),
+            time_I=t_B,
+            time_index_G=torch.arange(batch, device=self.device).repeat_interleave(tokens),
         )
         _, gen = self.run_last(inputs, layout, past)
         return self.llm2vae(gen).float().view(batch, tokens, channels)
@@ -227,6 +230,7 @@ class Bagel(nn.Module):
         noised_G = packed["noised_G"]
         time_G = time_G.float() * noised_G
         noisy_GC = (1 - time_G[:, None]) * clean_GC + time_G[:, None] * noise_GC.float()
+        time_I, time_index_G = torch.unique_consecutive(time_G, return_inverse=True)
         looks = packed["patch_count_P"].numel() > 0
         inputs = Inputs(
             text_N=packed["text_N"],
@@ -235,7 +239,8 @@ class Bagel(nn.Module):
             patch_counts=tuple(packed["patch_count_P"].tolist()),
             latents_GC=noisy_GC,
             latent_place_G=packed["latent_place_G"],
-            time_G=time_G,
+            time_I=time_I,
+            time_index_G=time_index_G,
         )
         und, gen = self.run_last(inputs, packed_layout(packed, self.device))
         index_M = noised_G.nonzero()[:, 0]

@@ -165,7 +165,8 @@ class BagelReader:
             text_N=self._wrap(len(tokens)),
             latents_GC=latents_GC,
             latent_place_G=torch.cat(places).to(device),
-            time_G=torch.zeros(len(latents_GC), device=device),
+            time_I=torch.zeros(1, device=device),
+            time_index_G=torch.zeros(len(latents_GC), dtype=torch.int64, device=device),
         )
         layout = self.module._continue([[Segment("clean", len(t))] for t in tokens], past)
         return self.module.read(inputs, layout, past)
