@@ -7,7 +7,7 @@ optionally with the values of a named copy, and everything put back whatever hap
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,17 +20,27 @@ from srum_ds.engine_base import DTYPES, LIVE, Place, Settings, split_trainable
 from srum_ds.engine_checkpoints import CheckpointedEngine
 from srum_ds.engine_config import full_config, read_ds_config
 from srum_ds.engine_distributed import (
+    compute_device,
     deepspeed,
-    get_accelerator,
     leave_distributed,
     set_z3_leaf_modules,
     start_distributed,
 )
+from srum_ds.engine_frozen import FrozenEngine
 from srum_ds.engine_gathering import batches, whole, without
+from srum_ds.engine_loading import held_part, shard_loader
 from srum_ds.engine_plain import PlainEngine
 from srum_ds.errors import UserError
 
-__all__ = ["Engine", "PlainEngine", "leave_distributed", "read_ds_config", "start_distributed"]
+__all__ = [
+    "Engine",
+    "FrozenEngine",
+    "PlainEngine",
+    "leave_distributed",
+    "read_ds_config",
+    "shard_loader",
+    "start_distributed",
+]
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
@@ -55,6 +65,7 @@ class Engine(CheckpointedEngine):
         seed: int,
         leaf_modules: Sequence[type[torch.nn.Module]] = (),
         timeout_minutes: float = 30.0,
+        stored: Iterable[tuple[str, Tensor]] = (),
     ) -> Engine:
         """Takes the module over: freezes all but ``trainable_names``, shards, makes fp32 masters.
 
@@ -62,7 +73,8 @@ class Engine(CheckpointedEngine):
         without the keys the recipe sets. precision: ``fp32`` or ``bf16`` (all parameters are cast; the
         masters keep the fp32 values the module came with). leaf_modules: classes whose instances ZeRO-3
         gathers as one unit, e.g. the transformer layer (far fewer hooks); they take their tensors by
-        position. Raises UserError for a config that cannot work.
+        position. stored: (name, tensor) pairs that the module was loaded from into shards (``shard_loader``);
+        the masters start from these values, unrounded. Raises UserError for a config that cannot work.
         """
         start_distributed(timeout_minutes)
         engine = cls()
@@ -84,6 +96,7 @@ class Engine(CheckpointedEngine):
         engine._parameters = trainable
         engine._shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in trainable.items()}
         originals = _unrounded(trainable, engine.compute_dtype)
+        _cast_late_comers(module, engine.compute_dtype)
         try:
             engine._ds, _, _, _ = deepspeed.initialize(
                 model=module,
@@ -93,11 +106,13 @@ class Engine(CheckpointedEngine):
             )
         except ValidationError as error:
             raise UserError(f"deepspeed.config: DeepSpeed does not accept it: {error}") from error
-        engine.device = torch.device(get_accelerator().current_device_name())
+        engine.device = compute_device()
         if leaf_modules and engine._stage == 3:
             engine._gather_as_units(leaf_modules)
         engine._find_masters()
-        engine._take_unrounded(originals)
+        engine._take_unrounded(originals.items())
+        if engine.compute_dtype != torch.float32:
+            engine._take_unrounded(stored)
         return engine
 
     _ds: Any
@@ -250,7 +265,7 @@ class Engine(CheckpointedEngine):
     def _full_frozen(self, name: str) -> Tensor:
         parameter = self.module.get_parameter(name)
         if self._stage < 3:
-            return parameter.detach()
+            return parameter.detach().clone()
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
@@ -268,10 +283,8 @@ class Engine(CheckpointedEngine):
         if self._stage == 3:
             self._flats = list(zero.fp32_partitioned_groups_flat)
             for name, parameter in self._parameters.items():
-                flat, offset, length = zero.grad_position[zero.get_param_id(parameter)]
-                start = length * dist.get_rank(group=parameter.ds_process_group)
-                held = max(0, min(length, parameter.ds_numel - start))
-                self._places[name] = Place(flat, offset, min(start, parameter.ds_numel), held)
+                flat, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+                self._places[name] = Place(flat, offset, *held_part(parameter))
             return
         bf16_optimizer = hasattr(zero, "fp32_groups_flat_partition")
         self._flats = list(zero.fp32_groups_flat_partition if bf16_optimizer else zero.single_partition_of_fp32_groups)
@@ -285,11 +298,11 @@ class Engine(CheckpointedEngine):
             self._places[name] = Place(mapping.param_group_index, there.start, start, there.numel)
 
     @torch.no_grad()
-    def _take_unrounded(self, originals: Mapping[str, Tensor]) -> None:
-        for name, original in originals.items():
-            place = self._places[name]
-            if place.numel:
-                values = original[place.start : place.start + place.numel]
+    def _take_unrounded(self, originals: Iterable[tuple[str, Tensor]]) -> None:
+        for name, original in originals:
+            place = self._places.get(name)
+            if place is not None and place.numel:
+                values = original.reshape(-1)[place.start : place.start + place.numel]
                 self._piece(self._flats, name).copy_(values)
 
     @torch.no_grad()
@@ -308,9 +321,17 @@ class Engine(CheckpointedEngine):
 
 
 def _unrounded(trainable: Mapping[str, torch.nn.Parameter], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The fp32 values of parameters about to be cast, flattened; nothing where no rounding happens."""
+    """The fp32 values of whole parameters about to be cast; nothing where no rounding happens."""
     return {
-        name: parameter.detach().clone().flatten()
+        name: parameter.detach().clone()
         for name, parameter in trainable.items()
         if parameter.dtype == torch.float32 and dtype != torch.float32 and not hasattr(parameter, "ds_id")
     }
+
+
+def _cast_late_comers(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Casts what was added to a module after it was loaded into shards; DeepSpeed casts whole modules only."""
+    parameters = list(module.parameters())
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        for parameter in parameters:
+            parameter.data = parameter.data.to(dtype)

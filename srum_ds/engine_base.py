@@ -137,7 +137,7 @@ class EngineBase(ABC):
 
     @abstractmethod
     def _full_frozen(self, name: str) -> Tensor:
-        """A frozen parameter, whole, in the compute dtype."""
+        """A copy of a frozen parameter, whole, in the compute dtype."""
 
     # ---- named copies ------------------------------------------------------------------------------
 
@@ -185,17 +185,20 @@ class EngineBase(ABC):
         """Yields (name, whole fp32 CPU tensor on rank 0 and None elsewhere), one parameter at a time.
 
         Trainable parameters hold the named copy's values; with ``frozen`` the others follow in the
-        compute dtype's precision. All ranks iterate to the end.
+        compute dtype's precision. All ranks iterate to the end. A rank holds one whole tensor at a time,
+        if whoever iterates drops each before asking for the next.
         """
         flats = self._named(weights)
         for name in self._places:
-            whole = self._full(flats, [name])[name]
-            yield name, whole.cpu().clone() if self.rank == 0 else None
+            yield name, self._on_first_rank(self._full(flats, [name])[name])
         if frozen:
             for name, _ in self.module.named_parameters():
                 if name not in self._places:
-                    whole = self._full_frozen(name)
-                    yield name, whole.float().cpu().clone() if self.rank == 0 else None
+                    yield name, self._on_first_rank(self._full_frozen(name))
+
+    def _on_first_rank(self, whole: Tensor) -> Tensor | None:
+        # Nothing here keeps the tensor, so that the next one is gathered when its user has let it go.
+        return whole.float().cpu() if self.rank == 0 else None
 
     # ---- the schedule ------------------------------------------------------------------------------
 

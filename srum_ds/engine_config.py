@@ -49,9 +49,22 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2, 3):
         raise UserError(f"deepspeed.config: {where}: zero_optimization.stage is {stage!r}; it must be 1, 2 or 3")
+    for key in ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        # Second copies of the shards, which gathering a named copy or loading would leave stale.
+        if int(config["zero_optimization"].get(key, 0)) > (key == "zero_hpz_partition_size"):
+            raise UserError(f"deepspeed.config: {where}: remove zero_optimization.{key}; it is not supported")
     for part in ("offload_param", "offload_optimizer"):
         if config["zero_optimization"].get(part, {}).get("device") == "nvme":
             raise UserError(f"deepspeed.config: {where}: zero_optimization.{part} to nvme is not supported")
+
+
+def frozen_config(ds_config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """The user's config for an engine without optimizer: one that left it in would make Adam's moments."""
+    _check_config(ds_config, "the config")
+    config = copy.deepcopy(dict(ds_config))
+    config["zero_optimization"].pop("offload_optimizer", None)
+    _fill_in(config, precision)
+    return config
 
 
 def full_config(ds_config: Mapping[str, Any], settings: Settings, precision: str) -> dict[str, Any]:
@@ -69,12 +82,16 @@ def full_config(ds_config: Mapping[str, Any], settings: Settings, precision: str
         parameters["torch_adam"] = True
     config["optimizer"] = {"type": "AdamW", "params": parameters}
     config["gradient_clipping"] = settings.max_grad_norm
-    # The engine says itself which micro-batch is the last of a step, so these are formal.
-    config["train_micro_batch_size_per_gpu"] = 1
-    config["gradient_accumulation_steps"] = 1
     # DeepSpeed's defaults under bf16 would reduce and accumulate gradients in bf16.
     config["data_types"] = {"grad_accum_dtype": "fp32"}
     config.setdefault("communication_data_type", "fp32")
+    _fill_in(config, precision)
+    return config
+
+
+def _fill_in(config: dict[str, Any], precision: str) -> None:
+    # The engine says itself which micro-batch is the last of a step, so these are formal.
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_accumulation_steps"] = 1
     config["bf16"] = {"enabled": precision == "bf16", "check_grad_overflow": True}
     config.setdefault("steps_per_print", 10**9)
-    return config

@@ -23,8 +23,8 @@ from deepspeed.utils import set_z3_leaf_modules  # noqa: E402
 
 __all__ = [
     "ZeroParamStatus",
+    "compute_device",
     "deepspeed",
-    "get_accelerator",
     "leave_distributed",
     "set_z3_leaf_modules",
     "start_distributed",
@@ -59,6 +59,11 @@ def _unlink_shared_buffer() -> None:
     dist.barrier()
     where = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{where}").unlink(missing_ok=True)
+
+
+def compute_device() -> torch.device:
+    """The device this rank computes on, once it has joined the group."""
+    return torch.device(get_accelerator().current_device_name())
 
 
 def leave_distributed() -> None:

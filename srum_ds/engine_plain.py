@@ -133,4 +133,4 @@ class PlainEngine(CheckpointedEngine):
         return [value]
 
     def _full_frozen(self, name: str) -> Tensor:
-        return self.module.get_parameter(name).detach()
+        return self.module.get_parameter(name).detach().clone()

@@ -7,14 +7,17 @@ Every source answers ``batches(step, clock)`` with this rank's micro-batches of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Protocol
 
 from srum_ds.config import Config
 from srum_ds.data.reader import PromptReader
 from srum_ds.engine import Engine
 from srum_ds.figures import Clock
+from srum_ds.judges import Seat
 from srum_ds.judging import Questions
-from srum_ds.models.base import Judged, Prompt, Sampling
+from srum_ds.models.base import Judge, Judged, Prompt, Rollout, Sampling
 from srum_ds.steps import generate
 
 
@@ -33,11 +36,11 @@ class Source(Protocol):
 class Drawn:
     """Online: draws each step with the present weights (``rollout.weights``) and has it judged."""
 
-    def __init__(self, cfg: Config, engine: Engine, model: Any, judge: Any, ask: Questions, reader: PromptReader):
+    def __init__(self, cfg: Config, engine: Engine, model: Any, seat: Seat, ask: Questions, reader: PromptReader):
         self.cfg = cfg
         self.engine = engine
         self.model = model
-        self.judge = judge
+        self.seat = seat
         self.ask = ask
         self.reader = reader
 
@@ -47,29 +50,42 @@ class Drawn:
             prompts = self.reader.batch(
                 step, r.prompts_per_step, self.cfg.run.seed, self.engine.rank, self.engine.world_size
             )
-        with self.engine.gathered(r.weights):
-            return draw(self.cfg, self.model, self.judge, self.ask, prompts, step, clock)
+        with ExitStack() as gathered:
+            gathered.enter_context(self.engine.gathered(r.weights))
+            return draw(self.cfg, self.model, self.seat, self.ask, prompts, step, clock, gathered)
 
     def redrawn_after(self, step: int) -> bool:
         return True
 
 
 def draw(
-    cfg: Config, model: Any, judge: Any, ask: Questions, prompts: Sequence[Prompt], step: int, clock: Clock
+    cfg: Config,
+    model: Any,
+    seat: Seat,
+    ask: Questions,
+    prompts: Sequence[Prompt],
+    step: int,
+    clock: Clock,
+    gathered: ExitStack,
 ) -> list[Judged]:
-    """Draws K pictures of each prompt and has them judged, a micro-batch at a time."""
+    """Draws K pictures of each prompt, a micro-batch at a time, and then has them all judged.
+
+    gathered: holds the model whole; a judge of its own is gathered there in its turn (``Seat.take``).
+    """
     sampling = sampling_of(cfg)
-    batches = []
-    for group in micro_batches(prompts, cfg.rollout.micro_batch_prompts):
-        with clock("judge"), model.judging():
-            group = ask.look.phrases(judge, group)
-        with clock("rollout"):
-            rollout = generate(cfg, model, group, sampling, step)
-        with clock("judge"), model.judging():
-            regions = ask.look.regions(judge, rollout)
-            scores = ask.about(judge, rollout, regions)
-        batches.append(Judged(rollout, regions, scores))
-    return batches
+    with clock("rollout"):
+        groups = micro_batches(prompts, cfg.rollout.micro_batch_prompts)
+        rollouts = [generate(cfg, model, group, sampling, step) for group in groups]
+    with clock("judge"):
+        judge = seat.take(gathered)
+        return [judged(judge, ask, rollout) for rollout in rollouts]
+
+
+def judged(judge: Judge, ask: Questions, rollout: Rollout) -> Judged:
+    """A rollout, its prompts with their object phrases, its regions, and what the judge says of all."""
+    rollout = replace(rollout, prompts=ask.look.phrases(judge, rollout.prompts))
+    regions = ask.look.regions(judge, rollout)
+    return Judged(rollout, regions, ask.about(judge, rollout, regions))
 
 
 def sampling_of(cfg: Config) -> Sampling:

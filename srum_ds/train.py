@@ -26,20 +26,21 @@ from srum_ds import run_folder
 from srum_ds.config import Config, check_world, find_path, load_config, split_arguments
 from srum_ds.data.reader import PromptReader
 from srum_ds.data.shards import load_index
-from srum_ds.engine import Engine, read_ds_config, start_distributed
+from srum_ds.engine import Engine, read_ds_config, shard_loader
 from srum_ds.environment import write_environment
 from srum_ds.errors import UserError
 from srum_ds.evaluation.report import show_result
 from srum_ds.figures import Clock, measure
 from srum_ds.files import write_atomic
 from srum_ds.held_out import HeldOut
+from srum_ds.judges import Seat, choose_judge
 from srum_ds.judging import FailureLog, Questions, refuse_broken_judge
 from srum_ds.models import load_model
 from srum_ds.monitor import Monitor
 from srum_ds.objectives import get_objective
 from srum_ds.pictures import boxes_by_picture
 from srum_ds.rollout import roll_out
-from srum_ds.sources import Drawn, sampling_of
+from srum_ds.sources import Drawn, judged, sampling_of
 from srum_ds.steps import (
     Batch,
     reward_weights,
@@ -66,13 +67,14 @@ def train(cfg: Config, run_dir: Path) -> int:
     """Trains from where ``run_dir`` stands to ``train.steps`` and exports; returns the exit status."""
     reader = PromptReader(find_path(cfg.data.shards), cfg.data.split)
     ask = Questions(cfg, run_dir).ready()
-    model = load_model(find_path(cfg.model.path), cfg.model.kind)
+    ds_config = read_ds_config(find_path(cfg.deepspeed.config))
+    materialise = shard_loader(ds_config, cfg.train.precision)
+    model = load_model(find_path(cfg.model.path), cfg.model.kind, materialise=materialise)
     if cfg.model.trains == "lora":
         model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
-    judge = choose_judge(cfg, model)
     model.enable_checkpointing(cfg.train.activation_checkpointing)
-    start_distributed()
-    engine = create_engine(cfg, model)
+    engine = create_engine(cfg, model, ds_config)
+    seat = choose_judge(cfg, model)
     objective = get_objective(cfg.objective.name)
     held = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
     with_reference = held or objective.needs_base
@@ -87,9 +89,9 @@ def train(cfg: Config, run_dir: Path) -> int:
     monitor.truncate(start)
     if engine.rank == 0:
         write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share(), judge=ask.described())
-    announce(monitor, cfg, engine, model, judge is model, start)
+    announce(monitor, cfg, engine, model, seat.judge is model, start)
     stop = StopSignal()
-    source = Drawn(cfg, engine, model, judge, ask, reader)
+    source = Drawn(cfg, engine, model, seat, ask, reader)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
     bad_steps = 0
 
@@ -133,7 +135,7 @@ def train(cfg: Config, run_dir: Path) -> int:
         last = step + 1 == cfg.train.steps
         stopping = record["stop"] > 0 and not last
         if cfg.log.tensorboard and (last or step % cfg.log.image_every == 0):
-            show_pictures(cfg, engine, model, judge, ask, monitor, step)
+            show_pictures(cfg, engine, model, seat, ask, monitor, step)
         if last or stopping or (step + 1) % cfg.train.save_every == 0:
             monitor.sync()
             extra = {"watch": watch.state()}
@@ -156,13 +158,13 @@ def train(cfg: Config, run_dir: Path) -> int:
 # ---- around the step
 
 
-def create_engine(cfg: Config, model: Any) -> Engine:
+def create_engine(cfg: Config, model: Any, ds_config: dict[str, Any]) -> Engine:
     """The DeepSpeed engine over the model's module, with what ``model.trains`` names trainable."""
     t = cfg.train
     return Engine.create(
         model.module,
         set(model.trainable(cfg.model.trains)),
-        read_ds_config(find_path(cfg.deepspeed.config)),
+        ds_config,
         lr=t.lr,
         betas=t.betas,
         eps=t.eps,
@@ -172,20 +174,8 @@ def create_engine(cfg: Config, model: Any) -> Engine:
         precision=t.precision,
         seed=cfg.run.seed,
         leaf_modules=model.leaf_modules(),
+        stored=model.stored(),
     )
-
-
-def choose_judge(cfg: Config, model: Any) -> Any:
-    """The live model where it judges as it did untrained (with LoRA: LoRA off), else a frozen copy."""
-    unchanged = model.judge_unchanged_by(cfg.model.trains)
-    if cfg.model.judge == "shared" and not unchanged:
-        raise UserError(
-            f"model.judge=shared, but model.trains={cfg.model.trains} changes the understanding half: the judge "
-            f"would drift with what it judges. Use model.judge=frozen_copy."
-        )
-    if cfg.model.judge == "frozen_copy" or not unchanged:
-        return load_model(find_path(cfg.model.path), cfg.model.kind)
-    return model
 
 
 def end_early(
@@ -230,30 +220,31 @@ def show_pictures(
     cfg: Config,
     engine: Engine,
     model: Any,
-    judge: Any,
+    seat: Seat,
     ask: Questions,
     monitor: Monitor,
     step: int,
 ) -> None:
-    """Draws the fixed prompts with the averaged weights, boxes coloured by their scores."""
+    """Draws the fixed prompts with the averaged weights on the first rank, boxes coloured by their scores."""
     shards = find_path(cfg.data.shards)
     # Imported prompt sets call it "val", or have none.
     known = load_index(shards)
     reader = PromptReader(shards, next((s for s in ("validation", "val") if s in known), cfg.data.split))
     fixed = [reader[i] for i in range(min(SHOWN_PROMPTS, len(reader)))]
-    with engine.gathered("ema"):
-        if engine.rank > 0:
-            return
-        grid = model.grid_of(*cfg.rollout.image_size)
-        with model.judging():
-            fixed = list(ask.look.phrases(judge, fixed))
-        rollout = roll_out(model, fixed, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
-        with model.judging():
-            regions = ask.look.regions(judge, rollout)
-            scores = ask.about(judge, rollout, regions)
-    boxes, local = boxes_by_picture(regions, scores.local_R, len(fixed))
-    captions = [f"{p.text}  ({s:+.2f})" for p, s in zip(fixed, scores.global_N.tolist(), strict=True)]
-    monitor.images("fixed", rollout.images_NCHW, boxes, local, captions, step)
+    first = engine.rank == 0
+    with ExitStack() as gathered:
+        gathered.enter_context(engine.gathered("ema"))
+        if first:
+            grid = model.grid_of(*cfg.rollout.image_size)
+            rollout = roll_out(model, fixed, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
+        judge = seat.take(gathered)
+        if first:
+            shown = judged(judge, ask, rollout)
+    if first:
+        boxes, local = boxes_by_picture(shown.regions, shown.scores.local_R, len(fixed))
+        whole = shown.scores.global_N.tolist()
+        captions = [f"{p.text}  ({s:+.2f})" for p, s in zip(fixed, whole, strict=True)]
+        monitor.images("fixed", rollout.images_NCHW, boxes, local, captions, step)
 
 
 def export(cfg: Config, engine: Engine, model: Any, run_dir: Path) -> None:
@@ -265,7 +256,7 @@ def export(cfg: Config, engine: Engine, model: Any, run_dir: Path) -> None:
     problem = ""
     if engine.rank == 0:
         try:
-            model.export(partial, names, ((n, t) for n, t in tensors if t is not None), torch.float32)
+            model.export(partial, names, tensors, torch.float32)
             run_folder.publish_export(partial, run_dir)
         except (UserError, OSError) as error:
             problem = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from srum_ds.data.importers import read_compbench
 from srum_ds.data.shards import write_shards
 from srum_ds.errors import UserError
 from srum_ds.figures import Clock
+from srum_ds.judges import Seat
 from srum_ds.judging import Questions
 from srum_ds.looking import Looker
 from srum_ds.models import load_model
@@ -47,7 +49,8 @@ def model() -> Any:
 )
 def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
     cfg = load_config(RECIPE, [*SHORT, *words])
-    (judged,) = draw(cfg, model, model, Questions(cfg), BARE, 0, Clock())
+    with ExitStack() as gathered:
+        (judged,) = draw(cfg, model, Seat(model), Questions(cfg), BARE, 0, Clock(), gathered)
     regions, scores = judged.regions, judged.scores
     found = [(p.phrases, p.meta.get("counts")) for p in judged.rollout.prompts]
     if cfg.regions.kind == "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from srum_ds.config import Config, load_config
 from srum_ds.data.reader import PromptReader
 from srum_ds.data.shards import write_shards
 from srum_ds.figures import Clock
+from srum_ds.judges import Seat
 from srum_ds.judging import Questions
 from srum_ds.models import load_model
 from srum_ds.shapes.world import enumerate_prompts
@@ -100,7 +102,8 @@ def test_scores_are_those_of_the_untrained_model(shards: Path) -> None:
     ask = Questions(cfg)
     prompts = PromptReader(shards, "train").batch(0, 2, 0, 0, 1)
     with torch.no_grad():
-        judged = draw(cfg, model, model, ask, prompts, 0, Clock())[0]
+        with ExitStack() as gathered:
+            judged = draw(cfg, model, Seat(model), ask, prompts, 0, Clock(), gathered)[0]
         expected = ask.about(base, judged.rollout, judged.regions)
         switched_on = ask.about(model, judged.rollout, judged.regions)
     assert torch.equal(judged.scores.global_N, expected.global_N)

@@ -158,6 +158,20 @@ def test_recomputed_blocks_give_the_same_losses_and_gradients(two_ranks: Path, s
         assert ours["grad_norm"] == pytest.approx(kept["grad_norm"], rel=1e-5)
 
 
+def test_a_frozen_copy_judges_the_whole_transformer_on_one_rank_and_two(shards: Path, tmp_path: Path) -> None:
+    words = ["model.trains=transformer", "train.steps=3", "log.tensorboard=true", "train.lr=0.002"]
+    for ranks in (1, 2):
+        output = finish(launch(ranks, settings(shards, tmp_path / str(ranks), *words)))
+        assert "trains transformer" in output and "the judge is a frozen copy" in output
+    for one, two in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+        assert one["reward_global"] == pytest.approx(two["reward_global"], abs=1e-3)
+    before, after = (load_file(path / "ema.safetensors") for path in (MODEL, tmp_path / "2" / "export"))
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert any("_moe_gen" not in name and ".mlp." in name for name in moved)
+    assert not any(name.startswith(("vit_model.", "connector.", "vit_pos_embed.")) for name in moved)
+
+
 def test_killed_twice_it_ends_with_the_same_weights(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
     kill_after(launch(2, settings(shards, run_dir)), run_dir, 6)

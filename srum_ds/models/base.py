@@ -6,7 +6,7 @@ evaluation know only what stands in this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -15,6 +15,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Materialise = Callable[[torch.nn.Module, Iterable[tuple[str, Tensor]]], None]
+"""Gives a module built on the meta device its memory, and the values of (name, tensor) pairs.
+
+The pairs come one at a time and may hold names that the module lacks. This is how an engine takes
+a model in shard by shard, without this package knowing of engines.
+"""
 
 
 @dataclass(frozen=True)

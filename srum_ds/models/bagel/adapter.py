@@ -13,12 +13,20 @@ from srum_ds.models.bagel.adapted import export_adapted, lora_targets
 from srum_ds.models.bagel.configuration import read_config
 from srum_ds.models.bagel.drawing import BagelPainter
 from srum_ds.models.bagel.latents import Autoencoder
+from srum_ds.models.bagel.looking import drop_generation
 from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.modes import trains_in
 from srum_ds.models.bagel.packing import Packed, Part, pack
 from srum_ds.models.bagel.tokens import BagelTokenizer
 from srum_ds.models.bagel.transformer import MoTLayer
-from srum_ds.models.bagel.weights import export_folder, load_autoencoder, load_into
+from srum_ds.models.bagel.weights import (
+    check_weights,
+    export_folder,
+    fill,
+    load_autoencoder,
+    stored_weights,
+)
+from srum_ds.models.base import Materialise
 from srum_ds.models.lora import Binding, inject, switched_off
 
 
@@ -84,7 +92,11 @@ class BagelAdapter(BagelPainter):
         """Recomputes each block in backward instead of keeping its activations."""
         self.module.enable_checkpointing(enabled)
 
-    # ---- saving
+    # ---- the checkpoint folder
+
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """The folder's tensors as stored, memory-mapped, one at a time."""
+        return stored_weights(self.folder)
 
     def export(
         self,
@@ -112,9 +124,17 @@ class BagelAdapter(BagelPainter):
 
 
 def load_bagel(
-    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    materialise: Materialise | None = None,
+    only_looks: bool = False,
 ) -> BagelAdapter:
     """Loads a BAGEL checkpoint folder (the released layout), strictly.
+
+    materialise: what gives the module its memory and values instead (an engine that shards it, see
+    ``base.Materialise``); dtype and device then concern the autoencoder alone. only_looks: without the
+    generation experts, for a judge: it answers the same and cannot draw.
 
     Raises UserError naming the file or the keys when the folder is not whole or does not fit.
     """
@@ -124,8 +144,14 @@ def load_bagel(
     with torch.device("meta"):
         module = Bagel(config, tokenizer.special)
         autoencoder = Autoencoder(config.vae)
-    module = module.to(dtype).to_empty(device=device)
-    load_into(module, folder)
+    check_weights(module, folder)
+    if only_looks:
+        drop_generation(module)
+    if materialise is None:
+        module = module.to(dtype).to_empty(device=device)
+        fill(module, stored_weights(folder))
+    else:
+        materialise(module, stored_weights(folder))
     autoencoder = autoencoder.to_empty(device=device)
     load_autoencoder(autoencoder, folder / "ae.safetensors")
     module.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -76,14 +76,13 @@ def open_weights(path: Path) -> safe_open:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again.") from None
 
 
-def load_into(module: nn.Module, folder: Path) -> None:
-    """Copies the folder's weights into the module, tensor by tensor, in the module's dtype.
+def check_weights(module: nn.Module, folder: Path) -> None:
+    """Compares a module's tensors with the folder's, from the files' headers alone.
 
     Every key must be there with its shape, and no other: UserError lists what differs.
     """
     files = weight_files(folder)
-    wanted: dict[str, Tensor] = dict(module.named_parameters())
-    wanted.update(dict(module.named_buffers()))
+    wanted = _tensors(module)
     present: set[str] = set()
     misshapen = []
     for path in sorted(set(files.values())):
@@ -112,11 +111,32 @@ def load_into(module: nn.Module, folder: Path) -> None:
             f"the weights in {folder} do not fit its configuration. " + "; ".join(problems) + ". "
             "Check that llm_config.json, vit_config.json and config.json belong to these weights."
         )
-    with torch.no_grad():
-        for path in sorted(set(files.values())):
-            with open_weights(path) as handle:
-                for key in handle.keys():
-                    wanted[key].copy_(handle.get_tensor(key))
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields (key, tensor) for every tensor of the folder, in its stored dtype, one at a time.
+
+    The tensors are windows on the memory-mapped files: no memory of one's own until they are copied,
+    and a part that nobody reads is not read from the disk either.
+    """
+    for path in sorted(set(weight_files(folder).values())):
+        with open_weights(path) as handle:
+            for key in handle.keys():
+                yield key, handle.get_tensor(key)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, stored: Iterable[tuple[str, Tensor]]) -> None:
+    """Copies stored tensors into the module's of the same names, in the module's dtype."""
+    wanted = _tensors(module)
+    for key, tensor in stored:
+        if key in wanted:
+            wanted[key].copy_(tensor)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
+    return tensors | dict(module.named_buffers())
 
 
 def load_autoencoder(autoencoder: Autoencoder, path: Path) -> None:
@@ -225,8 +245,12 @@ def write_safetensors(
                 name, (dtype, shape) = next(expected)
                 if name != key or tuple(tensor.shape) != tuple(shape):
                     raise ValueError(f"expected {name} {shape}, got {key} {tuple(tensor.shape)}")
-                flat = tensor.detach().to("cpu", dtype).contiguous().view(-1)
-                out.write(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+                if tensor.numel():
+                    flat = tensor.detach().to("cpu", dtype).contiguous().view(-1)
+                    out.write(flat.view(torch.uint8).numpy().data)
+                    del flat
+                # Whoever makes the next tensor must not find this one still held.
+                del tensor
             if next(expected, None) is not None:
                 raise ValueError(f"{path}: fewer tensors than announced")
             out.flush()
