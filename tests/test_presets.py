@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from srum_ds.config import diff_configs, load_config
 from srum_ds.data.commands import shapes_prompts
+from srum_ds.judging import Questions
 from srum_ds.models.base import Prompt, Regions, Rollout, Scores
 from srum_ds.objectives import get_objective
 from srum_ds.rollout import Noised
@@ -71,6 +72,11 @@ def test_the_full_size_recipe_has_the_released_numbers_and_loads_without_the_wei
     assert r.image_size == (1024, 1024) and r.num_timesteps == 50 and r.timestep_shift == 3.0
     assert (r.text_scale, r.interval, r.renorm, r.renorm_min) == (4.0, (0.4, 1.0), "global", 0.0)
     assert (r.prompts_per_step, cfg.deepspeed.ranks) == (16, 8)
+    j = cfg.judge
+    assert (j.readout, j.regional, j.think, j.temperature, j.max_new_tokens) == ("generate", "boxes", True, 0.0, 4096)
+    assert (cfg.regions.kind, cfg.regions.sam_model, cfg.regions.max_count) == ("sam", "facebook/sam-vit-huge", 10)
+    # The questions fit the way they are asked.
+    Questions(cfg)
     t = cfg.train
     assert (t.lr, t.warmup_steps, t.steps, t.timesteps_per_image) == (2e-5, 100, 309, 1)
     assert (t.precision, cfg.model.trains, cfg.model.judge) == ("bf16", "transformer", "frozen_copy")
