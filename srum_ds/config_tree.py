@@ -307,7 +307,7 @@ class Watch:
     # they depend on a step's prompts; and over how many the self-reward, which does so more.
     first_steps: Count = 10
     smoothing: Count = 10
-    reward_smoothing: Count = 30
+    reward_smoothing: Count = 15
     # Spread of the rollouts' latents against the first steps'.
     min_std_ratio: Share = 0.95
     max_std_ratio: Annotated[float, Ge(1), Lt(float("inf"))] = 1.1
@@ -316,7 +316,7 @@ class Watch:
     # Gradient norm against the first steps'.
     max_grad_growth: Positive = 6.0
     # How far the self-reward, in [-1, 1], may fall from its best.
-    max_reward_drop: Positive = 0.2
+    max_reward_drop: Positive = 0.25
     # Share of prompts whose samples all get one reward, and so teach nothing. Told, never a reason to stop.
     max_zero_share: Share = 0.9
     # Who looks at held-out prompts (split `validation`), every so many steps (0: never), and at how many.

@@ -93,7 +93,8 @@ class Watch:
             ranges.append(
                 ("reward_std_zero_share", recent["reward_std_zero_share"], 0.0, s.max_zero_share, step, False)
             )
-        if "reward_global" in known and len(self._recent["reward_global"]) == s.reward_smoothing:
+        enough = min(s.first_steps, s.reward_smoothing)
+        if "reward_global" in known and len(self._recent["reward_global"]) >= enough:
             smooth = recent["reward_global"]
             if smooth > self._best_reward:
                 self._best_reward, self._best_step = smooth, step + 1

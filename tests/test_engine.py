@@ -265,6 +265,17 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "step_000004" / "state.json").read_text())["optimizer_steps"] == 4
 
 
+def test_load_goes_back_to_an_asked_step_or_the_oldest_that_is_left(tmp_path: Path) -> None:
+    engine = plain()
+    for step in (1, 2, 3):
+        train(engine, range(step - 1, step))
+        engine.save(tmp_path, step, {"at": step}, keep=2)
+    for newest, expected in ((None, 3), (9, 3), (2, 2), (1, 2), (0, 2)):
+        fresh = plain()
+        assert fresh.load(tmp_path, newest=newest) == (expected, {"at": expected})
+        assert fresh.steps == expected
+
+
 class Killed(BaseException):
     """A kill -9: nothing catches it, nothing is cleaned up."""
 
