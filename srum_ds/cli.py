@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from srum_ds import __version__
 from srum_ds.cli_model import ask, generate, inspect
+from srum_ds.cli_rollouts import rescore, rollout
 from srum_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ shards_app = App(name="shards", help="Write and check prompt shards.")
 config_app = App(name="config", help="Show what a run would be configured with.")
 app.command(shards_app)
 app.command(config_app)
+app.command(rollout)
+app.command(rescore)
 
 
 @app.command

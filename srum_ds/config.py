@@ -229,6 +229,16 @@ def check(cfg: Config) -> None:
             "model.judge=shared would judge with weights that model.trains=transformer changes: set "
             "model.judge=frozen_copy (or auto), or model.trains=generation or lora."
         )
+    if cfg.train.mode == "offline" and cfg.data.rollouts is None:
+        raise UserError(
+            "train.mode=offline reads its pictures from a folder: write one with `srum-ds rollout` and give it as "
+            "data.rollouts."
+        )
+    if cfg.train.mode == "rounds" and cfg.train.steps % cfg.train.rounds:
+        raise UserError(
+            f"train.mode=rounds: train.steps={cfg.train.steps} is not a multiple of train.rounds={cfg.train.rounds}: "
+            "change one of them."
+        )
     judged = cfg.objective.name != "sft"
     local = cfg.reward.local_weight > 0
     if judged and local and cfg.regions.kind == "none":

@@ -69,6 +69,8 @@ class Data:
     shards: Text = "data_shards/shapes"
     # Split the loop trains on.
     split: Text = "train"
+    # Folder of rollouts that train.mode=offline trains from; `srum-ds rollout` writes one.
+    rollouts: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Rollout:
     renorm_min: Share = 0.0
     # Which weights draw: the slow average of the trained ones, the trained ones, the untrained ones.
     weights: Literal["old", "live", "reference"] = "old"
+    # Keep every step's pictures, latents and scores as shards in the run's folder `rollouts`.
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,11 @@ class Objective:
 class Train:
     """The optimiser and the schedule."""
 
+    # Where a step's pictures come from. online: drawn in that step by the present weights. offline: read
+    # from data.rollouts. rounds: drawn for a whole round by the weights at its start, then trained from.
+    mode: Literal["online", "offline", "rounds"] = "online"
+    # Rounds of train.mode=rounds; each takes train.steps / train.rounds steps.
+    rounds: Count = 4
     # Optimiser steps of the whole run.
     steps: Count = 120
     # Steps between two checkpoints; the last step always has one.

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from srum_ds.errors import UserError
+
 
 def nearest(key: str, known: Sequence[str]) -> str:
     """The known ``section.name`` that ``key`` most probably meant."""
@@ -71,3 +73,11 @@ def _limit(part: Any) -> str:
     if isinstance(part, MinLen):
         return "that is not empty"
     return ""
+
+
+def refuse_others(overrides: Sequence[str], allowed: Sequence[str], why: str) -> None:
+    """Raises UserError for a ``key=value`` whose key is none of ``allowed`` (keys, or whole sections)."""
+    for word in overrides:
+        key = word.partition("=")[0].strip()
+        if key not in allowed and key.partition(".")[0] not in allowed:
+            raise UserError(f"'{word}': {why} Settings that may be given: {', '.join(allowed)}.")

@@ -42,12 +42,24 @@ def build_command(
 
     Raises UserError when the launcher, the script or ``deepspeed.config`` is not there.
     """
-    launcher = Path(sys.executable).with_name("deepspeed")
-    if not launcher.exists():
-        raise UserError(f"no DeepSpeed launcher at {launcher}: run `make setup`, or `pip install deepspeed` there.")
     script = find_path(TRAIN_SCRIPT)
     if not script.is_file():
         raise UserError(f"no {TRAIN_SCRIPT} here or in {ROOT}: start from a clone of the repository.")
+    return [*_launcher(cfg, launcher_args), str(script), str(recipe), *overrides]
+
+
+def build_module_command(
+    cfg: Config, module: str, words: Sequence[str], launcher_args: Sequence[str] = ()
+) -> list[str]:
+    """The whole ``deepspeed [flags] --module MODULE WORD ...`` line; see ``build_command``."""
+    return [*_launcher(cfg, launcher_args), "--module", module, *words]
+
+
+def _launcher(cfg: Config, launcher_args: Sequence[str]) -> list[str]:
+    """The launcher and its flags."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    if not launcher.exists():
+        raise UserError(f"no DeepSpeed launcher at {launcher}: run `make setup`, or `pip install deepspeed` there.")
     if not find_path(cfg.deepspeed.config).is_file():
         raise UserError(
             f"deepspeed.config={cfg.deepspeed.config}: no such file. Give DeepSpeed's JSON settings, "
@@ -59,7 +71,7 @@ def build_command(
         command += ["--num_gpus", str(cfg.deepspeed.ranks)]
     if "--master_port" not in flags:
         command += ["--master_port", str(free_port())]
-    return [*command, *launcher_args, str(script), str(recipe), *overrides]
+    return [*command, *launcher_args]
 
 
 def build_environment(base: Mapping[str, str], ranks: int, cuda: bool) -> dict[str, str]:

@@ -23,6 +23,7 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 STOPPED_BY_WATCH = "stopped_by_watch.json"
+ROLLOUTS = "rollouts"
 
 
 def prepare(run_dir: Path, cfg: Config) -> None:

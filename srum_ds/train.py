@@ -40,7 +40,7 @@ from srum_ds.monitor import Monitor
 from srum_ds.objectives import get_objective
 from srum_ds.pictures import boxes_by_picture
 from srum_ds.rollout import roll_out
-from srum_ds.sources import Drawn, judged, sampling_of
+from srum_ds.sources import choose_source, judged, open_data, round_length, sampling_of
 from srum_ds.steps import (
     Batch,
     reward_weights,
@@ -65,8 +65,10 @@ SHOWN_PROMPTS = 8
 
 def train(cfg: Config, run_dir: Path) -> int:
     """Trains from where ``run_dir`` stands to ``train.steps`` and exports; returns the exit status."""
-    reader = PromptReader(find_path(cfg.data.shards), cfg.data.split)
-    ask = Questions(cfg, run_dir).ready()
+    data = open_data(cfg)
+    ask = Questions(cfg, run_dir)
+    if cfg.train.mode != "offline":
+        ask.ready()
     ds_config = read_ds_config(find_path(cfg.deepspeed.config))
     materialise = shard_loader(ds_config, cfg.train.precision)
     model = load_model(find_path(cfg.model.path), cfg.model.kind, materialise=materialise)
@@ -91,13 +93,18 @@ def train(cfg: Config, run_dir: Path) -> int:
         write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share(), judge=ask.described())
     announce(monitor, cfg, engine, model, seat.judge is model, start)
     stop = StopSignal()
-    source = Drawn(cfg, engine, model, seat, ask, reader)
+    source = choose_source(cfg, run_dir, data, engine, model, seat, ask, start, lambda: stop.asked, monitor.message)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
     bad_steps = 0
 
     for step in range(start, cfg.train.steps):
         clock = Clock()
-        batches = [with_noise(cfg, judged, step) for judged in source.batches(step, clock)]
+        drawn = source.batches(step, clock)
+        if drawn is None:
+            monitor.message(f"stopped while drawing ahead of step {step}; the same command goes on from there.")
+            monitor.close()
+            return STOPPED
+        batches = [with_noise(cfg, batch, step) for batch in drawn]
         with clock("train"):
             old = velocities_of("old" if objective.needs_old else None, engine, model, batches)
             reference = velocities_of("reference" if with_reference else None, engine, model, batches)
@@ -136,7 +143,7 @@ def train(cfg: Config, run_dir: Path) -> int:
         stopping = record["stop"] > 0 and not last
         if cfg.log.tensorboard and (last or step % cfg.log.image_every == 0):
             show_pictures(cfg, engine, model, seat, ask, monitor, step)
-        if last or stopping or (step + 1) % cfg.train.save_every == 0:
+        if last or stopping or checkpoint_due(cfg, step):
             monitor.sync()
             extra = {"watch": watch.state()}
             engine.save(run_dir / run_folder.CHECKPOINTS, step + 1, extra, keep=cfg.train.keep_checkpoints)
@@ -203,6 +210,12 @@ def velocities_of(weights: str | None, engine: Engine, model: Any, batches: Sequ
         return [None] * len(batches)
     with engine.gathered(weights):
         return [velocity(model.module, model, batch) for batch in batches]
+
+
+def checkpoint_due(cfg: Config, step: int) -> bool:
+    """Every ``train.save_every`` steps, and after a round: the weights it ends with draw the next one."""
+    round_ends = cfg.train.mode == "rounds" and (step + 1) % round_length(cfg) == 0
+    return round_ends or (step + 1) % cfg.train.save_every == 0
 
 
 class StopSignal:

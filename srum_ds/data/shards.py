@@ -115,7 +115,7 @@ def write_shards(
     for number, start in enumerate(range(0, len(prompts), shard_size)):
         path = folder / f"{split}-{number:06d}.tar"
         _write_tar(path, prompts[start : start + shard_size])
-        shards.append(_scan_tar(path))
+        shards.append(scan_tar(path))
     old = {shard.file for shard in splits.get(split, ())}
     splits[split] = tuple(shards)
     write_atomic(folder / INDEX, _index_json(splits))
@@ -142,7 +142,7 @@ def load_index(folder: Path) -> dict[str, tuple[Shard, ...]]:
                 f"{FORMAT!r} version {VERSION}: write the shards anew with `srum-ds shards write`"
             )
         entries = record["splits"].items()
-        splits = {name: tuple(_shard(item) for item in entry["shards"]) for name, entry in entries}
+        splits = {name: tuple(shard_from_json(item) for item in entry["shards"]) for name, entry in entries}
         counts = {name: entry["count"] for name, entry in entries}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a complete index ({error!r}); {_REWRITE}") from error
@@ -155,8 +155,11 @@ def load_index(folder: Path) -> dict[str, tuple[Shard, ...]]:
     return splits
 
 
-def check_sizes(folder: Path, shards: Sequence[Shard]) -> None:
-    """Raises a UserError that names every missing file and every file of another size than the index says."""
+def check_sizes(folder: Path, shards: Sequence[Shard], cure: str = _REWRITE) -> None:
+    """Raises a UserError that names every missing file and every file of another size than the index says.
+
+    ``cure`` ends the message: what to do.
+    """
     problems = []
     for shard in shards:
         path = folder / shard.file
@@ -167,7 +170,7 @@ def check_sizes(folder: Path, shards: Sequence[Shard]) -> None:
             kind = "truncated" if found < shard.size else "too long"
             problems.append(f"{path}: {kind}: expected {shard.size} bytes, found {found}")
     if problems:
-        raise UserError("\n".join([*problems, f"What to do: {_REWRITE}."]))
+        raise UserError("\n".join([*problems, f"What to do: {cure}."]))
 
 
 def check_shards(folder: Path) -> dict[str, SplitReport]:
@@ -197,7 +200,7 @@ def _check_shard(path: Path, shard: Shard) -> list[Prompt]:
     found = sha256_of(path)
     if found != shard.sha256:
         raise UserError(f"{path}: changed: expected sha256 {shard.sha256}, found {found}. What to do: {_REWRITE}.")
-    if _scan_tar(path).samples != shard.samples:
+    if scan_tar(path).samples != shard.samples:
         raise UserError(f"{path}: its members are not where the index says. What to do: {_REWRITE}.")
     data = path.read_bytes()
     prompts = []
@@ -232,21 +235,28 @@ def _write_tar(path: Path, prompts: Sequence[Prompt]) -> None:
                 writer.write({"__key__": prompt.id, "json": prompt_to_json(prompt)})
 
 
-def _scan_tar(path: Path) -> Shard:
+def scan_tar(path: Path, extensions: Sequence[str] = ("json",)) -> Shard:
+    """What a tar holds and where. Its samples' keys are the members' names; with one extension, without it.
+
+    Raises UserError for a file that is no tar and for a member with another extension.
+    """
     samples = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
-                if not member.isreg() or extension != "json":
-                    raise UserError(f"{path}: unexpected member {member.name!r}; shards hold <id>.json only")
-                samples.append(Sample(key, member.offset_data, member.size))
+                if not member.isreg() or extension not in extensions:
+                    listed = ", ".join(f"<id>.{known}" for known in extensions)
+                    raise UserError(f"{path}: unexpected member {member.name!r}; shards hold {listed} only")
+                name = key if len(extensions) == 1 else member.name
+                samples.append(Sample(name, member.offset_data, member.size))
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a readable tar ({error}). What to do: {_REWRITE}.") from error
     return Shard(path.name, sha256_of(path), path.stat().st_size, tuple(samples))
 
 
-def _shard(item: Mapping[str, Any]) -> Shard:
+def shard_from_json(item: Mapping[str, Any]) -> Shard:
+    """A shard as an index lists it. Raises KeyError, TypeError or ValueError where something is not right."""
     samples = []
     for key, offset, size in item["samples"]:
         if not (isinstance(key, str) and isinstance(offset, int) and isinstance(size, int)):
@@ -258,18 +268,16 @@ def _shard(item: Mapping[str, Any]) -> Shard:
     return Shard(file, str(item["sha256"]), int(item["size"]), tuple(samples))
 
 
+def shard_to_json(shard: Shard) -> dict[str, Any]:
+    """A shard as an index lists it."""
+    samples = [[sample.key, sample.offset, sample.size] for sample in shard.samples]
+    return {"file": shard.file, "sha256": shard.sha256, "size": shard.size, "samples": samples}
+
+
 def _index_json(splits: Mapping[str, Sequence[Shard]]) -> str:
     entries = {}
     for name in sorted(splits):
-        shards = [
-            {
-                "file": shard.file,
-                "sha256": shard.sha256,
-                "size": shard.size,
-                "samples": [[sample.key, sample.offset, sample.size] for sample in shard.samples],
-            }
-            for shard in splits[name]
-        ]
+        shards = [shard_to_json(shard) for shard in splits[name]]
         entries[name] = {"count": sum(len(shard.samples) for shard in splits[name]), "shards": shards}
     record = {"format": FORMAT, "version": VERSION, "splits": entries}
     return json.dumps(record, separators=(",", ":")) + "\n"

@@ -1,0 +1,196 @@
+"""Rollout shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+
+from srum_ds.data.rollout_samples import decode, encode
+from srum_ds.data.rollouts import Header, RolloutReader, RolloutWriter, load_index
+from srum_ds.errors import UserError
+from srum_ds.models.base import Failure, Judged, Prompt, Regions, Rollout, Scores
+
+HEADER = Header(
+    seed=3,
+    model="f" * 64,
+    prompts_per_step=4,
+    images_per_prompt=2,
+    grid=(2, 1),
+    token_channels=3,
+    settings={"rollout.text_scale": 1.25},
+    judge={"readout": "logprob", "global_template": {"sha256": "a" * 64}},
+    made_by={"package": "srum-ds 0", "commit": None},
+)
+
+
+def judged(first: int = 0, seed: int = 0) -> Judged:
+    """Two prompts of two samples: one picture without regions, one failed score of each kind."""
+    g = torch.Generator().manual_seed(seed + first)
+    prompts = tuple(
+        Prompt(f"p{i}", f"größer {i}", "color", ("a", "b"), {"counts": [1, 2]}, epoch=i % 2) for i in (first, first + 1)
+    )
+    rollout = Rollout(
+        prompts=prompts,
+        group_N=torch.tensor([0, 0, 1, 1]),
+        sample_N=torch.tensor([0, 1, 0, 1]),
+        images_NCHW=torch.randint(0, 256, (4, 3, 8, 6), generator=g).float() / 255,
+        targets_NTC=torch.randn(4, 2, 3, generator=g),
+        grid=(2, 1),
+    )
+    low = torch.rand(5, 2, generator=g) / 2
+    regions = Regions(torch.tensor([0, 0, 2, 3, 3]), torch.cat([low, low + 0.3], dim=1), asked=7, failed=2)
+    scores = Scores(
+        global_N=torch.tensor([0.1, torch.nan, -1.0, 1 / 3]),
+        global_status_N=torch.tensor([0, 2, 1, 0]),
+        local_R=torch.tensor([0.7, -0.2, torch.nan, 1.0, 0.0]),
+        local_status_R=torch.tensor([0, 0, 2, 1, 0]),
+        phrase_R=torch.tensor([0, -1, 1, 1, 0]),
+        raw=tuple(f"reply {i}" for i in range(9)),
+        missing_N=torch.tensor([0.0, 1.0, 1 / 3, 0.5]),
+        status_Q=torch.tensor([0, 0, 0, 0, 1, 2, 2]),
+        failures=(Failure(1, -1, "is it?", "perhaps", "g 1"), Failure(2, 2, "a?", "blue", "l 1")),
+    )
+    return Judged(rollout, regions, scores)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal in every field, NaN equal to NaN, dtypes included: also in fields that are added later."""
+    assert type(a) is type(b)
+    for field in fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, torch.Tensor):
+            assert x.dtype == y.dtype and x.shape == y.shape, field.name
+            assert torch.equal(torch.nan_to_num(x, nan=9.0), torch.nan_to_num(y, nan=9.0)), field.name
+        elif isinstance(x, Rollout | Regions | Scores):
+            assert_same(x, y)
+        else:
+            assert x == y, field.name
+            if field.name == "prompts":
+                assert [p.epoch for p in x] == [p.epoch for p in y]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    writer = RolloutWriter(tmp_path / "rollouts", HEADER)
+    for step in range(3):
+        writer.write(step, policy=step // 2, batches=[judged(0, step), judged(2, step)])
+    return writer.folder
+
+
+def test_a_sample_reads_back_bit_for_bit() -> None:
+    whole = judged()
+    samples = list(encode(whole, 7, 0, 3, {}))
+    assert_same(decode([s for s in samples], "here"), whole)  # type: ignore[misc]
+    alone = decode(samples[2:], "here")  # type: ignore[arg-type]
+    assert alone.rollout.prompts == whole.rollout.prompts[1:]
+    assert alone.regions.owner_R.tolist() == [0, 1, 1]
+    assert [(failure.picture, failure.region) for failure in alone.scores.failures] == [(0, 0)]
+    assert alone.scores.raw == ("reply 2", "reply 3", "reply 6", "reply 7", "reply 8")
+
+
+def test_a_picture_without_regions_and_a_judge_without_opinion() -> None:
+    one = judged()
+    none = Regions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    empty = torch.zeros(0)
+    whole = torch.zeros(0, dtype=torch.int64)
+    scores = replace(
+        one.scores, local_R=empty, local_status_R=whole, phrase_R=whole, missing_N=None, raw=one.scores.raw[:4]
+    )
+    scores = replace(scores, status_Q=None, failures=())
+    bare = Judged(one.rollout, none, scores)
+    assert_same(decode(list(encode(bare, 0, 0, 0, {})), "here"), bare)  # type: ignore[arg-type]
+
+
+def test_any_number_of_ranks_reads_the_same_in_the_same_order(folder: Path) -> None:
+    reader = RolloutReader(folder)
+    one = reader.batches(1, 2)
+    assert_same(one[0], judged(0, 1))
+    assert_same(one[1], judged(2, 1))
+    for rank in range(2):
+        (half,) = reader.batches(1, 2, rank, 2)
+        assert_same(half, one[rank])
+    quarters = [reader.batches(1, 2, rank, 4)[0] for rank in range(4)]
+    latents = torch.cat([q.rollout.targets_NTC for q in quarters])
+    assert torch.equal(latents, torch.cat([b.rollout.targets_NTC for b in one]))
+    assert [reader.policy(step) for step in range(3)] == [0, 0, 1]
+
+
+def test_the_tars_are_webdatasets_and_a_sample_says_who_made_it(folder: Path) -> None:
+    (shard,) = load_index(folder).steps[2].shards
+    samples = list(webdataset.WebDataset(str(folder / shard.file), shardshuffle=False, empty_check=False))
+    assert len(samples) == 8
+    record = json.loads(samples[5]["json"])
+    assert (record["step"], record["place"], record["sample"]) == (2, 2, 1)
+    assert record["noise_seed"] == [3, "rollout", 2, "p2", 1]
+    assert record["global"] == {"score": None, "status": "failed", "raw": "reply 1"}
+    assert record["made"]["model"] == "f" * 64 and record["made"]["policy"] == 1
+    assert record["made"]["judge"]["global_template"]["sha256"] == "a" * 64
+    with tarfile.open(folder / shard.file) as tar:
+        assert {name.partition(".")[2] for name in tar.getnames()} == {"json", "png", "safetensors"}
+
+
+def test_the_same_rollouts_are_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    again = RolloutWriter(tmp_path / "again", HEADER)
+    again.write(0, policy=0, batches=[judged(0, 0), judged(2, 0)])
+    name = "step-000000-rank-00000.tar"
+    assert (folder / name).read_bytes() == (again.folder / name).read_bytes()
+
+
+def test_a_writer_goes_on_after_whole_steps_only(folder: Path) -> None:
+    index = folder / "index.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-20])
+    writer = RolloutWriter(folder, HEADER)
+    assert sorted(writer.index.steps) == [0, 1]
+    assert not (folder / "step-000002-rank-00000.tar").exists()
+    writer.write(2, policy=1, batches=[judged(0, 2), judged(2, 2)])
+    assert index.read_bytes() == whole
+    assert sorted(RolloutWriter(folder, HEADER, keep=range(1)).index.steps) == [0]
+    assert [path.name for path in folder.glob("*.tar")] == ["step-000000-rank-00000.tar"]
+
+
+def test_other_settings_do_not_go_on_in_a_folder(folder: Path) -> None:
+    other = replace(HEADER, seed=4, settings={"rollout.text_scale": 2.0})
+    with pytest.raises(UserError, match=r"seed was 3 and is now 4; rollout\.text_scale was 1\.25 and is now 2\.0"):
+        RolloutWriter(folder, other)
+    RolloutWriter(folder, replace(HEADER, made_by={"package": "srum-ds 1"}))
+
+
+def test_damage_is_named(folder: Path) -> None:
+    reader = RolloutReader(folder)
+    reader.check(range(3))
+    with pytest.raises(UserError, match=r"2 of the steps 0 to 4 .* the first being 3.*train\.steps=3"):
+        reader.check(range(5))
+    path = folder / "step-000001-rank-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    reader.check(range(3))
+    with pytest.raises(UserError, match=r"step-000001.*changed since it was written"):
+        reader.batches(1, 2)
+    assert reader.batches(0, 2)
+    path.write_bytes(data[:100])
+    with pytest.raises(UserError, match=r"step-000001.*truncated"):
+        reader.check(range(3))
+    path.unlink()
+    with pytest.raises(UserError, match=r"step-000001.*missing"):
+        reader.check(range(3))
+    with pytest.raises(UserError, match="srum-ds rollout"):
+        RolloutReader(folder.parent)
+    (folder / "index.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="not an index of rollouts"):
+        RolloutReader(folder)
+
+
+def test_a_sample_that_is_none_is_named() -> None:
+    samples: list[dict[str, Any]] = [dict(sample) for sample in encode(judged(), 7, 0, 3, {})]
+    for broken in ({"png": b"no picture"}, {"json": b"{}"}, {"safetensors": b"0123456789"}):
+        with pytest.raises(UserError, match=r"shard 5: not a sample of a rollout"):
+            decode([samples[0] | broken, *samples[1:]], "shard 5")
