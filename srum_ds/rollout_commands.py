@@ -27,7 +27,7 @@ from srum_ds.config_words import refuse_others
 from srum_ds.data.reader import PromptReader
 from srum_ds.data.rollouts import RolloutReader, RolloutWriter
 from srum_ds.engine import leave_distributed, start_distributed
-from srum_ds.engine_base import DTYPES
+from srum_ds.engine.base import DTYPES
 from srum_ds.errors import UserError
 from srum_ds.evaluation.draw import weights_sha256
 from srum_ds.figures import Clock

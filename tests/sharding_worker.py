@@ -154,9 +154,9 @@ def judging(folder: Path, stage: str) -> dict[str, Any]:
 
 def memory(folder: Path, run_dir: Path) -> dict[str, Any]:
     """Anonymous memory of this rank while a large model is loaded, trained a step, judged and exported."""
-    from srum_ds import engine_gathering
     from srum_ds.config import Config
     from srum_ds.engine import FrozenEngine, read_ds_config, shard_loader
+    from srum_ds.engine import gathering as engine_gathering
     from srum_ds.models import load_model
     from srum_ds.train import export
     from tests.memory import Peak

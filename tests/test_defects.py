@@ -18,7 +18,7 @@ from torch import Tensor
 from srum_ds.config import Config, load_config
 from srum_ds.data.reader import PromptReader
 from srum_ds.data.shards import write_shards
-from srum_ds.engine_plain import PlainEngine
+from srum_ds.engine.plain import PlainEngine
 from srum_ds.errors import UserError
 from srum_ds.figures import Clock, measure
 from srum_ds.judging import Questions, refuse_broken_judge

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from srum_ds import checkpoint
-from srum_ds.engine_base import learning_rate
-from srum_ds.engine_config import read_ds_config
-from srum_ds.engine_plain import PlainEngine
+from srum_ds.engine import checkpoint_files as checkpoint
+from srum_ds.engine.base import learning_rate
+from srum_ds.engine.config import read_ds_config
+from srum_ds.engine.plain import PlainEngine
 from srum_ds.errors import UserError
 from tests.engine_worker import (
     COUNT,

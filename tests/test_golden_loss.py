@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srum_ds.engine_plain import PlainEngine
+from srum_ds.engine.plain import PlainEngine
 from srum_ds.models import load_model
 from srum_ds.models.bagel.packing import Latents, Part, Text, pack
 from tests.tiny_models import TINY, write_tiny_bagel

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srum_ds.config import Lora
-from srum_ds.engine_plain import PlainEngine
+from srum_ds.engine.plain import PlainEngine
 from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.inspect import inspect_folder

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds import checkpoint
 from srum_ds.config import load_config
 from srum_ds.data.rollouts import Index, RolloutReader, RolloutWriter
 from srum_ds.data.shards import write_shards
+from srum_ds.engine import checkpoint_files as checkpoint
 from srum_ds.errors import UserError
 from srum_ds.figures import Clock
 from srum_ds.judging import Questions

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from srum_ds.engine_plain import PlainEngine
+from srum_ds.engine.plain import PlainEngine
 from srum_ds.models import load_model
 from tests.packed_worker import settings, train
 from tests.test_engine import environment

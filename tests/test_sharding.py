@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from srum_ds.engine_config import frozen_config, read_ds_config
+from srum_ds.engine.config import frozen_config, read_ds_config
 from srum_ds.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.models.base import Prompt, Sampling

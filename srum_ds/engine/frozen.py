@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from srum_ds.engine_base import DTYPES
-from srum_ds.engine_config import frozen_config
-from srum_ds.engine_distributed import compute_device, deepspeed, start_distributed
-from srum_ds.engine_gathering import whole, without
+from srum_ds.engine.base import DTYPES
+from srum_ds.engine.config import frozen_config
+from srum_ds.engine.distributed import compute_device, deepspeed, start_distributed
+from srum_ds.engine.gathering import whole, without
 
 
 class FrozenEngine:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srum_ds.engine_base import Settings
+from srum_ds.engine.base import Settings
 from srum_ds.errors import UserError
 
 # Keys of a DeepSpeed config that the recipe says, and where.

@@ -16,31 +16,18 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
-from srum_ds.engine_base import DTYPES, LIVE, Place, Settings, split_trainable
-from srum_ds.engine_checkpoints import CheckpointedEngine
-from srum_ds.engine_config import full_config, read_ds_config
-from srum_ds.engine_distributed import (
+from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable
+from srum_ds.engine.checkpoints import CheckpointedEngine
+from srum_ds.engine.config import full_config
+from srum_ds.engine.distributed import (
     compute_device,
     deepspeed,
-    leave_distributed,
     set_z3_leaf_modules,
     start_distributed,
 )
-from srum_ds.engine_frozen import FrozenEngine
-from srum_ds.engine_gathering import batches, whole, without
-from srum_ds.engine_loading import held_part, shard_loader
-from srum_ds.engine_plain import PlainEngine
+from srum_ds.engine.gathering import batches, whole, without
+from srum_ds.engine.loading import held_part
 from srum_ds.errors import UserError
-
-__all__ = [
-    "Engine",
-    "FrozenEngine",
-    "PlainEngine",
-    "leave_distributed",
-    "read_ds_config",
-    "shard_loader",
-    "start_distributed",
-]
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.engine_base import DTYPES, LIVE, Place, Settings, split_trainable
-from srum_ds.engine_checkpoints import CheckpointedEngine
+from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable
+from srum_ds.engine.checkpoints import CheckpointedEngine
 
 
 class PlainEngine(CheckpointedEngine):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from srum_ds.engine_distributed import ZeroParamStatus
+from srum_ds.engine.distributed import ZeroParamStatus
 
 # One all-gather holds its whole buffer twice, so a big model is gathered in slices of this many elements.
 _GATHER_NUMEL = 1 << 28

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds import checkpoint
-from srum_ds.engine_base import LIVE, EngineBase
+from srum_ds.engine import checkpoint_files as checkpoint
+from srum_ds.engine.base import LIVE, EngineBase
 from srum_ds.errors import UserError
 
 log = logging.getLogger(__name__)

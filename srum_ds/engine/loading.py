@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from srum_ds.engine_base import DTYPES
-from srum_ds.engine_config import frozen_config
-from srum_ds.engine_distributed import compute_device, deepspeed, start_distributed
+from srum_ds.engine.base import DTYPES
+from srum_ds.engine.config import frozen_config
+from srum_ds.engine.distributed import compute_device, deepspeed, start_distributed
 
 Loader = Callable[[nn.Module, Iterable[tuple[str, Tensor]]], None]
 

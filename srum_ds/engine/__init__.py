@@ -1,0 +1,21 @@
+"""Everything DeepSpeed: engines that train and engines that never do, gathering, checkpoints.
+
+Nothing outside this room imports DeepSpeed. ``sharded`` holds the engine the loop trains through.
+"""
+
+from srum_ds.engine.config import read_ds_config
+from srum_ds.engine.distributed import leave_distributed, start_distributed
+from srum_ds.engine.frozen import FrozenEngine
+from srum_ds.engine.loading import shard_loader
+from srum_ds.engine.plain import PlainEngine
+from srum_ds.engine.sharded import Engine
+
+__all__ = [
+    "Engine",
+    "FrozenEngine",
+    "PlainEngine",
+    "leave_distributed",
+    "read_ds_config",
+    "shard_loader",
+    "start_distributed",
+]
