@@ -177,7 +177,8 @@ def test_rounds_killed_in_between_end_with_the_same_weights(shards: Path, tmp_pa
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = finish(launch(2, [*words, f"run.dir={whole}"]))
     assert output.count("draws 2 steps ahead") == 2
-    kill_after(launch(2, [*words, f"run.dir={killed}"]), killed, 2)
+    # A header, round 1, and the first step of round 2: its second step is still to be drawn.
+    kill_after(launch(2, [*words, f"run.dir={killed}"]), killed, 4, "rollouts/index.jsonl")
     assert "goes on after step 2" in finish(launch(2, [*words, f"run.dir={killed}"]))
     assert farthest(weights_after(whole, 4), weights_after(killed, 4)) == 0.0
     reader = RolloutReader(killed / "rollouts")

@@ -81,12 +81,12 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def kill_after(process: subprocess.Popen[str], run_dir: Path, steps: int) -> None:
-    """kill -9 of the launcher and every rank once ``steps`` lines of metrics are there."""
+def kill_after(process: subprocess.Popen[str], run_dir: Path, lines: int, file: str = "metrics.jsonl") -> None:
+    """kill -9 of the launcher and every rank once ``file`` (a line a step) has so many lines."""
     deadline = time.time() + 240
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / file
     while time.time() < deadline and process.poll() is None:
-        if path.exists() and path.read_text().count("\n") >= steps:
+        if path.exists() and path.read_text().count("\n") >= lines:
             break
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[0][-4000:]
