@@ -204,7 +204,7 @@ class Reward:
 
     # Weights of the whole-picture score and of the boxes' scores.
     global_weight: NotNegative = 1.0
-    local_weight: NotNegative = 0.5
+    local_weight: NotNegative = 1.0
     # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
     # of the smallest box.
     combine: Literal["max", "strongest", "mean", "smallest"] = "strongest"
@@ -216,7 +216,7 @@ class Reward:
     # off bilinearly around the token's centre, as released.
     resize: Literal["area", "bilinear"] = "area"
     # Taken off the whole-picture score, times the share of asked-for objects that no box shows.
-    missing_penalty: NotNegative = 0.0
+    missing_penalty: NotNegative = 0.5
     # A box that no phrase claims (a surplus object) scores minus this.
     surplus_penalty: Share = 1.0
 

@@ -101,21 +101,24 @@ def test_who_is_missing_and_who_is_one_too_many() -> None:
 
 
 def test_what_they_cost_in_the_default_recipe() -> None:
-    assert Reward().missing_penalty == 0.0
     map_A, map_B = weights(Reward().missing_penalty)
     found = [map_A[0, 3], map_A[0, 0], map_A[2, 2], map_B[0, 3], map_B[0, 0], map_B[1, 1], map_B[3, 3]]
-    expected = [0.438, 0.628, 0.601, -0.438, -0.247, -0.670, -0.749]
+    expected = [0.446, 0.826, 0.773, -0.446, -0.066, -0.910, -1.0]
     assert [float(w) for w in found] == pytest.approx(expected, abs=6e-4)
 
 
 def test_the_missing_penalty_lies_on_the_whole_picture() -> None:
-    map_A, map_B = weights(0.5)
-    assert (float(map_A[0, 3]), float(map_B[0, 3])) == pytest.approx((0.446, -0.446), abs=6e-4)
-    before = weights(0.0)[1]
-    assert torch.allclose(before - map_B, (before - map_B)[0, 0].expand(4, 4), atol=1e-6)
+    with_A, with_B = weights(0.5)
+    without_A, without_B = weights(0.0)
+    assert (float(without_A[0, 3]), float(without_B[0, 3])) == pytest.approx((0.438, -0.438), abs=6e-4)
+    assert torch.allclose(with_A - without_A, torch.tensor(0.0084).expand(4, 4), atol=1e-4)
+    # All of B's tokens alike, but for those at the limit of -1.
+    inside = with_B > -1
+    assert int(inside.sum()) == 15
+    assert torch.allclose((with_B - without_B)[inside], torch.tensor(-0.0084).expand(15), atol=1e-4)
 
 
 def test_the_page_shows_these_numbers() -> None:
     page = (Path(__file__).parent.parent / "docs/rewards.md").read_text()
-    for number in ("0.628", "0.601", "-0.247", "-0.670", "-0.749", "0.446"):
+    for number in ("0.826", "0.773", "-0.066", "-0.910", "-1.000", "0.446", "0.438"):
         assert number in page

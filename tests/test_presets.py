@@ -44,8 +44,12 @@ def test_srum_is_the_default() -> None:
 
 
 def test_one_sided_recipes_differ_from_the_default_in_the_reward_alone() -> None:
-    assert changed("global_only") == {"regions.kind": "none", "reward.local_weight": 0.0}
-    assert changed("local_only") == {"reward.global_weight": 0.0, "reward.local_weight": 1.0}
+    assert changed("global_only") == {
+        "regions.kind": "none",
+        "reward.local_weight": 0.0,
+        "reward.missing_penalty": 0.0,
+    }
+    assert changed("local_only") == {"reward.global_weight": 0.0}
 
 
 def test_sft_has_no_reward_and_no_constraint() -> None:

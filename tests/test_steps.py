@@ -57,9 +57,9 @@ def weights_of(name: str, given: Batch, *more: str) -> torch.Tensor:
 def test_group_weighs_each_token_against_the_same_token_of_its_group() -> None:
     given = batch([0.5, 0.5, -1.0, 1.0], [1.0, -1.0, 0.0, 0.0])
     found = weights_of("group", given)
-    # Prompt a: only the left half differs, by +-0.5 (local weight 0.5): 0.5 / (0.5 + 0.1) / 2.
-    assert found[0].tolist() == [pytest.approx([0.5 / 0.6 / 2, 0.0])] * 2
-    assert found[1, 0, 0] == pytest.approx(-0.5 / 0.6 / 2)
+    # Prompt a: only the left half differs, by +-1 (local weight 1): 1 / (1 + 0.1) / 2.
+    assert found[0].tolist() == [pytest.approx([1 / 1.1 / 2, 0.0])] * 2
+    assert found[1, 0, 0] == pytest.approx(-1 / 1.1 / 2)
     # Prompt b: the whole picture, +-1.
     assert found[3].flatten().tolist() == pytest.approx([1 / 1.1 / 2] * 4)
 
