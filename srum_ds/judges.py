@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srum_ds.config import Config, find_path
-from srum_ds.engine import FrozenEngine, read_ds_config, shard_loader
+from srum_ds.engine import FrozenEngine, compute_device, read_ds_config, shard_loader
 from srum_ds.errors import UserError
 from srum_ds.models import load_model
 
@@ -49,5 +49,6 @@ def choose_judge(cfg: Config, model: Any) -> Seat:
         return Seat(model)
     ds_config = read_ds_config(find_path(cfg.deepspeed.config))
     materialise = shard_loader(ds_config, cfg.train.precision)
-    copy = load_model(find_path(cfg.model.path), cfg.model.kind, materialise=materialise, only_looks=True)
+    path, device = find_path(cfg.model.path), compute_device()
+    copy = load_model(path, cfg.model.kind, device=device, materialise=materialise, only_looks=True)
     return Seat(copy, FrozenEngine(copy.module, ds_config, cfg.train.precision))

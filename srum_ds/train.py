@@ -26,7 +26,7 @@ from srum_ds import run_folder
 from srum_ds.config import Config, check_world, find_path, load_config, split_arguments
 from srum_ds.data.reader import PromptReader
 from srum_ds.data.shards import load_index
-from srum_ds.engine import Engine, read_ds_config, shard_loader
+from srum_ds.engine import Engine, compute_device, read_ds_config, shard_loader, start_distributed
 from srum_ds.environment import write_environment
 from srum_ds.errors import UserError
 from srum_ds.evaluation.report import show_result
@@ -70,8 +70,9 @@ def train(cfg: Config, run_dir: Path) -> int:
     if cfg.train.mode != "offline":
         ask.ready()
     ds_config = read_ds_config(find_path(cfg.deepspeed.config))
+    start_distributed()
     materialise = shard_loader(ds_config, cfg.train.precision)
-    model = load_model(find_path(cfg.model.path), cfg.model.kind, materialise=materialise)
+    model = load_model(find_path(cfg.model.path), cfg.model.kind, device=compute_device(), materialise=materialise)
     if cfg.model.trains == "lora":
         model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
     model.enable_checkpointing(cfg.train.activation_checkpointing)
