@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from srum_ds import seeds
 from srum_ds.errors import UserError
 from srum_ds.files import write_atomic
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ADAPTER = "default"
 """peft's name of the only adapter."""
@@ -103,6 +105,8 @@ def inject(module: nn.Module, names: Sequence[str], rank: int, alpha: float, see
     A is uniform in +-1 / sqrt(in), as peft and the paper's code draw it, by (seed, module's name): the
     same on every rank, whatever else is adapted. The tensors are float32 whatever the layers' precision.
     """
+    from peft import inject_adapter_in_model
+
     bases = {name: _linear(module, name) for name in names}
     size = adapter_size(module, names, rank)
     inject_adapter_in_model(_config(names, rank, alpha), module, ADAPTER)
@@ -121,6 +125,9 @@ def inject(module: nn.Module, names: Sequence[str], rank: int, alpha: float, see
 
 
 def _config(names: Sequence[str], rank: int, alpha: float) -> LoraConfig:
+    # peft takes seconds to import: only where an adapter is wanted.
+    from peft import LoraConfig
+
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -134,9 +141,10 @@ def _initial_down(shape: tuple[int, int], seed: int, name: str) -> Tensor:
     return (2 * seeds.uniform(shape, seed, "lora", name) - 1) / math.sqrt(shape[1])
 
 
-def _layers(module: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers that peft has wrapped."""
     for name, layer in module.named_modules():
-        if isinstance(layer, LoraLinear):
+        if hasattr(layer, "lora_A"):
             yield name, layer
 
 
