@@ -20,6 +20,7 @@ from types import FrameType
 
 import psutil
 
+from srum_ds.compiled_ops import ops_environment
 from srum_ds.config import ROOT, Config, find_path
 from srum_ds.errors import UserError
 
@@ -75,21 +76,14 @@ def _launcher(cfg: Config, launcher_args: Sequence[str]) -> list[str]:
 
 
 def build_environment(base: Mapping[str, str], ranks: int, cuda: bool) -> dict[str, str]:
-    """``base`` and what the ranks need on top; whatever ``base`` says already stays.
+    """``base`` and what the ranks need on top; but for PATH, whatever ``base`` says already stays.
 
     Threads are shared out over the ranks of this machine, compiled ops live in the virtual
     environment, and without a GPU DeepSpeed is told to use the CPU.
     """
-    environment = dict(base)
+    environment = dict(base) | ops_environment(base)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    if sys.prefix != sys.base_prefix:
-        environment.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-        # torch looks for `ninja` on the path, which an environment that is not activated lacks.
-        tools = str(Path(sys.executable).parent)
-        path = environment.get("PATH", os.defpath)
-        if tools not in path.split(os.pathsep):
-            environment["PATH"] = tools + os.pathsep + path
     if not cuda:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment

@@ -211,7 +211,11 @@ def test_environment_of_the_ranks() -> None:
     assert "DS_ACCELERATOR" not in launcher.build_environment({}, ranks=1, cuda=True)
     if sys.prefix != sys.base_prefix:
         assert made["TORCH_EXTENSIONS_DIR"] == str(Path(sys.prefix) / "torch_extensions")
-        assert made["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
+        own = str(Path(sys.executable).parent)
+        assert made["PATH"].split(os.pathsep) == [own, "/bin"]
+        # A system's ninja of another version would compile DeepSpeed's op again in every other process.
+        made = launcher.build_environment({"PATH": f"/bin{os.pathsep}{own}"}, ranks=1, cuda=False)
+        assert made["PATH"].split(os.pathsep) == [own, "/bin"]
     mine = {"OMP_NUM_THREADS": "5", "DS_ACCELERATOR": "xpu", "TORCH_EXTENSIONS_DIR": "/x"}
     assert mine.items() <= launcher.build_environment(mine, ranks=2, cuda=False).items()
 

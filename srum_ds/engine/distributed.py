@@ -12,8 +12,11 @@ from pathlib import Path
 # DeepSpeed picks its accelerator when it is imported, and warns where it has to guess.
 import torch
 
+from srum_ds.compiled_ops import ops_environment
+
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.update(ops_environment(os.environ))
 
 import deepspeed  # noqa: E402
 import torch.distributed as dist  # noqa: E402
