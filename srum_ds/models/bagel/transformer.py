@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
@@ -148,6 +149,16 @@ class Attention(nn.Module):
         return und, gen, keys, values
 
 
+class SwiGLU(Qwen2MLP):
+    """Qwen2's gated MLP; where nothing is differentiated, in two arrays instead of four."""
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.config.hidden_act != "silu":
+            return super().forward(x_ND)
+        gate_NF = F.silu(self.gate_proj(x_ND), inplace=True)
+        return self.down_proj(gate_NF.mul_(self.up_proj(x_ND)))
+
+
 class MoTLayer(nn.Module):
     """One block: pre-norm attention and SwiGLU, each with its expert's weights."""
 
@@ -160,8 +171,8 @@ class MoTLayer(nn.Module):
         )
         eps = config.rms_norm_eps
         self.self_attn = Attention(config)
-        self.mlp = Qwen2MLP(mlp_config)
-        self.mlp_moe_gen = Qwen2MLP(mlp_config)
+        self.mlp = SwiGLU(mlp_config)
+        self.mlp_moe_gen = SwiGLU(mlp_config)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=eps)
         self.input_layernorm_moe_gen = RMSNorm(config.hidden_size, eps=eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps)
