@@ -72,7 +72,8 @@ def main(folder: Path, words: list[str]) -> None:
         record = folder / f"{run}_rank{rank}.jsonl"
 
         def judge(*arguments: Any, record: Path = record) -> Any:
-            return Spoiler(real_judge(*arguments), record)
+            seat = real_judge(*arguments)
+            return replace(seat, judge=Spoiler(seat.judge, record))
 
         def noise(*arguments: Any, run: str = run) -> Batch:
             batch = real_noise(*arguments)

@@ -36,9 +36,12 @@ def test_all_built_in_templates_load() -> None:
         "global_layout",
         "global_layout_scale",
         "global_layout_score",
+        "ground_boxes",
         "local_crop",
         "local_crop_scale",
         "local_crop_score",
+        "phrases",
+        "region_filter",
         "regional_boxes",
         "sample_level",
         "sample_level_score",
@@ -52,7 +55,7 @@ def test_all_built_in_templates_load() -> None:
         assert template.version == "1"
         assert template.label == f"{name} v1 {template.sha256[:8]}"
         question = template.render(
-            prompt="a dog", phrase="a dog", boxes=[[0, 0, 5, 9]], width=64, height=64, think=False
+            prompt="a dog", phrase="a dog", phrases=["a dog"], boxes=[[0, 0, 5, 9]], width=64, height=64, think=False
         )
         assert "version" not in question.lower() and "think" not in question
 
