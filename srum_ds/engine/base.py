@@ -153,10 +153,6 @@ class EngineBase(ABC):
         for copy, flat in zip(self._named(name), self._flats, strict=True):
             copy.mul_(decay).add_(flat.detach(), alpha=1.0 - decay)
 
-    def weight_names(self) -> list[str]:
-        """Names of the copies, in the order they were added."""
-        return list(self._copies)
-
     def _named(self, name: str) -> list[Tensor]:
         if name == LIVE:
             return self._flats
