@@ -1,6 +1,6 @@
 """The BAGEL module against its own matrix products, interleaved in one run.
 
-python benchmarks/bagel.py [--repeats 7] [--threads 2] [--json benchmarks/bagel.json]
+python benchmarks/bagel.py [--repeats 7] [--threads 2] [--json benchmarks/bagel.json] [--profile]
 
 Shape: hidden 256, MLP 1024, 8 layers, 4 / 2 heads, vocabulary 4096, 256 latent tokens, 16 text tokens,
 fp32. Three ratios, each a median over repeats in which both sides run one after the other:
@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--judge-patches", type=int, default=4, help="patches along each side of a judged image")
+    parser.add_argument("--profile", action="store_true", help="only say where one training pass spends its time")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -135,9 +137,9 @@ def main() -> None:
         model.sample(noise, (SIDE, SIDE), sampling, seen.full, seen.no_text, seen.no_image)
 
     passes = 2 * (POINTS - 1)
-    report["generation"] = compare(
-        generate, Products(shapes(IMAGES * TOKENS, channels) * passes, backward=False), args.repeats
-    )
+    if not args.profile:
+        products = Products(shapes(IMAGES * TOKENS, channels) * passes, backward=False)
+        report["generation"] = compare(generate, products, args.repeats)
 
     text = tuple(range(TEXT - 2))
     samples = [[Text(text), Latents(torch.randn(TOKENS, channels), (SIDE, SIDE))] for _ in range(IMAGES)]
@@ -152,6 +154,12 @@ def main() -> None:
         module.zero_grad()
         module("train", packed, target, time_G)["squared_error_KM"].mean().backward()
 
+    if args.profile:
+        train()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            train()
+        print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
+        return
     report["training"] = compare(train, Products(shapes(IMAGES * TOKENS, channels), backward=True), args.repeats)
 
     pictures = [random_picture(side, side, n) for n in range(IMAGES)]

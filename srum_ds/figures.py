@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.engine import Engine
+from srum_ds.errors import UserError
 from srum_ds.models.base import Judged
 from srum_ds.rewards.diagnostics import group_diversity, reward_std_zero_share, status_counts
 from srum_ds.steps import Batch
@@ -116,3 +118,21 @@ def requests_of(batch: Judged) -> Tensor:
     if scores.status_Q is not None:
         return scores.status_Q
     return torch.cat([scores.global_status_N, scores.local_status_R])
+
+
+class StillLearns:
+    """Ends a run whose gradient is not finite any more; every rank alike, since the norm is the same on all."""
+
+    PATIENCE = 3
+
+    def __init__(self) -> None:
+        self.bad_steps = 0
+
+    def check(self, step: int, grad_norm: float) -> None:
+        """Raises UserError at the ``PATIENCE``-th step in a row without a finite gradient norm."""
+        self.bad_steps = 0 if math.isfinite(grad_norm) else self.bad_steps + 1
+        if self.bad_steps >= self.PATIENCE:
+            raise UserError(
+                f"the gradient was not finite for {self.bad_steps} steps in a row, the last being {step}: nothing is "
+                f"learnt any more. Lower train.lr or use train.precision=fp32; the last checkpoint is untouched."
+            )

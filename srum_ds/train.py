@@ -30,7 +30,7 @@ from srum_ds.engine import Engine, compute_device, read_ds_config, shard_loader,
 from srum_ds.environment import write_environment
 from srum_ds.errors import UserError
 from srum_ds.evaluation.report import show_result
-from srum_ds.figures import Clock, measure
+from srum_ds.figures import Clock, StillLearns, measure
 from srum_ds.files import write_atomic
 from srum_ds.held_out import HeldOut
 from srum_ds.judges import Seat, choose_judge
@@ -59,7 +59,6 @@ STOPPED = 75
 STOPPED_BY_WATCH = 76
 """Exit status of a run that the watch ended; it is finished, and the same command prints its result."""
 
-MAX_BAD_STEPS = 3
 SHOWN_PROMPTS = 8
 
 
@@ -69,14 +68,7 @@ def train(cfg: Config, run_dir: Path) -> int:
     ask = Questions(cfg, run_dir)
     if cfg.train.mode != "offline":
         ask.ready()
-    ds_config = read_ds_config(find_path(cfg.deepspeed.config))
-    start_distributed()
-    materialise = shard_loader(ds_config, cfg.train.precision)
-    model = load_model(find_path(cfg.model.path), cfg.model.kind, device=compute_device(), materialise=materialise)
-    if cfg.model.trains == "lora":
-        model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
-    model.enable_checkpointing(cfg.train.activation_checkpointing)
-    engine = create_engine(cfg, model, ds_config)
+    model, engine = open_model(cfg)
     seat = choose_judge(cfg, model)
     objective = get_objective(cfg.objective.name)
     held = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
@@ -96,7 +88,7 @@ def train(cfg: Config, run_dir: Path) -> int:
     stop = StopSignal()
     source = choose_source(cfg, run_dir, data, engine, model, seat, ask, start, lambda: stop.asked, monitor.message)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
-    bad_steps = 0
+    learns = StillLearns()
 
     for step in range(start, cfg.train.steps):
         clock = Clock()
@@ -132,12 +124,7 @@ def train(cfg: Config, run_dir: Path) -> int:
         monitor.step({key: value for key, value in record.items() if key != "stop"})
         failures.write(step, batches)
         refuse_broken_judge(cfg, record, batches)
-        bad_steps = bad_steps + 1 if grad_norm != grad_norm else 0
-        if bad_steps >= MAX_BAD_STEPS:
-            raise UserError(
-                f"the gradient was not finite for {bad_steps} steps in a row, the last being {step}: nothing is "
-                f"learnt any more. Lower train.lr or use train.precision=fp32; the last checkpoint is untouched."
-            )
+        learns.check(step, grad_norm)
         for alarm in alarms:
             monitor.message(alarm.text)
         last = step + 1 == cfg.train.steps
@@ -166,10 +153,17 @@ def train(cfg: Config, run_dir: Path) -> int:
 # ---- around the step
 
 
-def create_engine(cfg: Config, model: Any, ds_config: dict[str, Any]) -> Engine:
-    """The DeepSpeed engine over the model's module, with what ``model.trains`` names trainable."""
+def open_model(cfg: Config) -> tuple[Any, Engine]:
+    """The model of ``model.path``, under ZeRO-3 loaded straight into shards, and the engine that trains it."""
+    ds_config = read_ds_config(find_path(cfg.deepspeed.config))
+    start_distributed()
+    materialise = shard_loader(ds_config, cfg.train.precision)
+    model = load_model(find_path(cfg.model.path), cfg.model.kind, device=compute_device(), materialise=materialise)
+    if cfg.model.trains == "lora":
+        model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
+    model.enable_checkpointing(cfg.train.activation_checkpointing)
     t = cfg.train
-    return Engine.create(
+    engine = Engine.create(
         model.module,
         set(model.trainable(cfg.model.trains)),
         ds_config,
@@ -184,6 +178,7 @@ def create_engine(cfg: Config, model: Any, ds_config: dict[str, Any]) -> Engine:
         leaf_modules=model.leaf_modules(),
         stored=model.stored(),
     )
+    return model, engine
 
 
 def end_early(

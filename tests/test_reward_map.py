@@ -350,18 +350,6 @@ def test_status_counts_add_up_over_ranks() -> None:
     first = diagnostics.status_counts(torch.tensor([Status.PARSED, Status.FAILED, Status.PARSED]))
     second = diagnostics.status_counts(torch.tensor([Status.CLAMPED]))
     assert (first + second).tolist() == [2, 1, 1]
-    assert diagnostics.failed_share(first + second) == 0.25
-    assert diagnostics.failed_share(diagnostics.status_counts(torch.zeros(0, dtype=torch.int64))) == 0.0
-
-
-def test_moments_add_up_over_ranks() -> None:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(6, 16, 64, generator=generator) * 0.8 + 0.3
-    sums = diagnostics.finite_sums(latents[:2]) + diagnostics.finite_sums(latents[2:])
-    mean, spread = diagnostics.moments(sums)
-    assert mean == pytest.approx(float(latents.mean()), abs=1e-5)
-    assert spread == pytest.approx(float(latents.std(correction=0)), abs=1e-5)
-    assert math.isnan(diagnostics.moments(diagnostics.finite_sums(torch.tensor([math.nan])))[0])
 
 
 def test_diversity_falls_to_zero_when_samples_become_alike() -> None:
@@ -371,8 +359,3 @@ def test_diversity_falls_to_zero_when_samples_become_alike() -> None:
     assert diagnostics.group_diversity(latents, group) == pytest.approx(math.sqrt(2), rel=0.05)
     assert diagnostics.group_diversity(latents[[0, 0, 2, 2]], group) == 0.0
     assert math.isnan(diagnostics.group_diversity(latents[:1], group[:1]))
-
-
-def test_surplus_share() -> None:
-    assert diagnostics.surplus_share(torch.tensor([0, -1, 1, 0])) == 0.25
-    assert diagnostics.surplus_share(torch.zeros(0, dtype=torch.int64)) == 0.0

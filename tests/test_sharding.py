@@ -105,8 +105,10 @@ def test_wrong_weights_are_refused_before_anything_is_sharded(tmp_path: Path) ->
 
 
 def test_no_rank_holds_the_model_while_it_loads(ranks: list[dict[str, Any]]) -> None:
-    for seen in ranks:
+    for rank, seen in enumerate(ranks):
         found = seen["memory"]
+        peaks = {phase: round(found[phase]["peak"] / MB, 1) for phase in ("load", "judge_load", "export")}
+        print(f"rank {rank}, MB above the level before: {peaks}; the model has {found['model'] / MB:.0f}")
         bound = found["model"] / RANKS + found["largest"] + SLACK
         assert bound < 0.7 * found["model"]
         assert found["model"] / RANKS <= found["load"]["stayed"] <= found["load"]["peak"] <= bound

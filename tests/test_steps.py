@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from srum_ds.config import Config, load_config
+from srum_ds.errors import UserError
+from srum_ds.figures import StillLearns
 from srum_ds.models.base import Prompt, Regions, Rollout, Scores
 from srum_ds.objectives import get_objective
 from srum_ds.rollout import Noised
@@ -106,3 +108,11 @@ def test_map_settings_reach_the_weights() -> None:
         assert not torch.allclose(weights_of("nft", given, setting), plain)
     # On boxes that follow the grid, both ways of coming down to tokens agree.
     assert torch.allclose(weights_of("nft", given, "reward.resize=bilinear", "rollout.image_size=[32,32]"), plain)
+
+
+def test_a_run_that_learns_nothing_any_more_ends() -> None:
+    learns = StillLearns()
+    for step, norm in enumerate([0.1, math.nan, math.inf, 0.2, math.nan, math.nan]):
+        learns.check(step, norm)
+    with pytest.raises(UserError, match="3 steps in a row, the last being 6"):
+        learns.check(6, math.nan)

@@ -13,12 +13,6 @@ def status_counts(status_M: Tensor) -> Tensor:
     return torch.bincount(status_M.flatten().long(), minlength=len(Status))
 
 
-def failed_share(counts_3: Tensor) -> float:
-    """Share of failed answers in [0, 1] from ``status_counts``; 0 when nothing was asked."""
-    total = int(counts_3.sum())
-    return float(counts_3[int(Status.FAILED)]) / total if total else 0.0
-
-
 def reward_std_zero_share(global_N: Tensor, group_N: Tensor, tolerance: float = 1e-6) -> float:
     """Share of prompts whose samples all got the same reward, and so teach nothing.
 
@@ -41,26 +35,6 @@ def reward_std_zero_share(global_N: Tensor, group_N: Tensor, tolerance: float = 
     return flat / len(groups) if groups else 0.0
 
 
-def finite_sums(values: Tensor) -> Tensor:
-    """[count, sum, sum of squares] of the finite values, float64 [3], to be summed over ranks."""
-    values = values.detach().double().flatten()
-    values = values[torch.isfinite(values)]
-    return torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
-
-
-def moments(sums_3: Tensor) -> tuple[float, float]:
-    """(mean, population standard deviation) from ``finite_sums``; NaN for no values.
-
-    For the rollouts' latents this is the earliest sign of collapse: on latents of unit scale the standard
-    deviation should stay within a few hundredths of the base model's.
-    """
-    count, total, squares = (float(x) for x in sums_3)
-    if count == 0:
-        return float("nan"), float("nan")
-    mean = total / count
-    return mean, max(squares / count - mean * mean, 0.0) ** 0.5
-
-
 def group_diversity(targets_NTC: Tensor, group_N: Tensor) -> float:
     """How different the samples of one prompt are: root mean square distance of their latents.
 
@@ -75,8 +49,3 @@ def group_diversity(targets_NTC: Tensor, group_N: Tensor) -> float:
             continue
         per_group.append(float(torch.pdist(members).mean()) / members.shape[1] ** 0.5)
     return sum(per_group) / len(per_group) if per_group else float("nan")
-
-
-def surplus_share(phrase_R: Tensor) -> float:
-    """Share in [0, 1] of the regions that no phrase claims; 0 without regions."""
-    return float((phrase_R < 0).double().mean()) if phrase_R.numel() else 0.0
