@@ -231,6 +231,8 @@ class Objective:
     name: Literal["nft", "weighted", "sft", "signed", "group", "awm", "dpo"] = "nft"
     # Strength of the implicit policies of `nft`.
     beta: Positive = 1.0
+    # `nft`: errors count in proportion to their size instead of its square, and more at high noise.
+    adaptive: bool = False
     # `signed`: the error at which repulsion has run out. `group`, `awm`: how far a ratio may move. `dpo`:
     # how much a pair's margin counts.
     bound: Positive = 2.0
@@ -262,6 +264,8 @@ class Train:
     # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
     lr: NotNegative = 5e-4
     warmup_steps: Whole = 5
+    # After the warm-up: the same rate, or half a cosine down to zero at the run's end.
+    schedule: Literal["constant", "cosine"] = "constant"
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0

@@ -165,6 +165,7 @@ def token_losses(
         constraint=cfg.objective.constraint,
         constraint_weight=cfg.objective.constraint_weight,
         partner_B=partner_B,
+        t_B=batch.noised.t_NM.to(device).flatten(),
         mask_BT=mask_NMT.reshape(n * m, t).to(device),
         options={name: getattr(cfg.objective, name) for name in objective.options},
     )

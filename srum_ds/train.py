@@ -175,6 +175,7 @@ def open_model(cfg: Config) -> tuple[Any, Engine]:
         warmup_steps=t.warmup_steps,
         precision=t.precision,
         seed=cfg.run.seed,
+        decay_steps=t.steps if t.schedule == "cosine" else 0,
         leaf_modules=model.leaf_modules(),
         stored=model.stored(),
     )

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from srum_ds.engine import checkpoint_files as checkpoint
-from srum_ds.engine.base import learning_rate
+from srum_ds.engine.base import Settings, learning_rate
 from srum_ds.engine.config import read_ds_config
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.errors import UserError
@@ -157,8 +158,19 @@ def test_bad_gradient_changes_nothing(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_warm_up_then_constant() -> None:
-    assert [learning_rate(3.0, 3, step) for step in range(5)] == [1.0, 2.0, 3.0, 3.0, 3.0]
-    assert learning_rate(3.0, 0, 0) == 3.0
+    constant = Settings(3.0, (0.9, 0.95), 1e-8, 0.0, 1.0, warmup_steps=3)
+    assert [learning_rate(constant, step) for step in range(5)] == [1.0, 2.0, 3.0, 3.0, 3.0]
+    assert learning_rate(replace(constant, warmup_steps=0), 0) == 3.0
+
+
+def test_the_rate_falls_along_half_a_cosine_to_the_end_of_the_run() -> None:
+    falling = Settings(4.0, (0.9, 0.95), 1e-8, 0.0, 1.0, warmup_steps=2, decay_steps=10)
+    rates = [learning_rate(falling, step) for step in range(11)]
+    assert rates[:3] == [2.0, 4.0, 4.0]
+    assert rates[6] == pytest.approx(2.0), "half-way between the warm-up's end and the run's"
+    assert rates[8] == pytest.approx(2 * (1 - math.sqrt(0.5)))
+    assert rates[10] == pytest.approx(0.0)
+    assert all(later <= earlier for earlier, later in zip(rates[1:], rates[2:], strict=False))
 
 
 def test_engine_refuses_wrong_use() -> None:

@@ -60,6 +60,27 @@ def test_nft_by_hand() -> None:
     assert losses("nft", [0.5, -0.5], options={"beta": 0.5}).tolist() == [pytest.approx(expected)]
 
 
+def test_adaptive_nft_by_hand() -> None:
+    # b = 1 as above: mean |v+ - target| = (1 + 2 + 1 + 0) / 4 = 1 and mean |v- - target| = (0 + 2 + 1 + 2) / 4;
+    # at t = 0.5 the squares count t^2 / (t * 1) = 0.5 and 0.25 / 0.625 = 0.4.
+    expected = [0.75 * 2.5 * 0.5 + 0.25 * 2 * 0.4, 0.25 * 0.5 * 0.5 + 0.75 * 2.5 * 0.4]
+    found = losses("nft", [0.5, -0.5], options={"adaptive": True}, t_B=torch.tensor([0.5]))
+    assert found.tolist() == [pytest.approx(expected)]
+    with pytest.raises(ValueError, match="adaptive form of nft needs t_B"):
+        losses("nft", [0.5, -0.5], options={"adaptive": True})
+
+
+def test_a_picture_matched_ten_times_worse_pulls_no_harder_in_the_adaptive_form() -> None:
+    def pull(times: float, adaptive: bool) -> float:
+        old = TARGET + times * (OLD - TARGET)
+        velocity = old.clone().requires_grad_()
+        found = nft(velocity, TARGET, torch.ones(1, 2), old, torch.tensor([0.5]), adaptive=adaptive)
+        return float(torch.autograd.grad(found.sum(), velocity)[0].norm())
+
+    assert pull(10.0, True) == pytest.approx(pull(1.0, True))
+    assert pull(10.0, False) == pytest.approx(10 * pull(1.0, False))
+
+
 def test_group_by_hand() -> None:
     # |e_old|^2 = 0.125 and 0.5, so rho = exp(-2.375) and 1
     rho = math.exp(0.125 - 2.5)

@@ -7,6 +7,7 @@ here works on places alone, so it is the same for one process, ZeRO-1/2 and ZeRO
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -38,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Settings:
-    """The optimizer: AdamW with linear warm-up to a constant rate and clipping to a global norm (0: none)."""
+    """The optimizer: AdamW with its schedule (see ``learning_rate``) and clipping to a global norm (0: none)."""
 
     lr: float
     betas: tuple[float, float]
@@ -46,11 +47,22 @@ class Settings:
     weight_decay: float
     max_grad_norm: float
     warmup_steps: int
+    decay_steps: int = 0
 
 
-def learning_rate(lr: float, warmup_steps: int, step: int) -> float:
-    """Rate of optimizer step ``step`` (0-based): linear over the first ``warmup_steps``, then constant."""
-    return lr * min(1.0, (step + 1) / max(1, warmup_steps))
+def learning_rate(settings: Settings, step: int) -> float:
+    """Rate of optimizer step ``step`` (0-based).
+
+    Linear over the first ``warmup_steps``, then constant; or, with ``decay_steps`` (the length of the whole
+    run), half a cosine from there down to zero, which step ``decay_steps`` would have. Source of the cosine:
+    SGDR, arXiv 1608.03983.
+    """
+    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    if settings.decay_steps == 0:
+        return settings.lr * warm
+    whole = max(1, settings.decay_steps - settings.warmup_steps)
+    done = min(1.0, max(0, step - settings.warmup_steps) / whole)
+    return settings.lr * warm * (1 + math.cos(math.pi * done)) / 2
 
 
 def split_trainable(module: torch.nn.Module, trainable_names: set[str]) -> dict[str, torch.nn.Parameter]:
@@ -199,7 +211,7 @@ class EngineBase(ABC):
     # ---- the schedule ------------------------------------------------------------------------------
 
     def _set_learning_rate(self) -> float:
-        rate = learning_rate(self.settings.lr, self.settings.warmup_steps, self.steps)
+        rate = learning_rate(self.settings, self.steps)
         for group in self._adam.param_groups:
             group["lr"] = rate
         return rate

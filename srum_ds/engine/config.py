@@ -14,7 +14,7 @@ from srum_ds.errors import UserError
 # Keys of a DeepSpeed config that the recipe says, and where.
 OURS = {
     "optimizer": "train.lr, train.betas, train.eps and train.weight_decay",
-    "scheduler": "train.warmup_steps",
+    "scheduler": "train.warmup_steps and train.schedule",
     "bf16": "train.precision",
     "bfloat16": "train.precision",
     "fp16": "train.precision",

@@ -31,6 +31,7 @@ class PlainEngine(CheckpointedEngine):
         warmup_steps: int,
         precision: str,
         seed: int,
+        decay_steps: int = 0,
         leaf_modules: Sequence[type[torch.nn.Module]] = (),
         device: torch.device | str | None = None,
     ) -> PlainEngine:
@@ -41,7 +42,7 @@ class PlainEngine(CheckpointedEngine):
         default = "cuda" if torch.cuda.is_available() else "cpu"
         engine.device = torch.device(device or default)
         engine.compute_dtype = DTYPES[precision]
-        engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps)
+        engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps, decay_steps)
         engine.module = module.to(engine.device)
         engine._copies = {}
         engine._micro_batches = 0

@@ -50,6 +50,7 @@ class Engine(CheckpointedEngine):
         warmup_steps: int,
         precision: str,
         seed: int,
+        decay_steps: int = 0,
         leaf_modules: Sequence[type[torch.nn.Module]] = (),
         timeout_minutes: float = 30.0,
         stored: Iterable[tuple[str, Tensor]] = (),
@@ -68,7 +69,7 @@ class Engine(CheckpointedEngine):
         engine.rank = dist.get_rank()
         engine.world_size = dist.get_world_size()
         engine.compute_dtype = DTYPES[precision]
-        engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps)
+        engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps, decay_steps)
         engine.module = module
         engine._copies = {}
         engine._stage = ds_config.get("zero_optimization", {}).get("stage", 0)

@@ -60,8 +60,10 @@ def nft(
     target_BTC: Tensor,
     weights_BT: Tensor,
     old_velocity_BTC: Tensor,
+    t_B: Tensor | None = None,
     *,
     beta: float = 1.0,
+    adaptive: bool = False,
 ) -> Tensor:
     """Implicit positive and negative policies, token by token.
 
@@ -71,11 +73,17 @@ def nft(
     At v = v_old its gradient is w times that of |e|^2, so that weight 0 does not move the model. Away
     from v_old it is drawn back by b |v - v_old|^2 at any weight: it is bounded from below.
 
-    Source: DiffusionNFT, arXiv 2509.16117, with r for each token instead of each picture.
+    With ``adaptive`` both squares are errors of the predicted picture, t e, each divided by its own mean
+    absolute size over the picture: t^2 |e|^2 / mean(t |e|). A picture that is matched badly then pulls in
+    proportion to its error instead of the error's square, and high noise counts for more than low.
+
+    Source: DiffusionNFT, arXiv 2509.16117 (the adaptive form: its section on adaptive loss weighting), with r
+    for each token instead of each picture.
 
     Args:
         weights_BT: in [-1, 1].
         old_velocity_BTC: velocity of the policy that drew the samples, at the same x_t and t.
+        t_B: in [0, 1], the noise level of each row; needed by ``adaptive``.
         beta: b > 0.
     """
     velocity_BTC = velocity_BTC.float()
@@ -83,9 +91,20 @@ def nft(
     probability_BT = (weights_BT.detach().float() + 1) / 2
     positive_BTC = (1 - beta) * old_velocity_BTC + beta * velocity_BTC
     negative_BTC = (1 + beta) * old_velocity_BTC - beta * velocity_BTC
-    attract_BT = probability_BT * square_error(positive_BTC, target_BTC)
-    repel_BT = (1 - probability_BT) * square_error(negative_BTC, target_BTC)
-    return (attract_BT + repel_BT) / beta
+    attract_BT = square_error(positive_BTC, target_BTC)
+    repel_BT = square_error(negative_BTC, target_BTC)
+    if adaptive:
+        if t_B is None:
+            raise ValueError("the adaptive form of nft needs t_B")
+        attract_BT = attract_BT * _relative(positive_BTC, target_BTC, t_B)
+        repel_BT = repel_BT * _relative(negative_BTC, target_BTC, t_B)
+    return (probability_BT * attract_BT + (1 - probability_BT) * repel_BT) / beta
+
+
+def _relative(velocity_BTC: Tensor, target_BTC: Tensor, t_B: Tensor) -> Tensor:
+    """t^2 / mean(t |v - target|) of each row, a constant: [B, 1]."""
+    size_B = (velocity_BTC - target_BTC).detach().float().abs().mean(dim=(1, 2))
+    return (t_B.float() ** 2 / (t_B.float() * size_B).clamp(min=1e-5))[:, None]
 
 
 def group(

@@ -24,8 +24,8 @@ class Objective:
 
     ``weights``: "signed" in [-1, 1], "group" (the same, each token against its group's), "positive" >= 0,
     "pair" (1, -1 or 0 on a whole picture), or "none". ``needs_base``: takes the reference model's velocity
-    itself, beside any constraint. ``options``: names of its settings. ``constraint`` and
-    ``constraint_weight`` are its defaults in ``compute_losses``.
+    itself, beside any constraint. ``needs_t``: takes the noise levels, where they are given. ``options``: names
+    of its settings. ``constraint`` and ``constraint_weight`` are its defaults in ``compute_losses``.
     """
 
     fn: Callable[..., Tensor]
@@ -33,6 +33,7 @@ class Objective:
     source: str
     needs_old: bool = False
     needs_base: bool = False
+    needs_t: bool = False
     options: tuple[str, ...] = ()
     constraint: Constraint = "none"
     constraint_weight: float = 0.0
@@ -71,7 +72,8 @@ OBJECTIVES: dict[str, Objective] = {
         weights="signed",
         source="DiffusionNFT, arXiv 2509.16117",
         needs_old=True,
-        options=("beta",),
+        needs_t=True,
+        options=("beta", "adaptive"),
     ),
     "awm": Objective(
         fn=awm,
@@ -116,6 +118,7 @@ def compute_losses(
     constraint_weight: float | None = None,
     constraint_target_BTC: Tensor | None = None,
     partner_B: Tensor | None = None,
+    t_B: Tensor | None = None,
     mask_BT: Tensor | None = None,
     options: Mapping[str, float] | None = None,
 ) -> Tensor:
@@ -136,8 +139,9 @@ def compute_losses(
         constraint_weight: >= 0; None: the objective's own.
         constraint_target_BTC: anchor of ``target``; None: ``target_BTC``.
         partner_B: needed by weights of the kind "pair", see ``dpo``.
+        t_B: in [0, 1], the noise level of each row; needed by ``nft`` with ``adaptive``.
         mask_BT: bool, tokens that count. The others have loss 0 and no gradient, even with NaN weights.
-        options: settings of the objective by name (``beta``, ``bound``, ``clip``, ``dpo_beta``).
+        options: settings of the objective by name (``beta``, ``adaptive``, ``bound``, ``clip``, ``dpo_beta``).
 
     Returns:
         [B, T] float32.
@@ -164,6 +168,8 @@ def compute_losses(
         arguments["reference_velocity_BTC"] = base
     if objective.weights == "pair":
         arguments["partner_B"] = _needed(partner_B, f"objective {name!r}", "partner_B")
+    if objective.needs_t and t_B is not None:
+        arguments["t_B"] = t_B
     losses_BT = objective.fn(velocity_BTC, target_BTC, **arguments, **options)
     chosen = objective.constraint if constraint is None else constraint
     strength = objective.constraint_weight if constraint_weight is None else constraint_weight
