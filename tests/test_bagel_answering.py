@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.model import Inputs
 from srum_ds.models.base import Prompt, Sampling
 from tests.tiny_models import random_picture, write_tiny_bagel
 
@@ -56,6 +58,51 @@ def test_questions_can_share_pictures(model: BagelAdapter) -> None:
     )
     with pytest.raises(ValueError, match="image_index"):
         model.answer(PICTURES[:2], QUESTIONS, 4)
+
+
+def test_what_all_questions_begin_with_is_read_once_a_picture(
+    model: BagelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["is this a red cat?", "is this a dog?", "is this a blue cat?", "is this a dog?"]
+    index = [0, 0, 1, 1]
+    expected = [
+        model.answer_logprobs([PICTURES[i]], [q], ["yes", "no"])[0] for i, q in zip(index, questions, strict=True)
+    ]
+    rows: list[int] = []
+    embed = model.module.embed
+
+    def counted(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        und, gen = embed(inputs)
+        rows.append(len(und))
+        return und, gen
+
+    monkeypatch.setattr(model.module, "embed", counted)
+    found = model.answer_logprobs(PICTURES[:2], questions, ["yes", "no"], index)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+    # [bos] and what they begin with go behind each picture; the rest, [eos] and the answer's [bos] to each question.
+    ids = [[model.module.special.bos, *model.tokenizer.encode(q), model.module.special.eos] for q in questions]
+    shared = len(os.path.commonprefix(ids))
+    assert shared > 2
+    patches = sum(len(model.patches(picture)[0]) + 2 for picture in PICTURES[:2])
+    assert rows == [patches + 2 * shared, sum(len(of_question) + 1 - shared for of_question in ids)]
+
+
+def test_equal_questions_leave_the_answers_first_token_to_each(model: BagelAdapter) -> None:
+    twice = model.answer_logprobs(PICTURES[:1], ["a", "a"], ["yes", "no"], [0, 0])
+    once = model.answer_logprobs(PICTURES[:1], ["a"], ["yes", "no"])
+    torch.testing.assert_close(twice, once.expand(2, 2), atol=1e-5, rtol=0)
+
+
+def test_a_read_keeps_the_same_context_however_little_of_its_last_block_is_computed(model: BagelAdapter) -> None:
+    """Keys and values of a read against a pass that computes every row to the end."""
+    ids = [model.tokenizer.segment(q) for q in QUESTIONS]
+    hidden, whole = model.module.text_hidden(ids)
+    kept = model.module.read_text(ids)
+    assert all(torch.equal(a, b) for a, b in zip(whole.keys_L, kept.keys_L, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.values_L, kept.values_L, strict=True))
+    rows = torch.tensor([0, len(ids[0]) + 1])
+    some, _ = model.module.text_hidden(ids, None, rows)
+    torch.testing.assert_close(some, hidden[rows], atol=1e-6, rtol=0)
 
 
 def test_probabilities_are_those_of_the_first_token(model: BagelAdapter) -> None:

@@ -14,6 +14,14 @@ from srum_ds.models.bagel.reading import BagelReader
 from srum_ds.models.bagel.transformer import Cache
 
 
+def common_prefix(ids_Q: Sequence[Tensor]) -> list[int]:
+    """What all of these begin with, but for the last id of each."""
+    shortest = min(len(ids) for ids in ids_Q) - 1
+    begins_QP = torch.stack([ids[:shortest] for ids in ids_Q])
+    same_P = (begins_QP == begins_QP[0]).all(dim=0)
+    return begins_QP[0, : int(same_P.long().cumprod(0).sum())].tolist()
+
+
 class BagelAnswerer(BagelReader):
     """Looks."""
 
@@ -22,22 +30,24 @@ class BagelAnswerer(BagelReader):
     ) -> tuple[Tensor, Cache]:
         """Logits [Q, V] of the answers' first tokens, and the cache up to there.
 
-        A question is [bos] ids [eos], the answer starts with [bos]; every picture is read once.
+        A question is [bos] ids [eos], the answer starts with [bos]; every picture is read once, and so is, after
+        each picture, what all questions begin with, where there are more questions than pictures.
         """
         if image_index is None:
             if len(images) != len(questions):
                 raise ValueError(f"{len(questions)} questions about {len(images)} images need image_index")
             image_index = range(len(questions))
         index = torch.tensor(list(image_index), device=self.module.device)
-        context = self.read_images(images).take(index)
         bos = torch.tensor([self.module.special.bos], device=self.module.device)
         ids = [torch.cat([self.text_ids(question, "the question"), bos]) for question in questions]
-        return self._last_logits(ids, context)
+        prefix = common_prefix(ids) if len(ids) > len(images) else []
+        context = self.read_images(images, then=prefix).take(index)
+        return self._last_logits([of_question[len(prefix) :] for of_question in ids], context)
 
     def _last_logits(self, ids_B: Sequence[Tensor], context: Cache) -> tuple[Tensor, Cache]:
-        hidden, cache = self.module.text_hidden(ids_B, context)
-        last = torch.tensor([len(i) for i in ids_B]).cumsum(0) - 1
-        return self.module.logits(hidden.index_select(0, last.to(hidden.device))), cache
+        last_B = torch.tensor([len(ids) for ids in ids_B], device=self.module.device).cumsum(0) - 1
+        hidden, cache = self.module.text_hidden(ids_B, context, last_B)
+        return self.module.logits(hidden), cache
 
     @torch.no_grad()
     def answer_logprobs(

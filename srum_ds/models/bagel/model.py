@@ -100,10 +100,15 @@ class Bagel(nn.Module):
         gen = gen + self.latent_pos_embed(inputs.latent_place_G).to(gen.dtype)
         return und, gen.to(und.dtype)
 
-    def run(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> tuple[Tensor, Tensor, Cache]:
-        """Normed hidden states of understanding and generation rows, and the cache with them."""
+    def run(
+        self, inputs: Inputs, layout: Layout, past: Cache | None = None, rows_L: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Cache]:
+        """Normed hidden states of understanding and generation rows, and the cache with them.
+
+        rows_L: the understanding rows that are wanted; see ``MoTModel``.
+        """
         und, gen = self.embed(inputs)
-        return self.language_model.model(und, gen, layout, past)
+        return self.language_model.model(und, gen, layout, past, True, rows_L)
 
     def run_last(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> tuple[Tensor, Tensor]:
         """Like ``run`` where nothing follows: no cache is kept."""
@@ -113,7 +118,10 @@ class Bagel(nn.Module):
 
     def read(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> Cache:
         """Appends segments to a cache."""
-        return self.run(inputs, layout, past)[2]
+        return self.run(inputs, layout, past, self._no_rows())[2]
+
+    def _no_rows(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=self.device)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Vocabulary logits [N, V] in float32 from normed hidden states."""
@@ -121,16 +129,21 @@ class Bagel(nn.Module):
 
     def read_text(self, ids_B: Sequence[Tensor], past: Cache | None = None) -> Cache:
         """Appends one text segment a sample; ids carry bos and eos. An empty tensor appends nothing."""
-        return self.text_hidden(ids_B, past)[1]
+        return self.text_hidden(ids_B, past, self._no_rows())[1]
 
-    def text_hidden(self, ids_B: Sequence[Tensor], past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Like ``read_text``, with the normed hidden states [sum of lengths, D] of the new ids."""
+    def text_hidden(
+        self, ids_B: Sequence[Tensor], past: Cache | None = None, rows_L: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Like ``read_text``, with the normed hidden states [sum of lengths, D] of the new ids.
+
+        rows_L (int64): of these ids alone, counted over all samples one after the other.
+        """
         if all(len(ids) == 0 for ids in ids_B):
             cache = past or empty_cache(self.config.llm, len(ids_B), self.dtype, self.device)
             return torch.zeros(0, self.config.llm.hidden_size, dtype=self.dtype, device=self.device), cache
         layout = self._continue([[Segment("text", len(ids))] if len(ids) else [] for ids in ids_B], past)
         text_N = torch.cat([ids for ids in ids_B if len(ids)]).to(self.device)
-        hidden, _, cache = self.run(Inputs(text_N), layout, past)
+        hidden, _, cache = self.run(Inputs(text_N), layout, past, rows_L)
         return hidden, cache
 
     def read_padded(self, ids_BL: Tensor, length_B: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:

@@ -117,16 +117,16 @@ class BagelReader:
         )
         return features, self.module.connector(features)
 
-    def _wrap(self, count: int) -> Tensor:
+    def _wrap(self, count: int, then: Sequence[int] = ()) -> Tensor:
         special = self.module.special
-        return torch.tensor([special.image_start, special.image_end], device=self.module.device).repeat(count)
+        return torch.tensor([special.image_start, special.image_end, *then], device=self.module.device).repeat(count)
 
-    def _vision_inputs(self, patches: Sequence[Patches]) -> Inputs:
+    def _vision_inputs(self, patches: Sequence[Patches], then: Sequence[int] = ()) -> Inputs:
         device = self.module.device
         side = self.config.vit_max_num_patch_per_side
         places = [grid_ids(*grid, side, self.config.interpolate_pos) for _, grid in patches]
         return Inputs(
-            text_N=self._wrap(len(patches)),
+            text_N=self._wrap(len(patches), then),
             patches_VD=torch.cat([numbers for numbers, _ in patches]).to(device),
             patch_place_V=torch.cat(places).to(device),
             patch_counts=tuple(len(numbers) for numbers, _ in patches),
@@ -144,12 +144,16 @@ class BagelReader:
         return self.module.read_text([self.tokenizer.wrap(list(ids)) for ids in ids_B], past)
 
     @torch.no_grad()
-    def read_images(self, images: Sequence[Tensor], past: Cache | None = None) -> Cache:
-        """Appends one picture [3, H, W] in [0, 1] a sample to a cache, as the vision tower sees it."""
+    def read_images(self, images: Sequence[Tensor], past: Cache | None = None, then: Sequence[int] = ()) -> Cache:
+        """Appends one picture [3, H, W] in [0, 1] a sample to a cache, as the vision tower sees it.
+
+        then: ids of a text, or of its beginning, that follows every picture.
+        """
         patches = [self.patches(image) for image in images]
         past = past or self.empty(len(patches))
-        layout = self.module._continue([[Segment("vision", len(numbers))] for numbers, _ in patches], past)
-        return self.module.read(self._vision_inputs(patches), layout, past)
+        text = [Segment("text", len(then))] if len(then) else []
+        layout = self.module._continue([[Segment("vision", len(numbers)), *text] for numbers, _ in patches], past)
+        return self.module.read(self._vision_inputs(patches, then), layout, past)
 
     @torch.no_grad()
     def read_latents(

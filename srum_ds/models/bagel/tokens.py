@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -31,6 +32,8 @@ class BagelTokenizer:
         missing = [name for name in wanted if name not in known]
         if missing:
             raise UserError(f"the tokenizer in {folder} lacks {', '.join(missing)}: copy BAGEL's own there.")
+        # The same questions come again for thousands of pictures.
+        self._ids = lru_cache(maxsize=65536)(self._encode)
         self.special = SpecialTokens(*(known[name] for name in wanted))
         largest = max(known.values())
         if largest >= vocab_size:
@@ -42,7 +45,10 @@ class BagelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone."""
-        return self._inner.encode(text, add_special_tokens=False)
+        return list(self._ids(text))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._inner.encode(text, add_special_tokens=False))
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens are left out."""

@@ -129,9 +129,17 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(
-        self, und_UD: Tensor, gen_GD: Tensor, step: Pass, past: tuple[Tensor, Tensor] | None
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        step: Pass,
+        past: tuple[Tensor, Tensor] | None,
+        rows_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Attention output of both groups, and keys and values [B, KV, P + S, head], past included."""
+        """Attention output of both groups, and keys and values [B, KV, P + S, head], past included.
+
+        rows_L: see ``MoTModel``.
+        """
         plan = step.plan
         parts = zip(self._project(und_UD, ""), self._project(gen_GD, "_moe_gen"), strict=True)
         q_PHD, k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
@@ -144,9 +152,15 @@ class Attention(nn.Module):
         q = q_PHD.view(*plan.grid, self.heads, self.head).transpose(1, 2)
         out = attend(q, keys, values, plan).transpose(1, 2)
         und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
+        und, gen = _only(rows_L, und, gen)
         und = self.get_submodule("o_proj")(und)
         gen = self.get_submodule("o_proj_moe_gen")(gen)
         return und, gen, keys, values
+
+
+def _only(rows_L: Tensor | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, Tensor]:
+    """The understanding rows ``rows_L`` and no generation rows; all of both where it is None."""
+    return (und_UD, gen_GD) if rows_L is None else (und_UD.index_select(0, rows_L), gen_GD[:0])
 
 
 class SwiGLU(Qwen2MLP):
@@ -185,11 +199,16 @@ class MoTLayer(nn.Module):
         step: Pass,
         past: tuple[Tensor, Tensor] | None = None,
         keep: bool = True,
+        rows_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Hidden states of both groups after the block, and its keys and values, past included, to ``keep``."""
+        """Hidden states of both groups after the block, and its keys and values, past included, to ``keep``.
+
+        rows_L: see ``MoTModel``; keys and values are those of all rows.
+        """
         und, gen, keys, values = self.self_attn(
-            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past
+            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past, rows_L
         )
+        und_UD, gen_GD = _only(rows_L, und_UD, gen_GD)
         und_UD = und_UD + und
         gen_GD = gen_GD + gen
         und_UD = und_UD + self.mlp(self.post_attention_layernorm(und_UD))
@@ -213,12 +232,22 @@ class MoTModel(nn.Module):
         self.kernel: Kernel = "auto"
 
     def forward(
-        self, und_UD: Tensor, gen_GD: Tensor, layout: Layout, past: Cache | None = None, keep: bool = True
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        layout: Layout,
+        past: Cache | None = None,
+        keep: bool = True,
+        rows_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Cache | None]:
         """Runs new tokens after ``past``.
 
-        und_UD, gen_GD: embeddings in the layout's flat order. Returns the normed hidden states of
-        both groups and the cache of past and new tokens together, or None where it is not to be kept.
+        und_UD, gen_GD: embeddings in the layout's flat order. rows_L (int64): the understanding rows whose
+        hidden states are wanted, and none of the generation rows; the last block then computes keys and
+        values for all, and the rest for these alone. None: all of both.
+
+        Returns the normed hidden states of both groups and the cache of past and new tokens together, or
+        None where it is not to be kept.
         """
         config = self.config
         cached = keep or past is not None
@@ -230,10 +259,11 @@ class MoTModel(nn.Module):
         values: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             before = None if past is None else (past.keys_L[index], past.values_L[index])
+            rows = rows_L if index == len(self.layers) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
-                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, use_reentrant=False)
+                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, rows, use_reentrant=False)
             else:
-                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep)
+                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep, rows)
             if keep:
                 keys.append(k)
                 values.append(v)

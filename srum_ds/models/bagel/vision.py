@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -101,11 +102,12 @@ def patchify_image(image_CHW: Tensor, patch: int) -> Tensor:
     return x.permute(1, 3, 2, 4, 0).reshape((h // patch) * (w // patch), patch * patch * c)
 
 
+@lru_cache(maxsize=1024)
 def grid_ids(height: int, width: int, side: int, interpolate: bool = False) -> Tensor:
     """Indices [height * width] of a grid into a square table with ``side`` rows and columns.
 
     ``interpolate`` spreads the grid over the whole table (the checkpoint's ``interpolate_pos``);
-    otherwise row * side + column.
+    otherwise row * side + column. The same tensor is given to all who ask: it is not to be written to.
     """
     if interpolate:
         edges = torch.arange(1 / side, 1.0, 1 / side)
