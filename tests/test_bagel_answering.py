@@ -13,6 +13,7 @@ from torch import Tensor
 from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.model import Inputs
+from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.models.base import Prompt, Sampling
 from tests.tiny_models import random_picture, write_tiny_bagel
 
@@ -103,6 +104,15 @@ def test_a_read_keeps_the_same_context_however_little_of_its_last_block_is_compu
     rows = torch.tensor([0, len(ids[0]) + 1])
     some, _ = model.module.text_hidden(ids, None, rows)
     torch.testing.assert_close(some, hidden[rows], atol=1e-6, rtol=0)
+
+
+def test_place_tables_that_are_shared_fit_every_caller() -> None:
+    """The first caller of a grid decides nothing for the others: numbers on the CPU, usable under a gradient."""
+    with torch.inference_mode(), torch.device("meta"):
+        shared = grid_ids(3, 5, 11)
+    table = torch.nn.Embedding(121, 2)
+    table(shared).sum().backward()
+    assert grid_ids(3, 5, 11) is shared and shared.tolist() == [r * 11 + c for r in range(3) for c in range(5)]
 
 
 def test_probabilities_are_those_of_the_first_token(model: BagelAdapter) -> None:

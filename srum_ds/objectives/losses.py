@@ -77,7 +77,7 @@ def nft(
     absolute size over the picture: t^2 |e|^2 / mean(t |e|). A picture that is matched badly then pulls in
     proportion to its error instead of the error's square, and high noise counts for more than low.
 
-    Source: DiffusionNFT, arXiv 2509.16117 (the adaptive form: its section on adaptive loss weighting), with r
+    Source: DiffusionNFT, arXiv 2509.16117 (the adaptive form: its code divides so), with r
     for each token instead of each picture.
 
     Args:

@@ -103,17 +103,19 @@ def patchify_image(image_CHW: Tensor, patch: int) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)
 def grid_ids(height: int, width: int, side: int, interpolate: bool = False) -> Tensor:
     """Indices [height * width] of a grid into a square table with ``side`` rows and columns.
 
     ``interpolate`` spreads the grid over the whole table (the checkpoint's ``interpolate_pos``);
-    otherwise row * side + column. The same tensor is given to all who ask: it is not to be written to.
+    otherwise row * side + column. On the CPU, whatever the caller's default; the same tensor is given to all who
+    ask, and is not to be written to.
     """
     if interpolate:
-        edges = torch.arange(1 / side, 1.0, 1 / side)
-        rows = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / height), edges, right=True)
-        columns = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / width), edges, right=True)
+        edges = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
+        rows = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / height, device="cpu"), edges, right=True)
+        columns = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / width, device="cpu"), edges, right=True)
     else:
-        rows = torch.arange(height)
-        columns = torch.arange(width)
+        rows = torch.arange(height, device="cpu")
+        columns = torch.arange(width, device="cpu")
     return (rows[:, None] * side + columns[None, :]).reshape(-1)
