@@ -80,17 +80,55 @@ def test_what_all_questions_begin_with_is_read_once_a_picture(
     monkeypatch.setattr(model.module, "embed", counted)
     found = model.answer_logprobs(PICTURES[:2], questions, ["yes", "no"], index)
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
-    # [bos] and what they begin with go behind each picture; the rest, [eos] and the answer's [bos] to each question.
-    ids = [[model.module.special.bos, *model.tokenizer.encode(q), model.module.special.eos] for q in questions]
-    shared = len(os.path.commonprefix(ids))
-    assert shared > 2
+    # One pass: behind each picture what its questions begin with, then the rest, [eos] and the answer's [bos] of each.
+    special = model.module.special
+    ids = [[special.bos, *model.tokenizer.encode(q), special.eos, special.bos] for q in questions]
+    shared = [len(os.path.commonprefix(ids[start : start + 2])) for start in (0, 2)]
+    assert min(shared) > 2
     patches = sum(len(model.patches(picture)[0]) + 2 for picture in PICTURES[:2])
-    assert rows == [patches + 2 * shared, sum(len(of_question) + 1 - shared for of_question in ids)]
+    assert rows == [patches + sum(len(of_question) for of_question in ids) - sum(shared)]
 
 
-def test_equal_questions_leave_the_answers_first_token_to_each(model: BagelAdapter) -> None:
+def test_the_last_block_runs_its_mlp_for_the_answers_rows_alone(model: BagelAdapter) -> None:
+    rows: list[int] = []
+    layers = model.module.language_model.model.layers
+    hooks = [
+        layer.get_submodule("mlp").register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+        for layer in layers
+    ]
+    model.answer_logprobs(PICTURES[:1], ["is this a red cat?", "is this a dog?"], ["yes", "no"], [0, 0])
+    for hook in hooks:
+        hook.remove()
+    assert rows[-1] == 2 and min(rows[:-1]) > 16
+
+
+def test_many_texts_about_a_picture_share_what_they_begin_with(model: BagelAdapter) -> None:
+    """Equal texts, texts that begin others, and questions before them, against each text alone."""
+    texts = ["a red cat", "a red", "a red cat", "dog", "a red"]
+    index = [0, 0, 0, 1, 1]
+    for questions in (None, ["what is it?", "what is it?", "what?", "a", "what?"]):
+        found = model.text_logprob(PICTURES, texts, questions, index)
+        alone = [
+            model.text_logprob([PICTURES[i]], [text], None if questions is None else [questions[n]])[0]
+            for n, (i, text) in enumerate(zip(index, texts, strict=True))
+        ]
+        torch.testing.assert_close(found, torch.stack(alone), atol=1e-5, rtol=0)
+
+
+def test_equal_questions_are_asked_once_and_answered_to_each(
+    model: BagelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[int] = []
+    embed = model.module.embed
+
+    def counted(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        texts.append(len(inputs.text_N))
+        return embed(inputs)
+
+    monkeypatch.setattr(model.module, "embed", counted)
     twice = model.answer_logprobs(PICTURES[:1], ["a", "a"], ["yes", "no"], [0, 0])
     once = model.answer_logprobs(PICTURES[:1], ["a"], ["yes", "no"])
+    assert texts[0] == texts[1]
     torch.testing.assert_close(twice, once.expand(2, 2), atol=1e-5, rtol=0)
 
 

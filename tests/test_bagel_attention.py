@@ -81,11 +81,22 @@ def test_attention_is_what_its_definition_says(
     torch.testing.assert_close(planned(q, k, v, layout, kernel), naive(q, k, v, layout), atol=1e-5, rtol=0)
 
 
+def test_a_branch_goes_on_from_what_is_shared_as_if_there_were_no_other() -> None:
+    shared = (Segment("vision", 1), Segment("text", 2))
+    layout = build_layout([[*shared, Segment("branch", 2), Segment("branch", 3)], shared])
+    in_order = torch.zeros(20, dtype=torch.int64).index_copy(0, layout.slot_N, layout.position_N)
+    assert in_order[:10].tolist() == [0, 0, 0, 1, 2, 3, 4, 3, 4, 5]
+    allowed = layout.allowed_BQK[0].int().tolist()
+    assert allowed[6] == [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert allowed[8] == [1, 1, 1, 1, 1, 0, 0, 1, 1, 0]
+    assert not any(row[5] for row in allowed[:5]) and layout.next_position_B.tolist() == [3, 3]
+
+
 def test_kernels_agree_on_random_layouts() -> None:
     rng = random.Random(0)
     for _ in range(10):
         samples = [
-            [Segment(rng.choice(("text", "vision", "clean", "noised")), rng.randint(1, 40)) for _ in range(n)]
+            [Segment(rng.choice(("text", "branch", "vision", "clean", "noised")), rng.randint(1, 40)) for _ in range(n)]
             for n in (rng.randint(1, 5) for _ in range(rng.randint(1, 6)))
         ]
         layout = build_layout(samples)

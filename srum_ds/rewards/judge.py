@@ -138,9 +138,10 @@ def judge_rollout(
     _check_settings(global_template, local_template, readout, regional, batch, surplus_penalty)
     prompts = _prompt_of_each(rollout)
     names = [(p.name, s) for p, s in zip(prompts, rollout.sample_N.tolist(), strict=True)]
+    questions = [render(global_template, readout, prompt=prompt.text) for prompt in rollout.prompts]
     asked = [
-        [Request(0, render(global_template, readout, prompt=prompt.text), prompt.text, (*name, "whole"))]
-        for prompt, name in zip(prompts, names, strict=True)
+        [Request(0, questions[group], rollout.prompts[group].text, (*name, "whole"))]
+        for group, name in zip(rollout.group_N.tolist(), names, strict=True)
     ]
     whole = ask_all(judge, list(rollout.images_NCHW), asked, readout, batch, agree)
     failures = _failures(whole, [a[0] for a in asked], range(len(prompts)), [-1] * len(prompts), global_template)
@@ -241,15 +242,19 @@ def _judge_crops(
                 f"'phrases' to its record in the prompt shard, or propose no regions (kind 'none')"
             )
     first_of = {owner: owners.index(owner) for owner in set(owners)}
+    groups = rollout.group_N.tolist()
+    # A prompt's crops are asked the same questions: each is rendered once.
+    asked_of = {
+        group: [
+            (render(template, readout, prompt=rollout.prompts[group].text, phrase=phrase), phrase)
+            for phrase in rollout.prompts[group].phrases
+        ]
+        for group in dict.fromkeys(groups[owner] for owner in owners)
+    }
     asked = [
         [
-            Request(
-                0,
-                render(template, readout, prompt=prompts[owner].text, phrase=phrase),
-                phrase,
-                (*names[owner], region - first_of[owner], number),
-            )
-            for number, phrase in enumerate(prompts[owner].phrases)
+            Request(0, question, phrase, (*names[owner], region - first_of[owner], number))
+            for number, (question, phrase) in enumerate(asked_of[groups[owner]])
         ]
         for region, owner in enumerate(owners)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 import torch
@@ -10,16 +11,10 @@ from torch import Tensor
 
 from srum_ds import seeds as randomness
 from srum_ds.errors import UserError
+from srum_ds.models.bagel.branches import Ids, branch
+from srum_ds.models.bagel.layout import build_layout
 from srum_ds.models.bagel.reading import BagelReader
 from srum_ds.models.bagel.transformer import Cache
-
-
-def common_prefix(ids_Q: Sequence[Tensor]) -> list[int]:
-    """What all of these begin with, but for the last id of each."""
-    shortest = min(len(ids) for ids in ids_Q) - 1
-    begins_QP = torch.stack([ids[:shortest] for ids in ids_Q])
-    same_P = (begins_QP == begins_QP[0]).all(dim=0)
-    return begins_QP[0, : int(same_P.long().cumprod(0).sum())].tolist()
 
 
 class BagelAnswerer(BagelReader):
@@ -30,24 +25,38 @@ class BagelAnswerer(BagelReader):
     ) -> tuple[Tensor, Cache]:
         """Logits [Q, V] of the answers' first tokens, and the cache up to there.
 
-        A question is [bos] ids [eos], the answer starts with [bos]; every picture is read once, and so is, after
-        each picture, what all questions begin with, where there are more questions than pictures.
+        Every picture is read once.
         """
-        if image_index is None:
-            if len(images) != len(questions):
-                raise ValueError(f"{len(questions)} questions about {len(images)} images need image_index")
-            image_index = range(len(questions))
-        index = torch.tensor(list(image_index), device=self.module.device)
-        bos = torch.tensor([self.module.special.bos], device=self.module.device)
-        ids = [torch.cat([self.text_ids(question, "the question"), bos]) for question in questions]
-        prefix = common_prefix(ids) if len(ids) > len(images) else []
-        context = self.read_images(images, then=prefix).take(index)
-        return self._last_logits([of_question[len(prefix) :] for of_question in ids], context)
+        index = torch.tensor(_picture_of(images, questions, image_index, "questions"), device=self.module.device)
+        context = self.read_images(images).take(index)
+        return self._last_logits([torch.tensor(ids) for ids in self._openings(questions)], context)
+
+    def _openings(self, questions: Sequence[str]) -> list[Ids]:
+        """[bos] ids [eos] [bos] of each question, the last of which opens its answer."""
+        bos = self.module.special.bos
+        of_text = {text: (*self.text_ids(text, "the question").tolist(), bos) for text in dict.fromkeys(questions)}
+        return [of_text[question] for question in questions]
 
     def _last_logits(self, ids_B: Sequence[Tensor], context: Cache) -> tuple[Tensor, Cache]:
         last_B = torch.tensor([len(ids) for ids in ids_B], device=self.module.device).cumsum(0) - 1
         hidden, cache = self.module.text_hidden(ids_B, context, last_B)
         return self.module.logits(hidden), cache
+
+    def _last_hidden(
+        self, images: Sequence[Tensor], texts: Sequence[Ids], picture_of: Sequence[int], counts: Sequence[int]
+    ) -> Tensor:
+        """Normed hidden states [sum of counts, D] of the last ``counts`` tokens of each text behind its picture.
+
+        One pass without a cache; see ``branches``.
+        """
+        device = self.module.device
+        patches = self.patches_of(images)
+        tree = branch([len(numbers) for numbers, _ in patches], texts, picture_of, self.module.special)
+        asked = [row for rows, count in zip(tree.rows, counts, strict=True) for row in rows[len(rows) - count :]]
+        rows_L, back_N = torch.tensor(asked, device=device).unique(return_inverse=True)
+        inputs = replace(self._vision_inputs(patches), text_N=torch.tensor(tree.text, device=device))
+        layout = build_layout(tree.samples, device=device)
+        return self.module.run_rows(inputs, layout, rows_L).index_select(0, back_N)
 
     @torch.no_grad()
     def answer_logprobs(
@@ -57,7 +66,10 @@ class BagelAnswerer(BagelReader):
         answers: Sequence[str],
         image_index: Sequence[int] | None = None,
     ) -> Tensor:
-        """Log-probabilities [Q, A] (float32) of each answer's first token; see ``base.Judge``."""
+        """Log-probabilities [Q, A] (float32) of each answer's first token; see ``base.Judge``.
+
+        One pass: every picture is read once, and behind it what the questions about it begin with.
+        """
         first = [self.tokenizer.encode(answer)[:1] for answer in answers]
         if any(len(ids) == 0 for ids in first) or len({ids[0] for ids in first}) < len(first):
             raise UserError(
@@ -66,7 +78,9 @@ class BagelAnswerer(BagelReader):
             )
         if not questions:
             return torch.zeros(0, len(answers))
-        logits, _ = self._ask(images, questions, image_index)
+        picture_of = _picture_of(images, questions, image_index, "questions")
+        openings = self._openings(questions)
+        logits = self.module.logits(self._last_hidden(images, openings, picture_of, [1] * len(openings)))
         return logits.log_softmax(-1)[:, [ids[0] for ids in first]]
 
     @torch.no_grad()
@@ -101,24 +115,20 @@ class BagelAnswerer(BagelReader):
         ``image_index[q]`` is the picture of text q (default: picture q); every picture is read once.
         UserError for an empty text.
         """
-        if image_index is None and len(images) != len(texts):
-            raise ValueError(f"{len(texts)} texts about {len(images)} images need image_index")
+        picture_of = _picture_of(images, texts, image_index, "texts")
         if not texts:
             return torch.zeros(0)
         for number, text in enumerate(texts):
             if not text:
                 raise UserError(f"text {number} is empty; give it at least one character.")
-        context = self.read_images(images)
-        if image_index is not None:
-            context = context.take(torch.tensor(list(image_index), device=self.module.device))
-        if questions is not None:
-            context = self.module.read_text([self.tokenizer.segment(q) for q in questions], context)
-        device = self.module.device
-        wrapped = [self.tokenizer.segment(text).to(device) for text in texts]
-        hidden, _ = self.module.text_hidden([ids[:-1] for ids in wrapped], context)
-        expected = torch.cat([ids[1:] for ids in wrapped])
-        logprobs = self.module.logits(hidden).log_softmax(-1).gather(1, expected[:, None])[:, 0]
+        wrapped = [self.tokenizer.segment(text).tolist() for text in texts]
+        before = [self.tokenizer.segment(question).tolist() for question in questions or ()]
+        before = before or [[]] * len(texts)
+        paths = [(*asked, *ids[:-1]) for asked, ids in zip(before, wrapped, strict=True)]
         lengths = [len(ids) - 1 for ids in wrapped]
+        hidden = self._last_hidden(images, paths, picture_of, lengths)
+        expected = torch.tensor([token for ids in wrapped for token in ids[1:]], device=hidden.device)
+        logprobs = self.module.logits(hidden).log_softmax(-1).gather(1, expected[:, None])[:, 0]
         return torch.stack([part.mean() for part in logprobs.split(lengths)])
 
     # ---- decoding
@@ -177,6 +187,17 @@ class BagelAnswerer(BagelReader):
         ends = (self.module.special.eos, self.module.special.bos)
         rows = tokens_QT.tolist()
         return [self.tokenizer.decode(list(takewhile(lambda token: token not in ends, row))) for row in rows]
+
+
+def _picture_of(
+    images: Sequence[Tensor], texts: Sequence[str], image_index: Sequence[int] | None, what: str
+) -> list[int]:
+    """The number of each text's picture."""
+    if image_index is not None:
+        return list(image_index)
+    if len(images) != len(texts):
+        raise ValueError(f"{len(texts)} {what} about {len(images)} images need image_index")
+    return list(range(len(texts)))
 
 
 class _Greedy:

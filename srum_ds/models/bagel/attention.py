@@ -31,7 +31,9 @@ def choose_kernel(asked: str, device: torch.device, head_size: int, cached: bool
     """``sdpa`` or ``flex``: what ``asked`` means for a pass on this device.
 
     ``auto`` is flex on a GPU where nothing is cached (training), else sdpa. A pass that reads or keeps a
-    cache always uses sdpa. Raises ValueError for an unknown name.
+    cache, or answers at once from what would be cached (``cached``), always uses sdpa.
+
+    Raises ValueError for an unknown name.
     """
     if asked not in KERNELS:
         raise ValueError(f"attention kernel {asked!r} is none of {', '.join(KERNELS)}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import numpy as np
 import torch
 from PIL import Image
@@ -43,8 +46,13 @@ def resize(image: Image.Image, transform: ImageTransform) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Float32 [3, H, W] in [-1, 1]."""
-    array = np.asarray(image, dtype=np.uint8).copy()
-    return (torch.from_numpy(array).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+    return to_tensors([image])[0]
+
+
+def to_tensors(images: Sequence[Image.Image]) -> Tensor:
+    """Float32 [N, 3, H, W] in [-1, 1] of pictures of one size."""
+    pixels_NHWC = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
+    return (torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def quantise(image: Tensor) -> Tensor:
@@ -54,5 +62,14 @@ def quantise(image: Tensor) -> Tensor:
 
 def to_pil(image_CHW: Tensor) -> Image.Image:
     """A PIL image from floats in [0, 1], rounded to 8 bits."""
-    array = (image_CHW.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+    return to_pils([image_CHW])[0]
+
+
+def to_pils(images: Sequence[Tensor]) -> list[Image.Image]:
+    """PIL images from floats [3, H, W] in [0, 1], rounded to 8 bits; neighbours of one size are rounded at once."""
+    pictures: list[Image.Image] = []
+    for _, same in groupby(images, key=lambda image: image.shape):
+        images_NCHW = torch.stack(list(same)).detach().float().clamp(0, 1)
+        pixels_NHWC = (images_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pictures.extend(Image.fromarray(pixels_HWC) for pixels_HWC in pixels_NHWC)
+    return pictures

@@ -2,7 +2,8 @@
 
 A sample is a sequence of segments. Text is causal; an image segment is its start token, its image
 tokens and its end token, all sharing one rotary position, with full attention inside. A noised
-image is invisible to everything outside its own segment. Every segment sees all earlier ones.
+image is invisible to everything outside its own segment, and so is a branch: a text that goes on from
+everything before it but other branches. Every segment sees all earlier ones that are not hidden from it.
 
 Tokens travel in one flat order, ``[text-like | vision | latent]``: the first two groups use the
 understanding expert and the last the generation expert, so each expert works on one contiguous run
@@ -21,16 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Kind = Literal["text", "vision", "clean", "noised"]
+Kind = Literal["text", "branch", "vision", "clean", "noised"]
 
 _TEXT, _VISION, _LATENT = 0, 1, 2
+_GROUP: dict[Kind, int] = {"text": _TEXT, "branch": _TEXT, "vision": _VISION, "clean": _LATENT, "noised": _LATENT}
 
 
 @dataclass(frozen=True)
 class Segment:
     """``tokens`` counts what lies inside: text ids (bos and eos included), ViT or latent tokens.
 
-    Image segments have two text-like tokens more: their start and end.
+    Image segments have two text-like tokens more: their start and end. Noised images and branches take no
+    position: what follows them starts where they started.
     """
 
     kind: Kind
@@ -38,7 +41,7 @@ class Segment:
 
     @property
     def length(self) -> int:
-        return self.tokens if self.kind == "text" else self.tokens + 2
+        return self.tokens if self.kind in ("text", "branch") else self.tokens + 2
 
 
 @dataclass(frozen=True)
@@ -59,24 +62,26 @@ def _describe(segments: tuple[Segment, ...]) -> _Sample:
     positions: list[np.ndarray] = []
     number: list[np.ndarray] = []
     causal: list[np.ndarray] = []
-    noised: list[np.ndarray] = []
+    unseen: list[np.ndarray] = []
     position = 0
     for index, segment in enumerate(segments):
         n = segment.length
-        inner = {"text": _TEXT, "vision": _VISION, "clean": _LATENT, "noised": _LATENT}[segment.kind]
+        inner = _GROUP[segment.kind]
+        written = inner == _TEXT
+        hidden = segment.kind in ("branch", "noised")
         group = np.full(n, inner)
-        if segment.kind == "text":
+        if written:
             positions.append(position + np.arange(n))
-            position += n
         else:
             group[0] = _TEXT
             group[-1] = _TEXT
             positions.append(np.full(n, position))
-            position += segment.kind != "noised"
+        if not hidden:
+            position += n if written else 1
         groups.append(group)
         number.append(np.full(n, index))
-        causal.append(np.full(n, segment.kind == "text"))
-        noised.append(np.full(n, segment.kind == "noised"))
+        causal.append(np.full(n, written))
+        unseen.append(np.full(n, hidden))
     if not groups:
         whole = np.zeros(0, dtype=np.int64)
         return _Sample(whole, whole, whole, whole.astype(bool), whole.astype(bool), 0)
@@ -85,7 +90,7 @@ def _describe(segments: tuple[Segment, ...]) -> _Sample:
         np.concatenate(positions),
         np.concatenate(number),
         np.concatenate(causal),
-        np.concatenate(noised),
+        np.concatenate(unseen),
         position,
     )
 
@@ -108,7 +113,7 @@ class Layout:
 
     slot_N: row of the padded [B * S] grid at which flat token n stands. position_N: rotary positions.
     segment_BS: number of the segment at each grid place, -1 for padding; causal_BS and hidden_BS (bool):
-    whether it is text, and whether only its own segment sees it (noised images and padding).
+    whether it is text, and whether only its own segment sees it (noised images, branches and padding).
     past_valid_BP: which cached keys are real, None without a cache. next_position_B: where the next
     segment starts. ``text``, ``vision`` and ``latent`` count the flat groups.
     """

@@ -116,6 +116,11 @@ class Bagel(nn.Module):
         und, gen, _ = self.language_model.model(und, gen, layout, past, False)
         return und, gen
 
+    def run_rows(self, inputs: Inputs, layout: Layout, rows_L: Tensor) -> Tensor:
+        """Normed hidden states [L, D] of the understanding rows ``rows_L`` (all different); no cache is kept."""
+        und, gen = self.embed(inputs)
+        return self.language_model.model(und, gen, layout, None, False, rows_L)[0]
+
     def read(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> Cache:
         """Appends segments to a cache."""
         return self.run(inputs, layout, past, self._no_rows())[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from srum_ds.errors import UserError
 from srum_ds.models.bagel.configuration import BagelConfig
-from srum_ds.models.bagel.images import resize, to_pil, to_tensor
+from srum_ds.models.bagel.images import resize, to_pil, to_pils, to_tensor, to_tensors
 from srum_ds.models.bagel.latents import Autoencoder, patchify_latent
 from srum_ds.models.bagel.layout import Segment
 from srum_ds.models.bagel.model import Bagel, Inputs
@@ -80,13 +81,26 @@ class BagelReader:
 
     def patches(self, image_CHW: Tensor) -> Patches:
         """ViT patches [N, 588] of a picture in [0, 1] after BAGEL's transform, and their grid."""
-        resized = resize(to_pil(image_CHW), self.config.vit_transform)
+        return self.patches_of([image_CHW])[0]
+
+    def patches_of(self, images: Sequence[Tensor]) -> list[Patches]:
+        """``patches`` of some pictures [3, H, W]; neighbours of one size are cut at once."""
+        resized = [resize(picture, self.config.vit_transform) for picture in to_pils(images)]
+        found: list[Patches] = []
+        for (width, height), same in groupby(resized, key=lambda picture: picture.size):
+            grid = self._patch_grid(height, width)
+            patches_MND = patchify_image(to_tensors(list(same)), self.config.vit.patch_size)
+            found.extend((patches_ND, grid) for patches_ND in patches_MND)
+        return found
+
+    def _patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches (rows, columns) of a picture as the tower gets it; UserError where its tables are too small."""
         patch = self.config.vit.patch_size
-        grid = (resized.height // patch, resized.width // patch)
+        grid = (height // patch, width // patch)
         side = self.config.vit_max_num_patch_per_side
         if max(grid) > side:
             raise UserError(
-                f"a picture becomes {resized.height} x {resized.width} pixels for the vision tower, but "
+                f"a picture becomes {height} x {width} pixels for the vision tower, but "
                 f"vit_max_num_patch_per_side {side} in config.json allows {side * patch} pixels a side; "
                 f"lower max_image_size of vit_transform there."
             )
@@ -97,7 +111,7 @@ class BagelReader:
                 f"vit_config.json leaves {learned} learned positions; lower max_image_size of vit_transform in "
                 f"config.json, or vit_max_num_patch_per_side."
             )
-        return patchify_image(to_tensor(resized), patch), grid
+        return grid
 
     @torch.no_grad()
     def encode(self, images_NCHW: Tensor) -> Tensor:
@@ -117,16 +131,16 @@ class BagelReader:
         )
         return features, self.module.connector(features)
 
-    def _wrap(self, count: int, then: Sequence[int] = ()) -> Tensor:
+    def _wrap(self, count: int) -> Tensor:
         special = self.module.special
-        return torch.tensor([special.image_start, special.image_end, *then], device=self.module.device).repeat(count)
+        return torch.tensor([special.image_start, special.image_end], device=self.module.device).repeat(count)
 
-    def _vision_inputs(self, patches: Sequence[Patches], then: Sequence[int] = ()) -> Inputs:
+    def _vision_inputs(self, patches: Sequence[Patches]) -> Inputs:
         device = self.module.device
         side = self.config.vit_max_num_patch_per_side
         places = [grid_ids(*grid, side, self.config.interpolate_pos) for _, grid in patches]
         return Inputs(
-            text_N=self._wrap(len(patches), then),
+            text_N=self._wrap(len(patches)),
             patches_VD=torch.cat([numbers for numbers, _ in patches]).to(device),
             patch_place_V=torch.cat(places).to(device),
             patch_counts=tuple(len(numbers) for numbers, _ in patches),
@@ -144,16 +158,12 @@ class BagelReader:
         return self.module.read_text([self.tokenizer.wrap(list(ids)) for ids in ids_B], past)
 
     @torch.no_grad()
-    def read_images(self, images: Sequence[Tensor], past: Cache | None = None, then: Sequence[int] = ()) -> Cache:
-        """Appends one picture [3, H, W] in [0, 1] a sample to a cache, as the vision tower sees it.
-
-        then: ids of a text, or of its beginning, that follows every picture.
-        """
-        patches = [self.patches(image) for image in images]
+    def read_images(self, images: Sequence[Tensor], past: Cache | None = None) -> Cache:
+        """Appends one picture [3, H, W] in [0, 1] a sample to a cache, as the vision tower sees it."""
+        patches = self.patches_of(images)
         past = past or self.empty(len(patches))
-        text = [Segment("text", len(then))] if len(then) else []
-        layout = self.module._continue([[Segment("vision", len(numbers)), *text] for numbers, _ in patches], past)
-        return self.module.read(self._vision_inputs(patches, then), layout, past)
+        layout = self.module._continue([[Segment("vision", len(numbers))] for numbers, _ in patches], past)
+        return self.module.read(self._vision_inputs(patches), layout, past)
 
     @torch.no_grad()
     def read_latents(

@@ -120,13 +120,14 @@ class Attention(nn.Module):
             self.add_module(f"q_norm{suffix}", RMSNorm(head, eps=config.rms_norm_eps))
             self.add_module(f"k_norm{suffix}", RMSNorm(head, eps=config.rms_norm_eps))
 
-    def _project(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _queries(self, x_ND: Tensor, suffix: str) -> Tensor:
         q = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
+        return self.get_submodule(f"q_norm{suffix}")(q)
+
+    def _keys_values(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
         k = self.get_submodule(f"k_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
         v = self.get_submodule(f"v_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
-        q = self.get_submodule(f"q_norm{suffix}")(q)
-        k = self.get_submodule(f"k_norm{suffix}")(k)
-        return q, k, v
+        return self.get_submodule(f"k_norm{suffix}")(k), v
 
     def forward(
         self,
@@ -141,8 +142,11 @@ class Attention(nn.Module):
         rows_L: see ``MoTModel``.
         """
         plan = step.plan
-        parts = zip(self._project(und_UD, ""), self._project(gen_GD, "_moe_gen"), strict=True)
-        q_PHD, k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
+        parts = zip(self._keys_values(und_UD, ""), self._keys_values(gen_GD, "_moe_gen"), strict=True)
+        k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
+        slot_N = plan.slot_N if rows_L is None else plan.slot_N.index_select(0, rows_L)
+        und_UD, gen_GD = _only(rows_L, und_UD, gen_GD)
+        q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), slot_N, plan.places)
         q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
         k_PHD = rotate(k_PHD, step.cos_P1D, step.sin_P1D)
         keys, values = (x.view(*plan.grid, self.kv_heads, self.head).transpose(1, 2) for x in (k_PHD, v_PHD))
@@ -150,9 +154,9 @@ class Attention(nn.Module):
             keys = torch.cat([past[0], keys], dim=2)
             values = torch.cat([past[1], values], dim=2)
         q = q_PHD.view(*plan.grid, self.heads, self.head).transpose(1, 2)
-        out = attend(q, keys, values, plan).transpose(1, 2)
-        und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
-        und, gen = _only(rows_L, und, gen)
+        # Where no row is wanted, the pass is there for its keys and values alone.
+        out = (attend(q, keys, values, plan) if len(slot_N) else q).transpose(1, 2)
+        und, gen = collect(out.reshape(plan.places, self.heads * self.head), slot_N, len(und_UD))
         und = self.get_submodule("o_proj")(und)
         gen = self.get_submodule("o_proj_moe_gen")(gen)
         return und, gen, keys, values
@@ -242,15 +246,15 @@ class MoTModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Cache | None]:
         """Runs new tokens after ``past``.
 
-        und_UD, gen_GD: embeddings in the layout's flat order. rows_L (int64): the understanding rows whose
-        hidden states are wanted, and none of the generation rows; the last block then computes keys and
-        values for all, and the rest for these alone. None: all of both.
+        und_UD, gen_GD: embeddings in the layout's flat order. rows_L (int64, all different): the
+        understanding rows whose hidden states are wanted, and none of the generation rows; the last block
+        then computes keys and values for all, and the rest for these alone. None: all of both.
 
         Returns the normed hidden states of both groups and the cache of past and new tokens together, or
         None where it is not to be kept.
         """
         config = self.config
-        cached = keep or past is not None
+        cached = keep or past is not None or rows_L is not None
         kernel = choose_kernel(self.kernel, und_UD.device, config.head_size, cached)
         plan = make_plan(layout, kernel, config.num_attention_heads // config.num_key_value_heads, und_UD.dtype)
         factors = rotary_factors(plan.position_P, config.head_size, config.rope_theta)

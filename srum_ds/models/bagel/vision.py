@@ -95,11 +95,11 @@ class Connector(nn.Module):
         return self.fc2(self.activation_fn(self.fc1(features_ND)))
 
 
-def patchify_image(image_CHW: Tensor, patch: int) -> Tensor:
-    """Patches [(H/p)(W/p), p*p*C], row-major; inside a patch (row, column, channel), channel fastest."""
-    c, h, w = image_CHW.shape
-    x = image_CHW.reshape(c, h // patch, patch, w // patch, patch)
-    return x.permute(1, 3, 2, 4, 0).reshape((h // patch) * (w // patch), patch * patch * c)
+def patchify_image(images_NCHW: Tensor, patch: int) -> Tensor:
+    """Patches [N, (H/p)(W/p), p*p*C], row-major; inside a patch (row, column, channel), channel fastest."""
+    n, c, h, w = images_NCHW.shape
+    x = images_NCHW.reshape(n, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(n, (h // patch) * (w // patch), patch * patch * c)
 
 
 @lru_cache(maxsize=1024)
