@@ -56,13 +56,15 @@ def naive(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, layout: Layout) -> Tensor
 def planned(q: Tensor, k: Tensor, v: Tensor, layout: Layout, kernel: str) -> Tensor:
     """The same through a plan."""
     plan = make_plan(layout, kernel, q.shape[1] // k.shape[1], q.dtype)
+    slot_N = plan.slot_N
+    assert slot_N is not None
 
     def placed(x: Tensor) -> Tensor:
-        grid = x.new_zeros(plan.places, *x.shape[1:]).index_copy(0, plan.slot_N, x)
+        grid = x.new_zeros(plan.places, *x.shape[1:]).index_copy(0, slot_N, x)
         return grid.view(*plan.grid, *x.shape[1:]).transpose(1, 2)
 
     out = attend(placed(q), placed(k), placed(v), plan).transpose(1, 2)
-    return out.reshape(plan.places, *q.shape[1:]).index_select(0, plan.slot_N)
+    return out.reshape(plan.places, *q.shape[1:]).index_select(0, slot_N)
 
 
 def operands(layout: Layout, heads: int, shared: int, head: int = 16, device: str = "cpu") -> list[Tensor]:
@@ -122,7 +124,7 @@ def test_packing_leaves_out_the_padding() -> None:
     padded, packed = make_plan(layout, "sdpa", 2, torch.float32), make_plan(layout, "flex", 2, torch.float32)
     assert padded.grid == (4, 500)
     assert packed.grid == (1, 640)
-    assert packed.slot_N.tolist() == list(range(560))
+    assert packed.slot_N is not None and packed.slot_N.tolist() == list(range(560))
     assert isinstance(packed.mask, attention.BlockMask)
     # Blocks of 128: the long one is causal (1, 2, 3, 4 blocks), the short ones stand in its last block and the next.
     assert packed.mask.to_dense()[0, 0].tolist() == [

@@ -18,16 +18,20 @@ def place_reference(first_U: Tensor, second_G: Tensor, slot_N: Tensor, places: i
     return rows_N.new_zeros(places, *rows_N.shape[1:]).index_copy(0, slot_N, rows_N)
 
 
-def place(first_U: Tensor, second_G: Tensor, slot_N: Tensor, places: int) -> Tensor:
+def place(first_U: Tensor, second_G: Tensor, slot_N: Tensor | None, places: int) -> Tensor:
     """A grid [places, ...] whose row slot_N[n] is row n of both groups one after the other; zeros elsewhere.
 
-    slot_N: int64, all different.
+    slot_N: int64, all different; None: the first group is the grid already.
     """
+    if slot_N is None:
+        return first_U
     return _Place.apply(first_U, second_G, slot_N, places)
 
 
-def collect(grid_P: Tensor, slot_N: Tensor, split: int) -> tuple[Tensor, Tensor]:
+def collect(grid_P: Tensor, slot_N: Tensor | None, split: int) -> tuple[Tensor, Tensor]:
     """Rows slot_N of a grid, as groups of ``split`` and of the other rows: the inverse of ``place``."""
+    if slot_N is None:
+        return grid_P, grid_P[:0]
     return _Collect.apply(grid_P, slot_N, split)
 
 

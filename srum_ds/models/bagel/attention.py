@@ -49,13 +49,14 @@ class Plan:
     """How the layers of one pass attend.
 
     grid: rows and columns of the tokens' places, [B, S] padded or [1, P] packed. slot_N: place of each flat
-    token, counted over the grid; position_P: rotary position at each place. groups: query heads that share
-    a key head. mask: additive, 0 or -inf, [B, 1, S, past + S], S repeated for each of the groups where they
-    are laid along the query axis (``shared_heads``); or the block mask.
+    token, counted over the grid; None where understanding rows alone fill the grid, in its order. position_P:
+    rotary position at each place. groups: query heads that share a key head. mask: additive, 0 or -inf,
+    [B, 1, S, past + S], S repeated for each of the groups where they are laid along the query axis
+    (``shared_heads``); or the block mask.
     """
 
     grid: tuple[int, int]
-    slot_N: Tensor
+    slot_N: Tensor | None
     position_P: Tensor
     groups: int
     mask: Tensor | BlockMask

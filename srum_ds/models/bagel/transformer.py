@@ -6,7 +6,7 @@ names equal the keys of the released checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +144,9 @@ class Attention(nn.Module):
         plan = step.plan
         parts = zip(self._keys_values(und_UD, ""), self._keys_values(gen_GD, "_moe_gen"), strict=True)
         k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
-        slot_N = plan.slot_N if rows_L is None else plan.slot_N.index_select(0, rows_L)
+        slot_N = plan.slot_N
+        if rows_L is not None:
+            slot_N = rows_L if slot_N is None else slot_N.index_select(0, rows_L)
         und_UD, gen_GD = _only(rows_L, und_UD, gen_GD)
         q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), slot_N, plan.places)
         q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
@@ -155,7 +157,7 @@ class Attention(nn.Module):
             values = torch.cat([past[1], values], dim=2)
         q = q_PHD.view(*plan.grid, self.heads, self.head).transpose(1, 2)
         # Where no row is wanted, the pass is there for its keys and values alone.
-        out = (attend(q, keys, values, plan) if len(slot_N) else q).transpose(1, 2)
+        out = (attend(q, keys, values, plan) if len(und_UD) or len(gen_GD) else q).transpose(1, 2)
         und, gen = collect(out.reshape(plan.places, self.heads * self.head), slot_N, len(und_UD))
         und = self.get_submodule("o_proj")(und)
         gen = self.get_submodule("o_proj_moe_gen")(gen)
@@ -258,6 +260,13 @@ class MoTModel(nn.Module):
         kernel = choose_kernel(self.kernel, und_UD.device, config.head_size, cached)
         plan = make_plan(layout, kernel, config.num_attention_heads // config.num_key_value_heads, und_UD.dtype)
         factors = rotary_factors(plan.position_P, config.head_size, config.rope_theta)
+        # Of one expert and without padding, rows travel in the grid's order, so that no block has to move them.
+        # A gradient would miss the other expert then, and ranks would no longer reduce the same ones.
+        ordered = kernel == "sdpa" and layout.understanding == plan.places and not torch.is_grad_enabled()
+        if ordered:
+            und_UD = und_UD.index_select(0, layout.slot_N.argsort())
+            plan = replace(plan, slot_N=None)
+            rows_L = None if rows_L is None else layout.slot_N.index_select(0, rows_L)
         step = Pass(plan, *(factor.to(und_UD.dtype) for factor in factors))
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -271,6 +280,8 @@ class MoTModel(nn.Module):
             if keep:
                 keys.append(k)
                 values.append(v)
+        if ordered and rows_L is None:
+            und_UD = und_UD.index_select(0, layout.slot_N)
         hidden = (self.norm(und_UD), self.norm_moe_gen(gen_GD))
         if not keep:
             return *hidden, None

@@ -27,10 +27,11 @@ def crop(images_NCHW: Tensor, regions: Regions, size_hw: tuple[int, int] | None 
     Returns:
         R tensors [3, h, w], float32 in [0, 1], on the pictures' device, in the regions' order.
     """
-    return [
-        _cut(images_NCHW[owner], box, size_hw)
+    cuts = [
+        _cut(images_NCHW[owner], box)
         for owner, box in zip(regions.owner_R.tolist(), regions.boxes_R4.tolist(), strict=True)
     ]
+    return cuts if size_hw is None else _resampled(cuts, size_hw)
 
 
 def crop_pictures(images_NCHW: Tensor, boxes_N4: Tensor, size: int) -> Tensor:
@@ -42,19 +43,28 @@ def crop_pictures(images_NCHW: Tensor, boxes_N4: Tensor, size: int) -> Tensor:
         size: side of the crops in pixels.
     """
     pairs = zip(images_NCHW, boxes_N4.tolist(), strict=True)
-    return torch.stack([_cut(image_CHW, box, (size, size)) for image_CHW, box in pairs])
+    return torch.stack(_resampled([_cut(image_CHW, box) for image_CHW, box in pairs], (size, size)))
 
 
-def _cut(image_CHW: Tensor, box: Sequence[float], size_hw: tuple[int, int] | None) -> Tensor:
+def _cut(image_CHW: Tensor, box: Sequence[float]) -> Tensor:
     """One box (x0, y0, x1, y1, normalised) of one picture."""
     height, width = image_CHW.shape[-2:]
     left, right = _pixel_range(box[0], box[2], width)
     top, bottom = _pixel_range(box[1], box[3], height)
-    cut_CHW = image_CHW[:, top:bottom, left:right].float()
-    if size_hw is None:
-        return cut_CHW
-    resampled_1CHW = F.interpolate(cut_CHW[None], size=size_hw, mode="bilinear", align_corners=False, antialias=True)
-    return resampled_1CHW[0].clamp(0.0, 1.0)
+    return image_CHW[:, top:bottom, left:right].float()
+
+
+def _resampled(cuts: Sequence[Tensor], size_hw: tuple[int, int]) -> list[Tensor]:
+    """Cuts [3, h, w] of any sizes at one size, in order; those of equal size in one call."""
+    alike: dict[torch.Size, list[int]] = {}
+    for number, cut_CHW in enumerate(cuts):
+        alike.setdefault(cut_CHW.shape, []).append(number)
+    found: dict[int, Tensor] = {}
+    for numbers in alike.values():
+        cuts_NCHW = torch.stack([cuts[number] for number in numbers])
+        resampled = F.interpolate(cuts_NCHW, size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+        found.update(zip(numbers, resampled.clamp(0.0, 1.0), strict=True))
+    return [found[number] for number in range(len(cuts))]
 
 
 def _pixel_range(low: float, high: float, side: int) -> tuple[int, int]:
