@@ -145,7 +145,7 @@ class Judge:
     # Its share of every score it gives; the rest is the model's own.
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
-    crop_size: tuple[Count, Count] = (64, 64)
+    crop_size: tuple[Count, Count] = (56, 56)
     # Pictures or crops asked about at once.
     batch: Count = 64
     # The run stops when a larger share of a step's answers could not be used.
