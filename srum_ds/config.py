@@ -224,11 +224,6 @@ def check(cfg: Config) -> None:
             f"objective.name={cfg.objective.name} compares the samples of a prompt: "
             f"rollout.images_per_prompt={rollout.images_per_prompt} must be at least 2."
         )
-    if cfg.objective.adaptive and cfg.objective.name != "nft":
-        raise UserError(
-            f"objective.adaptive is a form of nft, but objective.name={cfg.objective.name}: leave it out, or set "
-            "objective.name=nft."
-        )
     if cfg.model.judge == "shared" and cfg.model.trains == "transformer":
         raise UserError(
             "model.judge=shared would judge with weights that model.trains=transformer changes: set "

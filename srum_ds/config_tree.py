@@ -90,7 +90,7 @@ class Rollout:
     # t -> shift * t / (1 + (shift - 1) * t): above 1, more of the steps go to high noise.
     timestep_shift: Positive = 2.0
     # Classifier-free guidance by the text; 1 is without.
-    text_scale: NotNegative = 1.25
+    text_scale: NotNegative = 1.0
     # Guidance applies where interval[0] < t <= interval[1].
     interval: tuple[Share, Share] = (0.0, 1.0)
     # Which norm guidance gives back to the velocity: over the whole picture, a channel, or the
@@ -232,7 +232,7 @@ class Objective:
     # Strength of the implicit policies of `nft`.
     beta: Positive = 1.0
     # `nft`: errors count in proportion to their size instead of its square, and more at high noise.
-    adaptive: bool = False
+    adaptive: bool = True
     # `signed`: the error at which repulsion has run out. `group`, `awm`: how far a ratio may move. `dpo`:
     # how much a pair's margin counts.
     bound: Positive = 2.0
@@ -241,7 +241,7 @@ class Objective:
     # What holds the generator: the untrained model's velocity, the sampled target, or nothing.
     constraint: Literal["reference", "target", "none"] = "reference"
     # Its weight beside the rewarded loss (unused with `none`).
-    constraint_weight: NotNegative = 0.1
+    constraint_weight: NotNegative = 0.3
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class Train:
     timesteps_per_image: Count = 6
     # Density they are drawn from, and its shift (as in rollout.timestep_shift).
     timestep_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
-    timestep_shift: Positive = 1.0
+    timestep_shift: Positive = 2.0
     # Share of pictures trained without their prompt, which keeps guidance possible.
     caption_dropout: Share = 0.1
     # Decay a step of the slow average that draws (rollout.weights=old).
@@ -351,7 +351,7 @@ class Eval:
     seed: Whole = 1234
     # The sampler: guidance by the text, timestep shift, guided times, which norm is given back, its
     # smallest factor. null takes what rollout.* says.
-    text_scale: NotNegative | None = None
+    text_scale: NotNegative | None = 1.25
     timestep_shift: Positive | None = None
     interval: tuple[Share, Share] | None = None
     renorm: Literal["global", "channel", "text_channel"] | None = None

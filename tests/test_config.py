@@ -298,7 +298,6 @@ def test_differences_name_keys_and_both_values(recipe: Path) -> None:
         (["rollout.micro_batch_prompts=3"], ["rollout.prompts_per_step=8", "rollout.micro_batch_prompts=3"]),
         (["rollout.interval=[0.5,0.5]"], ["rollout.interval", "rollout.text_scale=1"]),
         (["rollout.images_per_prompt=1"], ["objective.name=nft", "rollout.images_per_prompt=1"]),
-        (["objective.name=group", "objective.adaptive=true"], ["objective.adaptive", "objective.name=group"]),
         (["model.judge=shared", "model.trains=transformer"], ["model.judge=frozen_copy"]),
         (["regions.kind=none"], ["reward.local_weight=0"]),
         (["regions.kind=grid", "regions.grid_side=3"], ["regions.grid_side=3", "regions.max_count=6"]),

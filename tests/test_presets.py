@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from srum_ds.config import diff_configs, load_config
 from srum_ds.data.commands import shapes_prompts
+from srum_ds.evaluation.run import draw_settings
 from srum_ds.judging import Questions
 from srum_ds.models.base import Prompt, Regions, Rollout, Scores
 from srum_ds.objectives import get_objective
@@ -34,7 +35,8 @@ def test_named_recipes_draw_equally_many_pictures_from_one_base_into_folders_of_
     assert len({c.run.dir for c in configs}) == len(NAMED)
     assert len({(c.model.path, c.data.shards) for c in configs}) == 1
     # One table measures all alike.
-    assert len({(c.eval.split, c.eval.seed, c.eval.num_timesteps, c.rollout.timestep_shift) for c in configs}) == 1
+    measured = {(c.eval.split, c.eval.seed, c.eval.num_timesteps, c.eval.text_scale) for c in configs}
+    assert len(measured) == 1 and len({c.rollout.timestep_shift for c in configs}) == 1
     # There are prompts enough for a step of the paper's recipe.
     assert len(shapes_prompts()["train"]) > 64
 
@@ -75,6 +77,7 @@ def test_the_full_size_recipe_has_the_released_numbers_and_loads_without_the_wei
     r = cfg.rollout
     assert r.image_size == (1024, 1024) and r.num_timesteps == 50 and r.timestep_shift == 3.0
     assert (r.text_scale, r.interval, r.renorm, r.renorm_min) == (4.0, (0.4, 1.0), "global", 0.0)
+    assert draw_settings(cfg).sampling.text_scale == 4.0
     assert (r.prompts_per_step, cfg.deepspeed.ranks) == (16, 8)
     j = cfg.judge
     assert (j.readout, j.regional, j.think, j.temperature, j.max_new_tokens) == ("generate", "boxes", True, 0.0, 4096)

@@ -96,7 +96,7 @@ def test_every_objective_takes_its_options_from_the_recipe(name: str) -> None:
     losses.sum().backward()
     assert v.grad is not None and torch.isfinite(v.grad).all() and v.grad.abs().max() > 0
     for option in get_objective(name).options:
-        other = recipe(name, f"objective.{option}={'true' if option == 'adaptive' else 0.05}")
+        other = recipe(name, f"objective.{option}={'false' if option == 'adaptive' else 0.05}")
         changed = token_losses(other, v, given, weights, token_mask(given, kind, weights), old, reference)
         assert not torch.equal(changed, losses)
 
