@@ -22,6 +22,9 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm of x [..., D], in x's dtype; sums are in float32 at least. On a GPU torch has one kernel for it."""
     if x.device.type != "cpu":
         return rms_norm_reference(x, weight_D, eps)
+    if not torch.is_grad_enabled():
+        # Without the wrapper of a gradient, which costs as much as a small norm.
+        return _forward(x, weight_D, eps)[0]
     return _RMSNorm.apply(x, weight_D, eps)
 
 
@@ -29,14 +32,20 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def _forward(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normed rows, and what each was multiplied by."""
+    wide = _wide(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).mul_(_wide(weight_D)).to(x.dtype), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide = _wide(x)
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, scale = _forward(x, weight_D, eps)
         ctx.save_for_backward(x, weight_D, scale)
-        return (wide * scale).mul_(_wide(weight_D)).to(x.dtype)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

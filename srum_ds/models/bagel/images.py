@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from srum_ds.models.bagel.configuration import ImageTransform
+
+Pixels = npt.NDArray[np.uint8]
 
 
 def target_size(width: int, height: int, transform: ImageTransform) -> tuple[int, int]:
@@ -38,21 +41,26 @@ def _to_stride(side: int, scale: float, transform: ImageTransform) -> int:
     return max(stride, int(round(round(side * scale) / stride) * stride))
 
 
-def resize(image: Image.Image, transform: ImageTransform) -> Image.Image:
-    """The resized picture (uint8, RGB)."""
-    size = target_size(image.width, image.height, transform)
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+def transformed(images: Sequence[Tensor], transform: ImageTransform) -> list[Pixels]:
+    """Pictures [3, H, W] in [0, 1] after the transform: 8-bit [H', W', 3]; one that keeps its size is only rounded."""
+    found: list[Pixels] = []
+    for pixels_HWC in to_pixels(images):
+        height, width, _ = pixels_HWC.shape
+        size = target_size(width, height, transform)
+        if size != (width, height):
+            pixels_HWC = np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
+        found.append(pixels_HWC)
+    return found
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Float32 [3, H, W] in [-1, 1]."""
-    return to_tensors([image])[0]
+    return to_tensors([np.asarray(image)])[0]
 
 
-def to_tensors(images: Sequence[Image.Image]) -> Tensor:
-    """Float32 [N, 3, H, W] in [-1, 1] of pictures of one size."""
-    pixels_NHWC = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
-    return (torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+def to_tensors(pixels: Sequence[Pixels]) -> Tensor:
+    """Float32 [N, 3, H, W] in [-1, 1] of 8-bit pictures [H, W, 3] of one size."""
+    return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def quantise(image: Tensor) -> Tensor:
@@ -60,16 +68,10 @@ def quantise(image: Tensor) -> Tensor:
     return (image.float().clamp(0, 1) * 255).floor() / 255
 
 
-def to_pil(image_CHW: Tensor) -> Image.Image:
-    """A PIL image from floats in [0, 1], rounded to 8 bits."""
-    return to_pils([image_CHW])[0]
-
-
-def to_pils(images: Sequence[Tensor]) -> list[Image.Image]:
-    """PIL images from floats [3, H, W] in [0, 1], rounded to 8 bits; neighbours of one size are rounded at once."""
-    pictures: list[Image.Image] = []
+def to_pixels(images: Sequence[Tensor]) -> list[Pixels]:
+    """Floats [3, H, W] in [0, 1] rounded to 8 bits, [H, W, 3]; neighbours of one size are rounded at once."""
+    pixels: list[Pixels] = []
     for _, same in groupby(images, key=lambda image: image.shape):
         images_NCHW = torch.stack(list(same)).detach().float().clamp(0, 1)
-        pixels_NHWC = (images_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        pictures.extend(Image.fromarray(pixels_HWC) for pixels_HWC in pixels_NHWC)
-    return pictures
+        pixels.extend((images_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return pixels

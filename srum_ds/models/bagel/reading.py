@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from srum_ds.errors import UserError
 from srum_ds.models.bagel.configuration import BagelConfig
-from srum_ds.models.bagel.images import resize, to_pil, to_pils, to_tensor, to_tensors
+from srum_ds.models.bagel.images import to_tensors, transformed
 from srum_ds.models.bagel.latents import Autoencoder, patchify_latent
 from srum_ds.models.bagel.layout import Segment
 from srum_ds.models.bagel.model import Bagel, Inputs
@@ -77,7 +78,7 @@ class BagelReader:
 
     def resized(self, image_CHW: Tensor) -> Tensor:
         """A picture in [0, 1] after the autoencoder's transform, [3, H', W'] in [0, 1] (8-bit values)."""
-        return to_tensor(resize(to_pil(image_CHW), self.config.vae_transform)) * 0.5 + 0.5
+        return to_tensors(transformed([image_CHW], self.config.vae_transform))[0] * 0.5 + 0.5
 
     def patches(self, image_CHW: Tensor) -> Patches:
         """ViT patches [N, 588] of a picture in [0, 1] after BAGEL's transform, and their grid."""
@@ -85,9 +86,8 @@ class BagelReader:
 
     def patches_of(self, images: Sequence[Tensor]) -> list[Patches]:
         """``patches`` of some pictures [3, H, W]; neighbours of one size are cut at once."""
-        resized = [resize(picture, self.config.vit_transform) for picture in to_pils(images)]
         found: list[Patches] = []
-        for (width, height), same in groupby(resized, key=lambda picture: picture.size):
+        for (height, width, _), same in groupby(transformed(images, self.config.vit_transform), key=np.shape):
             grid = self._patch_grid(height, width)
             patches_MND = patchify_image(to_tensors(list(same)), self.config.vit.patch_size)
             found.extend((patches_ND, grid) for patches_ND in patches_MND)
