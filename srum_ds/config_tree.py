@@ -90,7 +90,7 @@ class Rollout:
     # t -> shift * t / (1 + (shift - 1) * t): above 1, more of the steps go to high noise.
     timestep_shift: Positive = 2.0
     # Classifier-free guidance by the text; 1 is without.
-    text_scale: NotNegative = 1.0
+    text_scale: NotNegative = 1.25
     # Guidance applies where interval[0] < t <= interval[1].
     interval: tuple[Share, Share] = (0.0, 1.0)
     # Which norm guidance gives back to the velocity: over the whole picture, a channel, or the
