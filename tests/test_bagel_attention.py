@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel import attention
-from srum_ds.models.bagel.attention import attend, choose_kernel, dense_mask, make_plan, shared_heads
+from srum_ds.models.bagel.attention import attend, choose_kernel, dense_mask, make_plan, narrow, shared_heads
 from srum_ds.models.bagel.layout import Layout, Segment, build_layout
 from srum_ds.models.bagel.packing import Part
 from tests.test_bagel_packing import latents, mixed_samples, noise_and_time, run, text
@@ -116,6 +116,32 @@ def test_shared_heads_along_the_query_axis_equal_grouped_ones() -> None:
     mask = dense_mask(layout, torch.float32)
     along = shared_heads(q, k, v, mask.repeat(1, 1, 2, 1), 2)
     torch.testing.assert_close(along, attend(q, k, v, make_plan(layout, "sdpa", 2, q.dtype)), atol=1e-6, rtol=0)
+
+
+def test_a_narrowed_plan_gives_some_queries_what_the_whole_plan_gives_them() -> None:
+    layout = build_layout(
+        [[Segment("vision", 3), Segment("branch", 2), Segment("branch", 4)], [Segment("text", 5)], []]
+    )
+    q, k, v = operands(layout, 4, 2)
+    whole = planned(q, k, v, layout, "sdpa")
+    plan = make_plan(layout, "sdpa", 2, q.dtype)
+    # Flat rows out of order: places 7, 0, 2 and 10 of the first sample, 0 and 4 of the second, none of the third.
+    slots = torch.tensor([7, 0, layout.length, 2, layout.length + 4, 10])
+    rows = (layout.slot_N[None] == slots[:, None]).nonzero()[:, 1]
+    few = narrow(plan, slots)
+    assert few.grid == (3, 4) and few.slot_N is not None
+    assert few.slot_N.tolist() == [2, 0, 4, 1, 5, 3]
+    assert few.position_P[few.slot_N].tolist() == plan.position_P[slots].tolist()
+
+    def placed(x: Tensor, where: Tensor, grid: tuple[int, int]) -> Tensor:
+        places = x.new_zeros(grid[0] * grid[1], *x.shape[1:]).index_copy(0, where, x)
+        return places.view(*grid, *x.shape[1:]).transpose(1, 2)
+
+    keys, values = (placed(x, layout.slot_N, plan.grid) for x in (k, v))
+    out = attend(placed(q[rows], few.slot_N, few.grid), keys, values, few).transpose(1, 2)
+    torch.testing.assert_close(out.reshape(few.places, *q.shape[1:])[few.slot_N], whole[rows], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="packed"):
+        narrow(make_plan(layout, "flex", 2, q.dtype), slots)
 
 
 def test_packing_leaves_out_the_padding() -> None:

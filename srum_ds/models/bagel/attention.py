@@ -78,6 +78,37 @@ def make_plan(layout: Layout, kernel: str, groups: int, dtype: torch.dtype) -> P
     return Plan(grid, layout.slot_N, position_P, groups, mask)
 
 
+def narrow(plan: Plan, slot_L: Tensor) -> Plan:
+    """The same for the queries at places ``slot_L`` (int64, all different) alone, each in its sample's row.
+
+    A row has as many columns as the sample with the most of them needs. position_P is each query's own, by place.
+    Raises ValueError for a packed plan.
+    """
+    if isinstance(plan.mask, BlockMask):
+        raise ValueError("a packed plan cannot be narrowed")
+    batch, length = plan.grid
+    sample_L = slot_L // length
+    count_B = torch.bincount(sample_L, minlength=batch)
+    columns = max(1, int(count_B.max()))
+    order_L = slot_L.argsort()
+    first_B = count_B.cumsum(0) - count_B
+    rank_L = torch.empty_like(slot_L)
+    rank_L[order_L] = torch.arange(len(slot_L), device=slot_L.device) - first_B[sample_L[order_L]]
+    narrow_L = sample_L * columns + rank_L
+    places = batch * columns
+    # On a GPU the heads that share a key head stand along the query axis: one of them is enough, then as before.
+    repeats = plan.mask.shape[2] // length
+    mask_PK = plan.mask[:, 0, :length].reshape(batch * length, -1)
+    mask_PK = mask_PK.new_zeros(places, mask_PK.shape[1]).index_copy(0, narrow_L, mask_PK.index_select(0, slot_L))
+    return Plan(
+        (batch, columns),
+        narrow_L,
+        _by_place(plan.position_P.index_select(0, slot_L), narrow_L, places),
+        plan.groups,
+        mask_PK.view(batch, 1, columns, -1).repeat(1, 1, repeats, 1),
+    )
+
+
 def _by_place(x_N: Tensor, slot_N: Tensor, places: int, fill: int = 0) -> Tensor:
     return x_N.new_full((places,), fill).index_copy(0, slot_N, x_N)
 

@@ -18,7 +18,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from srum_ds.kernels.norm import RMSNorm
 from srum_ds.kernels.rotary import rotary_factors, rotate
 from srum_ds.kernels.rows import collect, place
-from srum_ds.models.bagel.attention import Kernel, Plan, attend, choose_kernel, make_plan
+from srum_ds.models.bagel.attention import Kernel, Plan, attend, choose_kernel, make_plan, narrow
 from srum_ds.models.bagel.configuration import LanguageConfig
 from srum_ds.models.bagel.layout import Layout
 
@@ -102,6 +102,14 @@ class Pass:
     sin_P1D: Tensor
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Some of a pass's understanding rows (int64), and how these alone attend to its keys and values."""
+
+    rows_L: Tensor
+    step: Pass
+
+
 class Attention(nn.Module):
     """Joint grouped-query attention with an expert's projections for each kind of token."""
 
@@ -135,38 +143,44 @@ class Attention(nn.Module):
         gen_GD: Tensor,
         step: Pass,
         past: tuple[Tensor, Tensor] | None,
-        rows_L: Tensor | None = None,
+        asked: Asked | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Attention output of both groups, and keys and values [B, KV, P + S, head], past included.
 
-        rows_L: see ``MoTModel``.
+        asked: the rows whose output is wanted, if not all.
         """
         plan = step.plan
         parts = zip(self._keys_values(und_UD, ""), self._keys_values(gen_GD, "_moe_gen"), strict=True)
         k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
-        slot_N = plan.slot_N
-        if rows_L is not None:
-            slot_N = rows_L if slot_N is None else slot_N.index_select(0, rows_L)
-        und_UD, gen_GD = _only(rows_L, und_UD, gen_GD)
-        q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), slot_N, plan.places)
-        q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
         k_PHD = rotate(k_PHD, step.cos_P1D, step.sin_P1D)
         keys, values = (x.view(*plan.grid, self.kv_heads, self.head).transpose(1, 2) for x in (k_PHD, v_PHD))
+        if asked is not None:
+            plan, step = asked.step.plan, asked.step
+        und_UD, gen_GD = _only(asked, und_UD, gen_GD)
+        q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), plan.slot_N, plan.places)
+        q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
         if past is not None:
             keys = torch.cat([past[0], keys], dim=2)
             values = torch.cat([past[1], values], dim=2)
         q = q_PHD.view(*plan.grid, self.heads, self.head).transpose(1, 2)
         # Where no row is wanted, the pass is there for its keys and values alone.
         out = (attend(q, keys, values, plan) if len(und_UD) or len(gen_GD) else q).transpose(1, 2)
-        und, gen = collect(out.reshape(plan.places, self.heads * self.head), slot_N, len(und_UD))
+        und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
         und = self.get_submodule("o_proj")(und)
         gen = self.get_submodule("o_proj_moe_gen")(gen)
         return und, gen, keys, values
 
 
-def _only(rows_L: Tensor | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, Tensor]:
-    """The understanding rows ``rows_L`` and no generation rows; all of both where it is None."""
-    return (und_UD, gen_GD) if rows_L is None else (und_UD.index_select(0, rows_L), gen_GD[:0])
+def _only(asked: Asked | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, Tensor]:
+    """The understanding rows that are asked for and no generation rows; all of both where it is None."""
+    return (und_UD, gen_GD) if asked is None else (und_UD.index_select(0, asked.rows_L), gen_GD[:0])
+
+
+def _add(stream_ND: Tensor, change_ND: Tensor) -> Tensor:
+    """Their sum; where nothing is differentiated, in the array of the change, which nobody else has."""
+    if torch.is_grad_enabled() or stream_ND.dtype != change_ND.dtype:
+        return stream_ND + change_ND
+    return change_ND.add_(stream_ND)
 
 
 class SwiGLU(Qwen2MLP):
@@ -205,20 +219,20 @@ class MoTLayer(nn.Module):
         step: Pass,
         past: tuple[Tensor, Tensor] | None = None,
         keep: bool = True,
-        rows_L: Tensor | None = None,
+        asked: Asked | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Hidden states of both groups after the block, and its keys and values, past included, to ``keep``.
 
-        rows_L: see ``MoTModel``; keys and values are those of all rows.
+        asked: the rows whose hidden states are wanted, if not all; keys and values are those of all rows.
         """
         und, gen, keys, values = self.self_attn(
-            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past, rows_L
+            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past, asked
         )
-        und_UD, gen_GD = _only(rows_L, und_UD, gen_GD)
-        und_UD = und_UD + und
-        gen_GD = gen_GD + gen
-        und_UD = und_UD + self.mlp(self.post_attention_layernorm(und_UD))
-        gen_GD = gen_GD + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD))
+        und_UD, gen_GD = _only(asked, und_UD, gen_GD)
+        und_UD = _add(und_UD, und)
+        gen_GD = _add(gen_GD, gen)
+        und_UD = _add(und_UD, self.mlp(self.post_attention_layernorm(und_UD)))
+        gen_GD = _add(gen_GD, self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD)))
         if not keep:
             return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
@@ -259,24 +273,26 @@ class MoTModel(nn.Module):
         cached = keep or past is not None or rows_L is not None
         kernel = choose_kernel(self.kernel, und_UD.device, config.head_size, cached)
         plan = make_plan(layout, kernel, config.num_attention_heads // config.num_key_value_heads, und_UD.dtype)
-        factors = rotary_factors(plan.position_P, config.head_size, config.rope_theta)
         # Of one expert and without padding, rows travel in the grid's order, so that no block has to move them.
         # A gradient would miss the other expert then, and ranks would no longer reduce the same ones.
         ordered = kernel == "sdpa" and layout.understanding == plan.places and not torch.is_grad_enabled()
         if ordered:
             und_UD = und_UD.index_select(0, layout.slot_N.argsort())
             plan = replace(plan, slot_N=None)
-            rows_L = None if rows_L is None else layout.slot_N.index_select(0, rows_L)
-        step = Pass(plan, *(factor.to(und_UD.dtype) for factor in factors))
+        step = self._pass(plan, und_UD.dtype)
+        asked = None
+        if rows_L is not None:
+            slot_L = layout.slot_N.index_select(0, rows_L)
+            asked = Asked(slot_L if ordered else rows_L, self._pass(narrow(plan, slot_L), und_UD.dtype))
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             before = None if past is None else (past.keys_L[index], past.values_L[index])
-            rows = rows_L if index == len(self.layers) - 1 else None
+            few = asked if index == len(self.layers) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
-                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, rows, use_reentrant=False)
+                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, few, use_reentrant=False)
             else:
-                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep, rows)
+                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep, few)
             if keep:
                 keys.append(k)
                 values.append(v)
@@ -287,6 +303,10 @@ class MoTModel(nn.Module):
             return *hidden, None
         valid = layout.valid_BS if past is None else torch.cat([past.valid_BP, layout.valid_BS], dim=1)
         return *hidden, Cache(tuple(keys), tuple(values), valid, layout.next_position_B)
+
+    def _pass(self, plan: Plan, dtype: torch.dtype) -> Pass:
+        cos_P1D, sin_P1D = rotary_factors(plan.position_P, self.config.head_size, self.config.rope_theta)
+        return Pass(plan, cos_P1D.to(dtype), sin_P1D.to(dtype))
 
 
 class LanguageModel(nn.Module):
