@@ -351,7 +351,7 @@ class Eval:
     seed: Whole = 1234
     # The sampler: guidance by the text, timestep shift, guided times, which norm is given back, its
     # smallest factor. null takes what rollout.* says.
-    text_scale: NotNegative | None = 1.25
+    text_scale: NotNegative | None = None
     timestep_shift: Positive | None = None
     interval: tuple[Share, Share] | None = None
     renorm: Literal["global", "channel", "text_channel"] | None = None
