@@ -34,7 +34,7 @@ $(STAMP): setup.py constraints.txt
 	    exit 1; }
 	$(PIP_INSTALL) $(TORCH_PIN)
 	$(PIP_INSTALL) -e '.[test]'
-	$(BIN)/python -m srum_ds.launcher
+	$(BIN)/python -m srum_ds.commands.launcher
 	@touch $@
 
 train: setup  ## train and evaluate (RECIPE=launch/recipes/tiny.yaml ARGS="key=value ..." LAUNCHER_ARGS="...")
@@ -57,7 +57,7 @@ bench: setup  ## run every benchmark in benchmarks/
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
 pretrain: setup  ## make the embedded tiny model again from a seed
-	$(BIN)/python -m srum_ds.shapes.pretrain $(ARGS)
+	$(BIN)/python -m srum_ds.worlds.shapes.pretrain $(ARGS)
 
 clean:  ## remove .venv, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

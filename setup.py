@@ -90,13 +90,13 @@ setup(
     package_data={
         "srum_ds": [
             "assets/**/*",
-            "rewards/prompts/*",
+            "rewards/judge/questions/*",
             "py.typed",
         ],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["srum-ds = srum_ds.cli:main"]},
+    entry_points={"console_scripts": ["srum-ds = srum_ds.commands.main:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

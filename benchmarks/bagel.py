@@ -29,11 +29,12 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from srum_ds.environment import environment
+from srum_ds.common.environment import environment
 from srum_ds.models import load_model
 from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig, VisionConfig
 from srum_ds.models.bagel.packing import Latents, Text, pack
-from srum_ds.models.base import Prompt, Sampling
+from srum_ds.models.flow import Sampling
+from srum_ds.types import Prompt
 from tests.tiny_models import TINY, random_picture, write_tiny_bagel
 
 HIDDEN, MLP, LAYERS, KV = 256, 1024, 8, 128

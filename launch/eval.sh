@@ -22,7 +22,7 @@ def run() -> int:
     if os.environ.get("RANK", "0") != "0":
         # The evaluation spreads its pictures over processes of its own: one rank does it all.
         return 0
-    from srum_ds.evaluation.run import main
+    from srum_ds.evaluation.evaluate import main
 
     return main([word for word in sys.argv[1:] if not word.startswith("--local_rank")])
 

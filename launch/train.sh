@@ -32,7 +32,7 @@ if [ -n "${NUM_RANKS:-}" ]; then
         *) flags="--num_gpus $NUM_RANKS $flags" ;;
     esac
 fi
-exec "$python" -P -c "import sys; from srum_ds.cli import main; sys.exit(main())" \
+exec "$python" -P -c "import sys; from srum_ds.commands.main import main; sys.exit(main())" \
     train "--launcher-args=$flags" "$@"
 '''
 
@@ -45,8 +45,8 @@ def run() -> int:
     """One rank: hands the recipe and the settings to the training loop."""
     # The launcher puts this file's folder first on the path; the package lies one above.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from srum_ds.cli import guarded
-    from srum_ds.launcher import build_environment
+    from srum_ds.common.errors import guarded
+    from srum_ds.commands.launcher import build_environment
 
     # Before torch starts its threads: the cores of this node are shared out over its ranks.
     ranks = int(os.environ.get("LOCAL_SIZE", "1"))

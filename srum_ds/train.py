@@ -22,36 +22,29 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from srum_ds import run_folder
+from srum_ds.common.clock import Clock
+from srum_ds.common.environment import write_environment
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import write_atomic
 from srum_ds.config import Config, check_world, find_path, load_config, split_arguments
-from srum_ds.data.reader import PromptReader
-from srum_ds.data.shards import load_index
 from srum_ds.engine import Engine, compute_device, read_ds_config, shard_loader, start_distributed
-from srum_ds.environment import write_environment
-from srum_ds.errors import UserError
+from srum_ds.evaluation.held_out import HeldOut
 from srum_ds.evaluation.report import show_result
-from srum_ds.figures import Clock, StillLearns, measure
-from srum_ds.files import write_atomic
-from srum_ds.held_out import HeldOut
-from srum_ds.judges import Seat, choose_judge
-from srum_ds.judging import FailureLog, Questions, refuse_broken_judge
 from srum_ds.models import load_model
-from srum_ds.monitor import Monitor
+from srum_ds.monitoring import run_folder
+from srum_ds.monitoring.health import Alarm, Watch
+from srum_ds.monitoring.health import stopping as stopping_alarm
+from srum_ds.monitoring.images import boxes_by_picture
+from srum_ds.monitoring.metrics import StillLearns, measure
+from srum_ds.monitoring.writer import Monitor
 from srum_ds.objectives import get_objective
-from srum_ds.pictures import boxes_by_picture
-from srum_ds.rollout import roll_out
-from srum_ds.sources import choose_source, judged, open_data, round_length, sampling_of
-from srum_ds.steps import (
-    Batch,
-    reward_weights,
-    sum_of,
-    token_losses,
-    token_mask,
-    velocity,
-    with_noise,
-)
-from srum_ds.watch import Alarm, Watch
-from srum_ds.watch import stopping as stopping_alarm
+from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask, velocity, with_noise
+from srum_ds.prompts.reader import PromptReader
+from srum_ds.prompts.shards import load_index
+from srum_ds.rewards.judge.host import Seat, choose_judge
+from srum_ds.rewards.judge.pipeline import FailureLog, Questions, refuse_broken_judge
+from srum_ds.rollouts.collect import roll_out
+from srum_ds.rollouts.sources import choose_source, judged, open_data, round_length, sampling_of
 
 STOPPED = 75
 """Exit status of a run that was asked to stop, saved and can go on (EX_TEMPFAIL)."""

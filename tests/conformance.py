@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform
 from tests.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of

@@ -22,9 +22,9 @@ from srum_ds.models.bagel.packing import Latents, Packed, Part, Picture, Text, p
 from srum_ds.models.bagel.sampling import shift_timesteps, time_points
 from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
-from srum_ds.models.base import Sampling
+from srum_ds.models.flow import Sampling
 from srum_ds.objectives import compute_losses, square_error
-from srum_ds.rewards.reward_map import paper_map
+from srum_ds.rewards.token_weights import paper_map
 
 Outputs = dict[str, Tensor]
 

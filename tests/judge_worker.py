@@ -64,7 +64,7 @@ def main(folder: Path, words: list[str]) -> None:
     """All runs, on this rank."""
     from srum_ds import train
     from srum_ds.engine import leave_distributed
-    from srum_ds.steps import Batch
+    from srum_ds.objectives.apply import Batch
 
     rank = os.environ.get("RANK", "0")
     real_judge, real_noise = train.choose_judge, train.with_noise

@@ -54,7 +54,7 @@ def create(model: Any, mode: str, ds_config: dict[str, Any], precision: str = "f
 
 def train_step(engine: Any, model: Any, step: int) -> None:
     """One step of the velocity loss on this rank's half of four noised pictures."""
-    from srum_ds.models.base import Prompt
+    from srum_ds.types import Prompt
 
     channels = model.config.token_channels
     generator = torch.Generator().manual_seed(step)
@@ -114,8 +114,8 @@ def judging(folder: Path, stage: str) -> dict[str, Any]:
     """A frozen copy's answers and the live model's, before and after training the whole transformer."""
     from srum_ds.config import load_config
     from srum_ds.engine import read_ds_config, shard_loader
-    from srum_ds.judges import choose_judge
     from srum_ds.models import load_model
+    from srum_ds.rewards.judge.host import choose_judge
 
     words = [f"model.path={folder}", "model.trains=transformer", f"deepspeed.config={stage}"]
     cfg = load_config(ROOT / "launch/recipes/tiny.yaml", words)

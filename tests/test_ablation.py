@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from srum_ds.ablation import ablate, evaluation_words, plan, split_words
-from srum_ds.cli import main
+from srum_ds.commands.main import main
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.errors import UserError
+from srum_ds.evaluation.ablation import ablate, evaluation_words, plan, split_words
 from srum_ds.evaluation.ablation_table import Outcome, build_table, markdown, plot, write_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.errors import UserError
-from srum_ds.judging import FAILURES, FailureLog, Questions, readout_of, refuse_broken_judge
 from srum_ds.models import BagelAdapter, load_model
-from srum_ds.models.base import Judged, Prompt, Regions, Rollout, Scores, Status
-from srum_ds.rewards.asking import GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, Request, alone
-from srum_ds.rewards.judge import judge_rollout
-from srum_ds.rewards.templates import Template, load_template
-from srum_ds.shapes.render import render_scenes
-from srum_ds.shapes.world import SceneObject
+from srum_ds.rewards.judge.judge import judge_rollout
+from srum_ds.rewards.judge.pipeline import FAILURES, FailureLog, Questions, readout_of, refuse_broken_judge
+from srum_ds.rewards.judge.readouts import GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, Request, alone
+from srum_ds.rewards.judge.templates import Template, load_template
+from srum_ds.types import Judged, Prompt, Regions, Rollout, Scores, Status
+from srum_ds.worlds.shapes.render import render_scenes
+from srum_ds.worlds.shapes.world import SceneObject
 from tests.tiny_models import random_picture, write_tiny_bagel
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from srum_ds.cli import main
+from srum_ds.commands.main import main
 from tests.tiny_models import write_tiny_bagel
 
 Spoil = Callable[[Path], object]

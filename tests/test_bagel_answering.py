@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.model import Inputs
 from srum_ds.models.bagel.vision import grid_ids
-from srum_ds.models.base import Prompt, Sampling
+from srum_ds.models.flow import Sampling
+from srum_ds.types import Prompt
 from tests.tiny_models import random_picture, write_tiny_bagel
 
 PICTURES = [random_picture(30, 50, 1), random_picture(56, 56, 2), random_picture(20, 20, 3)]

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform
 from srum_ds.models.bagel.drawing import Step
 from srum_ds.models.bagel.sampling import guided_at, time_points
-from srum_ds.models.base import Prompt, Sampling, UnifiedModel
+from srum_ds.models.flow import Sampling
+from srum_ds.models.protocol import UnifiedModel
+from srum_ds.types import Prompt
 from tests.tiny_models import random_picture, write_tiny_bagel
 
 GRID = (2, 3)

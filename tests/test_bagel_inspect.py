@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from srum_ds.cli import main
-from srum_ds.errors import UserError
+from srum_ds.commands.main import main
+from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.models.bagel.inspect import inspect_folder, inspection_text
 from tests.tiny_models import TINY, write_configs, write_tiny_bagel

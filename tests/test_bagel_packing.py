@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.packing import (
     Latents,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.models.bagel.sampling import euler, guide, guided_at
-from srum_ds.models.base import Sampling
+from srum_ds.models.flow import Sampling
 
 # Two pictures of one token of two channels. Without text 0, so that scale 2 doubles the conditional velocity.
 CONDITIONAL = torch.tensor([[[3.0, 4.0]], [[0.0, 12.0]]])

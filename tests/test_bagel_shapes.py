@@ -17,7 +17,8 @@ from torch import Tensor
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig
 from srum_ds.models.bagel.packing import Latents, Text
-from srum_ds.models.base import Prompt, Sampling
+from srum_ds.models.flow import Sampling
+from srum_ds.types import Prompt
 from tests.tiny_models import TINY, random_picture, write_tiny_bagel
 
 CONFIGS = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.weights import load_autoencoder, save_autoencoder

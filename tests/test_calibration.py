@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srum_ds.cli import main
-from srum_ds.errors import UserError
+from srum_ds.commands.main import main
+from srum_ds.common.errors import UserError
 from srum_ds.evaluation.calibration import (
     Opinion,
     agreement,
@@ -31,13 +31,13 @@ from srum_ds.evaluation.calibration import (
     spearman,
 )
 from srum_ds.evaluation.labels import Asked, Labelled, read_labels
-from srum_ds.models.base import Prompt, Status
-from srum_ds.pictures import to_pil
-from srum_ds.rewards.asking import Replies
-from srum_ds.shapes import world
-from srum_ds.shapes.render import render_scenes
-from srum_ds.shapes.truth import crop_truths
-from srum_ds.shapes.world import SceneObject, ShapePrompt, Slot
+from srum_ds.monitoring.images import to_pil
+from srum_ds.rewards.judge.readouts import Replies
+from srum_ds.types import Prompt, Status
+from srum_ds.worlds.shapes import world
+from srum_ds.worlds.shapes.render import render_scenes
+from srum_ds.worlds.shapes.truth import crop_truths
+from srum_ds.worlds.shapes.world import SceneObject, ShapePrompt, Slot
 
 RECIPE = Path(__file__).resolve().parent.parent / "launch/recipes/tiny.yaml"
 BOX = (0.0, 0.0, 0.5, 0.5)

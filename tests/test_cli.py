@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 import yaml
 
-import srum_ds.launcher as launcher
-from srum_ds import __version__, commands
-from srum_ds.cli import guarded, main
+import srum_ds.commands.launcher as launcher
+from srum_ds import __version__
+from srum_ds.commands.main import main
+from srum_ds.common.errors import UserError, guarded
 from srum_ds.config import Config, load_config
-from srum_ds.errors import UserError
+from srum_ds.evaluation import request as commands
 
 SLOW_IMPORTS = ("torch", "deepspeed", "transformers", "diffusers", "scipy", "omegaconf")
 
 
 def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from srum_ds.cli import main; sys.exit(main())", *words],
+        [sys.executable, "-c", "import sys; from srum_ds.commands.main import main; sys.exit(main())", *words],
         capture_output=True,
         text=True,
         **settings,
@@ -35,7 +36,7 @@ def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_commands_and_imports_nothing_slow() -> None:
     code = (
-        "import sys\nfrom srum_ds.cli import main\nstatus = main(['--help'])\n"
+        "import sys\nfrom srum_ds.commands.main import main\nstatus = main(['--help'])\n"
         f"slow = [name for name in {SLOW_IMPORTS!r} if name in sys.modules]\n"
         "sys.exit(f'imported {slow}' if slow else status)"
     )
@@ -103,7 +104,7 @@ def test_config_show_prints_a_recipe(capsys: pytest.CaptureFixture[str], tmp_pat
 @pytest.mark.parametrize("command", ["show", "schema"])
 def test_output_into_a_closed_pipe_is_no_error(command: str) -> None:
     # One fits the output buffer, so that the pipe breaks at the end; the other does not.
-    code = f"import sys; from srum_ds.cli import main; sys.exit(main(['config', '{command}']))"
+    code = f"import sys; from srum_ds.commands.main import main; sys.exit(main(['config', '{command}']))"
     line = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert done.returncode == 0
@@ -237,7 +238,10 @@ NEXT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c'] 
 @pytest.mark.parametrize("status", [0, 3])
 def test_sigterm_reaches_the_ranks_and_their_status_comes_back(tmp_path: Path, status: int) -> None:
     command = [sys.executable, "-c", NEXT, NEXT, RANK, str(tmp_path), str(status)]
-    code = f"import os, sys; from srum_ds.launcher import run_command; sys.exit(run_command({command!r}, os.environ))"
+    code = (
+        "import os, sys; from srum_ds.commands.launcher import run_command; "
+        f"sys.exit(run_command({command!r}, os.environ))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         for _ in range(300):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from srum_ds.common.errors import UserError
 from srum_ds.config import (
     ROOT,
     Config,
@@ -24,7 +25,6 @@ from srum_ds.config import (
     save_config,
     split_arguments,
 )
-from srum_ds.errors import UserError
 
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from srum_ds.data.commands import check, write
-from srum_ds.data.reader import PromptLoader, PromptReader, permutation
-from srum_ds.data.shards import check_shards, load_index, prompt_from_json, prompt_to_json, write_shards
-from srum_ds.errors import UserError
-from srum_ds.models.base import Prompt
-from srum_ds.shapes.vocabulary import KINDS
-from srum_ds.shapes.world import ShapePrompt
+from srum_ds.commands.shards import check, write
+from srum_ds.common.errors import UserError
+from srum_ds.prompts.reader import PromptLoader, PromptReader, permutation
+from srum_ds.prompts.shards import check_shards, load_index, prompt_from_json, prompt_to_json, write_shards
+from srum_ds.types import Prompt
+from srum_ds.worlds.shapes.vocabulary import KINDS
+from srum_ds.worlds.shapes.world import ShapePrompt
 
 
 def make_prompts(count: int) -> list[Prompt]:

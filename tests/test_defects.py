@@ -15,21 +15,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from srum_ds.common.clock import Clock
+from srum_ds.common.errors import UserError
 from srum_ds.config import Config, load_config
-from srum_ds.data.reader import PromptReader
-from srum_ds.data.shards import write_shards
 from srum_ds.engine.plain import PlainEngine
-from srum_ds.errors import UserError
-from srum_ds.figures import Clock, measure
-from srum_ds.judging import Questions, refuse_broken_judge
 from srum_ds.models import load_model
-from srum_ds.models.base import Prompt, Regions, Rollout, Sampling, Scores, Status
+from srum_ds.models.flow import Noised, Sampling
+from srum_ds.monitoring.metrics import measure
 from srum_ds.objectives import get_objective
-from srum_ds.rewards.asking import GenerateReadout, Replies, Request, alone
-from srum_ds.rewards.parsing import parse_regions, parse_score
-from srum_ds.rewards.reward_map import paper_map
-from srum_ds.rollout import Noised, roll_out
-from srum_ds.steps import Batch, reward_weights, sum_of, token_losses, token_mask
+from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask
+from srum_ds.prompts.reader import PromptReader
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.parsing import parse_regions, parse_score
+from srum_ds.rewards.judge.pipeline import Questions, refuse_broken_judge
+from srum_ds.rewards.judge.readouts import GenerateReadout, Replies, Request, alone
+from srum_ds.rewards.token_weights import paper_map
+from srum_ds.rollouts.collect import roll_out
+from srum_ds.types import Prompt, Regions, Rollout, Scores, Status
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "launch/recipes"

@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from srum_ds.common.errors import UserError
 from srum_ds.engine import checkpoint_files as checkpoint
 from srum_ds.engine.base import Settings, learning_rate
 from srum_ds.engine.config import read_ds_config
 from srum_ds.engine.plain import PlainEngine
-from srum_ds.errors import UserError
 from tests.engine_worker import (
     COUNT,
     ROOT,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.errors import UserError
-from srum_ds.judging import Questions
 from srum_ds.models import BagelAdapter, load_model
-from srum_ds.models.base import Prompt, Scores, Status
-from srum_ds.rewards.external import mix_levels
+from srum_ds.rewards.judge.external import mix_levels
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.types import Prompt, Scores, Status
 from tests.test_asking import shown
 
 ROOT = Path(__file__).resolve().parent.parent

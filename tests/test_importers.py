@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from srum_ds.data.importers import COMPBENCH_CATEGORIES, read_compbench, read_geneval, read_lines, read_srum
-from srum_ds.data.shards import check_shards, write_shards
-from srum_ds.errors import UserError
-from srum_ds.rewards.judge import phrase_counts
+from srum_ds.common.errors import UserError
+from srum_ds.prompts.importers import COMPBENCH_CATEGORIES, read_compbench, read_geneval, read_lines, read_srum
+from srum_ds.prompts.shards import check_shards, write_shards
+from srum_ds.rewards.judge.judge import phrase_counts
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the public prompt files are not here")

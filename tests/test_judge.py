@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srum_ds.data.shards import write_shards
-from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt, Regions, Rollout, Scores, Status
-from srum_ds.rewards.asking import LogprobReadout
-from srum_ds.rewards.judge import assign_phrases, judge_rollout, phrase_counts
+from srum_ds.common.errors import UserError
+from srum_ds.models.protocol import Judge
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.judge import assign_phrases, judge_rollout, phrase_counts
+from srum_ds.rewards.judge.readouts import LogprobReadout
+from srum_ds.rewards.judge.templates import load_template
 from srum_ds.rewards.regions import no_regions, propose
-from srum_ds.rewards.templates import load_template
-from srum_ds.shapes.world import enumerate_prompts
+from srum_ds.types import Prompt, Regions, Rollout, Scores, Status
+from srum_ds.worlds.shapes.world import enumerate_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.9, 0.1), "blue": (0.1, 0.1, 0.9)}

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from srum_ds.common.clock import Clock
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.data.importers import read_compbench
-from srum_ds.data.shards import write_shards
-from srum_ds.errors import UserError
-from srum_ds.figures import Clock
-from srum_ds.judges import Seat
-from srum_ds.judging import Questions
-from srum_ds.looking import Looker
 from srum_ds.models import load_model
-from srum_ds.models.base import Prompt, Status
-from srum_ds.rewards.phrase_book import spacy_parser
-from srum_ds.sources import draw
-from srum_ds.steps import reward_weights, with_noise
+from srum_ds.objectives.apply import reward_weights, with_noise
+from srum_ds.prompts.importers import read_compbench
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.host import Seat
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rewards.phrases.cache import spacy_parser
+from srum_ds.rewards.regions.pipeline import Looker
+from srum_ds.rollouts.sources import draw
+from srum_ds.types import Prompt, Status
 from tests.test_train import MODEL, RECIPE, finish, launch, metrics, settings
 
 SHORT = ["rollout.num_timesteps=4", "rollout.images_per_prompt=2", "rollout.micro_batch_prompts=2"]

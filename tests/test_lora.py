@@ -12,13 +12,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
 from srum_ds.config import Lora
 from srum_ds.engine.plain import PlainEngine
-from srum_ds.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.inspect import inspect_folder
-from srum_ds.models.base import Prompt, Sampling
+from srum_ds.models.flow import Sampling
 from srum_ds.models.lora import DEFAULT_RANK, is_adapter, match_targets, merged
+from srum_ds.types import Prompt
 from tests.tiny_models import TINY, random_picture, write_tiny_bagel
 
 BOTH_EXPERTS = ("q_proj", "*.o_proj", "mlp.down_proj", "*_moe_gen", "mlp_moe_gen.*", "llm2vae", "lm_head")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from srum_ds.common.clock import Clock
 from srum_ds.config import Config, load_config
-from srum_ds.data.reader import PromptReader
-from srum_ds.data.shards import write_shards
-from srum_ds.figures import Clock
-from srum_ds.judges import Seat
-from srum_ds.judging import Questions
 from srum_ds.models import load_model
-from srum_ds.shapes.world import enumerate_prompts
-from srum_ds.sources import draw
+from srum_ds.prompts.reader import PromptReader
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.host import Seat
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rollouts.sources import draw
+from srum_ds.worlds.shapes.world import enumerate_prompts
 from tests.test_train import MODEL, RECIPE, finish, launch, metrics, settings
 
 STEPS = 4

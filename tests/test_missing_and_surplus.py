@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.config_tree import Reward
-from srum_ds.models.base import Prompt, Regions, Rollout, Scores
-from srum_ds.rewards.asking import LogprobReadout
-from srum_ds.rewards.judge import judge_rollout
-from srum_ds.rewards.reward_map import dense_weights
-from srum_ds.rewards.templates import load_template
+from srum_ds.config.schema import Reward
+from srum_ds.rewards.judge.judge import judge_rollout
+from srum_ds.rewards.judge.readouts import LogprobReadout
+from srum_ds.rewards.judge.templates import load_template
+from srum_ds.rewards.token_weights import dense_weights
+from srum_ds.types import Prompt, Regions, Rollout, Scores
 from tests.test_judge import ColourJudge
 
 PROMPT = Prompt("p", "a red circle and a blue square", phrases=("a red circle", "a blue square"))

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from srum_ds.cli import main
-from srum_ds.errors import UserError
-from srum_ds.model_commands import Placement, parse_size, resolve_placement
+from srum_ds.commands.main import main
+from srum_ds.commands.model_work import Placement, parse_size, resolve_placement
+from srum_ds.common.errors import UserError
+from srum_ds.common.image_files import read_picture
+from srum_ds.common.seeds import noise
 from srum_ds.models import load_model
-from srum_ds.models.base import Prompt, Sampling
-from srum_ds.picture_files import read_picture
-from srum_ds.seeds import noise
+from srum_ds.models.flow import Sampling
+from srum_ds.types import Prompt
 from tests.tiny_models import write_tiny_bagel
 
 Captured = pytest.CaptureFixture[str]

@@ -15,11 +15,9 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from srum_ds.environment import git_state, write_environment
-from srum_ds.errors import UserError
-from srum_ds.models.base import Regions
-from srum_ds.monitor import Monitor, metrics_before
-from srum_ds.pictures import (
+from srum_ds.common.environment import git_state, write_environment
+from srum_ds.common.errors import UserError
+from srum_ds.monitoring.images import (
     GREEN,
     RED,
     Shown,
@@ -30,7 +28,9 @@ from srum_ds.pictures import (
     score_colour,
     wrap,
 )
-from srum_ds.pictures import _font as font
+from srum_ds.monitoring.images import _font as font
+from srum_ds.monitoring.writer import Monitor, metrics_before
+from srum_ds.types import Regions
 
 
 def steps_in(path: Path) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.objectives import OBJECTIVES, compute_losses, get_objective, nft, signed, square_error, weighted
 
 CONFORMANCE = Path(__file__).resolve().parents[2] / "shared" / "conformance" / "bagel_a"

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from srum_ds.common.clock import Clock
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.data.rollouts import Index, RolloutReader, RolloutWriter
-from srum_ds.data.shards import write_shards
 from srum_ds.engine import checkpoint_files as checkpoint
-from srum_ds.errors import UserError
-from srum_ds.figures import Clock
-from srum_ds.judging import Questions
 from srum_ds.models import load_model
-from srum_ds.models.base import Judged
-from srum_ds.rollout_header import check_rollouts, rollout_header
-from srum_ds.shapes.world import enumerate_prompts
-from srum_ds.sources import Rounds
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rollouts.header import check_rollouts, rollout_header
+from srum_ds.rollouts.shards import Index, RolloutReader, RolloutWriter
+from srum_ds.rollouts.sources import Rounds
+from srum_ds.types import Judged
+from srum_ds.worlds.shapes.world import enumerate_prompts
 from tests.test_rollouts import HEADER, judged
 from tests.test_train import MODEL, RECIPE, finish, kill_after, launch, metrics
 
@@ -59,7 +59,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     """`srum-ds` in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from srum_ds.cli import main; sys.exit(main())", *words],
+        [sys.executable, "-c", "import sys; from srum_ds.commands.main import main; sys.exit(main())", *words],
         cwd=ROOT,
         env=environment,
         capture_output=True,

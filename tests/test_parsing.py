@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from srum_ds.models.base import Status
-from srum_ds.rewards.parsing import parse_regions, parse_reply, parse_score
+from srum_ds.rewards.judge.parsing import parse_regions, parse_reply, parse_score
+from srum_ds.types import Status
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from srum_ds.data.reader import PromptReader
-from srum_ds.errors import UserError
-from srum_ds.models.base import Prompt
-from srum_ds.rewards.judge import phrase_counts
-from srum_ds.rewards.phrase_book import PhraseBook, spacy_parser
-from srum_ds.rewards.phrases import gather, noun_chunks, parse_phrases, read_phrase, singular, split_prompt
-from srum_ds.rewards.templates import Template, load_template
+from srum_ds.common.errors import UserError
+from srum_ds.prompts.reader import PromptReader
+from srum_ds.rewards.judge.judge import phrase_counts
+from srum_ds.rewards.judge.templates import Template, load_template
+from srum_ds.rewards.phrases.cache import PhraseBook, spacy_parser
+from srum_ds.rewards.phrases.extract import gather, noun_chunks, parse_phrases, read_phrase, singular, split_prompt
+from srum_ds.types import Prompt
 from tests.test_judge import ColourJudge
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from srum_ds.commands.shards import shapes_prompts
 from srum_ds.config import diff_configs, load_config
-from srum_ds.data.commands import shapes_prompts
-from srum_ds.evaluation.run import draw_settings
-from srum_ds.judging import Questions
-from srum_ds.models.base import Prompt, Regions, Rollout, Scores
+from srum_ds.evaluation.evaluate import draw_settings
+from srum_ds.models.flow import Noised
 from srum_ds.objectives import get_objective
-from srum_ds.rollout import Noised
-from srum_ds.steps import Batch, reward_weights, sum_of, token_losses, token_mask
+from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.types import Prompt, Regions, Rollout, Scores
 from tests.test_reward_map import released_regions
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch/recipes"

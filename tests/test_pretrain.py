@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.models.bagel.modes import trains_in
-from srum_ds.shapes.pretrain import drawing, umm
-from srum_ds.shapes.pretrain.model import build, write_config
-from srum_ds.shapes.pretrain.pool import build_pool, load_pool
-from srum_ds.shapes.pretrain.publish import publish
-from srum_ds.shapes.pretrain.vae import build_vae
+from srum_ds.worlds.shapes.pretrain import drawing, umm
+from srum_ds.worlds.shapes.pretrain.model import build, write_config
+from srum_ds.worlds.shapes.pretrain.pool import build_pool, load_pool
+from srum_ds.worlds.shapes.pretrain.publish import publish
+from srum_ds.worlds.shapes.pretrain.vae import build_vae
 
 
 @pytest.fixture(scope="module")

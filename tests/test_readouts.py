@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from srum_ds.models.base import Status
-from srum_ds.rewards.readouts import likelihood_score, scale_score, yes_no_score
+from srum_ds.rewards.judge.scores import likelihood_score, scale_score, yes_no_score
+from srum_ds.types import Status
 
 
 def logs(*rows: list[float]) -> torch.Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Regions
+from srum_ds.common.errors import UserError
 from srum_ds.rewards.regions import crop, crop_pictures, pairwise_iou, propose, suppress
+from srum_ds.types import Regions
 
 RED = torch.tensor([0.9, 0.1, 0.1])
 BLUE = torch.tensor([0.1, 0.2, 0.9])

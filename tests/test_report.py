@@ -17,17 +17,18 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from srum_ds.commands.shards import shapes_prompts
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config, save_config
-from srum_ds.data.commands import shapes_prompts
-from srum_ds.data.shards import write_shards
-from srum_ds.errors import UserError
 from srum_ds.evaluation import draw as drawing
 from srum_ds.evaluation.draw import DrawSettings, cache_key, draw, eval_noise
+from srum_ds.evaluation.evaluate import evaluate_run, grid_positions, main
 from srum_ds.evaluation.report import Measured, build_result, markdown, result_table, verdict, write_result
-from srum_ds.evaluation.run import evaluate_run, grid_positions, main
-from srum_ds.models.base import Prompt, Sampling
-from srum_ds.shapes.render import render_scenes
-from srum_ds.shapes.world import ShapePrompt, random_scene
+from srum_ds.models.flow import Sampling
+from srum_ds.prompts.shards import write_shards
+from srum_ds.types import Prompt
+from srum_ds.worlds.shapes.render import render_scenes
+from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
 
 SHARDS = {"test": 60}
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum_ds.models.base import Status
-from srum_ds.rewards import diagnostics
-from srum_ds.rewards.reward_map import (
+from srum_ds.monitoring import diagnostics
+from srum_ds.rewards.token_weights import (
     best_and_worst,
     cell_coverage,
     dense_weights,
@@ -23,6 +22,7 @@ from srum_ds.rewards.reward_map import (
     paper_map,
     signed_map,
 )
+from srum_ds.types import Status
 
 CONFORMANCE = Path(__file__).resolve().parents[2] / "shared" / "conformance" / "bagel_a"
 

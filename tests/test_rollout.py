@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.models.base import Prompt, Rollout, Sampling
-from srum_ds.rollout import add_noise, roll_out, timesteps
+from srum_ds.models.flow import Sampling, add_noise, timesteps
+from srum_ds.rollouts.collect import roll_out
+from srum_ds.types import Prompt, Rollout
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
 

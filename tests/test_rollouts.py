@@ -12,10 +12,10 @@ import pytest
 import torch
 import webdataset
 
-from srum_ds.data.rollout_samples import decode, encode
-from srum_ds.data.rollouts import Header, RolloutReader, RolloutWriter, load_index
-from srum_ds.errors import UserError
-from srum_ds.models.base import Failure, Judged, Prompt, Regions, Rollout, Scores
+from srum_ds.common.errors import UserError
+from srum_ds.rollouts.codec import decode, encode
+from srum_ds.rollouts.shards import Header, RolloutReader, RolloutWriter, load_index
+from srum_ds.types import Failure, Judged, Prompt, Regions, Rollout, Scores
 
 HEADER = Header(
     seed=3,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from srum_ds import run_folder
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.errors import UserError
+from srum_ds.monitoring import run_folder
 
 METRICS = "metrics.jsonl"
 RECIPE = Path(__file__).resolve().parent.parent / "launch/recipes/tiny.yaml"
@@ -55,7 +55,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from srum_ds.run_folder import locked\n"
+    code = "import sys; from pathlib import Path; from srum_ds.monitoring.run_folder import locked\n"
     code += f"with locked(Path({str(tmp_path)!r})): pass"
     with run_folder.locked(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, Sam2Config, Sam2Model, SamConfig, SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
+from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.errors import UserError
-from srum_ds.looking import Looker
-from srum_ds.models.base import Prompt, Rollout
+from srum_ds.rewards.regions.pipeline import Looker
 from srum_ds.rewards.regions.sam import SegmentAnything, grid_points, load_segment_anything, mask_boxes, stability
+from srum_ds.types import Prompt, Rollout
 
 ROOT = Path(__file__).resolve().parent.parent
 DECODER = {

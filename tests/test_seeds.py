@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srum_ds.seeds import derive, generator, noise, uniform
+from srum_ds.common.seeds import derive, generator, noise, uniform
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from srum_ds.shapes import world
-from srum_ds.shapes.checker import check, detect, region_matches
-from srum_ds.shapes.questions import build_examples
-from srum_ds.shapes.render import render_arrays, render_scenes
-from srum_ds.shapes.vocabulary import CELLS, COLORS, GRID, KINDS, RELATIONS, SHAPES, TEXTURES
-from srum_ds.shapes.world import Scene, SceneObject, ShapePrompt, Slot
+from srum_ds.worlds.shapes import world
+from srum_ds.worlds.shapes.checker import check, detect, region_matches
+from srum_ds.worlds.shapes.questions import build_examples
+from srum_ds.worlds.shapes.render import render_arrays, render_scenes
+from srum_ds.worlds.shapes.vocabulary import CELLS, COLORS, GRID, KINDS, RELATIONS, SHAPES, TEXTURES
+from srum_ds.worlds.shapes.world import Scene, SceneObject, ShapePrompt, Slot
 
 RED_CIRCLE = Slot(None, "red", "circle")
 BLUE_SQUARE = Slot(None, "blue", "square")

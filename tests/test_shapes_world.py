@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srum_ds.errors import UserError
-from srum_ds.shapes import questions, vocabulary, world
-from srum_ds.shapes.pretrain.pool import build_pool, load_pool, understanding_images
-from srum_ds.shapes.pretrain.vae import build_vae, latents_from_tokens, tokens_from_latents
-from srum_ds.shapes.questions import build_examples
-from srum_ds.shapes.render import render_arrays, render_scenes, scene_array
-from srum_ds.shapes.world import SceneObject, ShapePrompt, Slot
+from srum_ds.common.errors import UserError
+from srum_ds.worlds.shapes import questions, vocabulary, world
+from srum_ds.worlds.shapes.pretrain.pool import build_pool, load_pool, understanding_images
+from srum_ds.worlds.shapes.pretrain.vae import build_vae, latents_from_tokens, tokens_from_latents
+from srum_ds.worlds.shapes.questions import build_examples
+from srum_ds.worlds.shapes.render import render_arrays, render_scenes, scene_array
+from srum_ds.worlds.shapes.world import SceneObject, ShapePrompt, Slot
 
 TEXTS = {
     "a red circle and a blue square": ShapePrompt("color", (Slot(None, "red", "circle"), Slot(None, "blue", "square"))),

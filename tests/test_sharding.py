@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from srum_ds.common.errors import UserError
 from srum_ds.engine.config import frozen_config, read_ds_config
-from srum_ds.errors import UserError
 from srum_ds.models import load_model
-from srum_ds.models.base import Prompt, Sampling
+from srum_ds.models.flow import Sampling
+from srum_ds.types import Prompt
 from tests.sharding_worker import ROOT, answers
 from tests.tiny_models import TINY, write_tiny_bagel
 

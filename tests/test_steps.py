@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
+from srum_ds.common.errors import UserError
 from srum_ds.config import Config, load_config
-from srum_ds.errors import UserError
-from srum_ds.figures import StillLearns
-from srum_ds.models.base import Prompt, Regions, Rollout, Scores
+from srum_ds.models.flow import Noised
+from srum_ds.monitoring.metrics import StillLearns
 from srum_ds.objectives import get_objective
-from srum_ds.rollout import Noised
-from srum_ds.steps import Batch, partners, reward_weights, token_losses, token_mask
+from srum_ds.objectives.apply import Batch, partners, reward_weights, token_losses, token_mask
+from srum_ds.types import Prompt, Regions, Rollout, Scores
 
 COPIES, TOKENS, CHANNELS = 2, 4, 3
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from srum_ds import seeds
-from srum_ds.data.reader import PromptReader
+from srum_ds.common import seeds
 from srum_ds.models import load_model
-from srum_ds.models.base import Sampling
-from srum_ds.shapes.checker import check
-from srum_ds.shapes.pretrain.tokenizer import write_tokenizer
-from srum_ds.shapes.questions import crop_question, match_question
-from srum_ds.shapes.render import render_scenes
-from srum_ds.shapes.variation import alter_prompt
-from srum_ds.shapes.vocabulary import WORDS
-from srum_ds.shapes.world import ShapePrompt, random_scene
+from srum_ds.models.flow import Sampling
+from srum_ds.prompts.reader import PromptReader
+from srum_ds.worlds.shapes.checker import check
+from srum_ds.worlds.shapes.pretrain.tokenizer import write_tokenizer
+from srum_ds.worlds.shapes.questions import crop_question, match_question
+from srum_ds.worlds.shapes.render import render_scenes
+from srum_ds.worlds.shapes.variation import alter_prompt
+from srum_ds.worlds.shapes.vocabulary import WORDS
+from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "srum_ds/assets/tiny_bagel"

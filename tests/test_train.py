@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum_ds.data.shards import write_shards
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
-from srum_ds.shapes.world import enumerate_prompts
+from srum_ds.prompts.shards import write_shards
 from srum_ds.train import main
+from srum_ds.worlds.shapes.world import enumerate_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "srum_ds/assets/tiny_bagel"

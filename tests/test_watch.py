@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from srum_ds.checkers import load_checker
-from srum_ds.config_tree import Watch as Settings
-from srum_ds.data.shards import write_shards
-from srum_ds.errors import UserError
-from srum_ds.shapes.world import enumerate_prompts
-from srum_ds.watch import Alarm, Watch, stopping
+from srum_ds.common.errors import UserError
+from srum_ds.config.schema import Watch as Settings
+from srum_ds.evaluation.checkers import load_checker
+from srum_ds.monitoring.health import Alarm, Watch, stopping
+from srum_ds.prompts.shards import write_shards
+from srum_ds.worlds.shapes.world import enumerate_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = Settings(patience=3, first_steps=2, smoothing=1, reward_smoothing=4, max_reward_drop=0.15)
@@ -168,7 +168,7 @@ def test_a_run_that_feeds_back_its_errors_is_ended_and_an_earlier_checkpoint_kep
         "log.tensorboard=false",
         "regions.kind=none",
     ]
-    starts = "import sys; from srum_ds.cli import main; sys.exit(main())"
+    starts = "import sys; from srum_ds.commands.main import main; sys.exit(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", starts, "train", *words],

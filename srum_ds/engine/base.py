@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 
 LIVE = "live"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

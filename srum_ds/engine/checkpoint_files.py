@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 
 FORMAT = 1
 STATE_FILE = "state.json"

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
 from srum_ds.engine import checkpoint_files as checkpoint
 from srum_ds.engine.base import LIVE, EngineBase
-from srum_ds.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from srum_ds.common.errors import UserError
 from srum_ds.engine.base import Settings
-from srum_ds.errors import UserError
 
 # Keys of a DeepSpeed config that the recipe says, and where.
 OURS = {

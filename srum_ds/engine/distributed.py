@@ -12,7 +12,7 @@ from pathlib import Path
 # DeepSpeed picks its accelerator when it is imported, and warns where it has to guess.
 import torch
 
-from srum_ds.compiled_ops import ops_environment
+from srum_ds.common.compiled_ops import ops_environment
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

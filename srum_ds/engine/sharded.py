@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
 from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable
 from srum_ds.engine.checkpoints import CheckpointedEngine
 from srum_ds.engine.config import full_config
@@ -27,7 +28,6 @@ from srum_ds.engine.distributed import (
 )
 from srum_ds.engine.gathering import batches, whole, without
 from srum_ds.engine.loading import held_part
-from srum_ds.errors import UserError
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from srum_ds.common.files import write_atomic
 from srum_ds.evaluation.report import without_nan
 from srum_ds.evaluation.statistics import Estimate, estimate, paired_difference
-from srum_ds.files import write_atomic
 
 JSON_NAME = "ablation.json"
 MARKDOWN_NAME = "ablation.md"

@@ -15,19 +15,20 @@ import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from srum_ds.common.environment import environment
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import replacing, write_atomic
 from srum_ds.config import Config, find_path, load_config
-from srum_ds.environment import environment
-from srum_ds.errors import UserError
 from srum_ds.evaluation.calibration_report import markdown, plot
 from srum_ds.evaluation.labels import Asked, Labelled, drawn_and_checked, read_labels
 from srum_ds.evaluation.statistics import auc
-from srum_ds.files import replacing, write_atomic
-from srum_ds.judging import Questions, worst_replies_of
 from srum_ds.models import load_model
-from srum_ds.models.base import Judge, Regions, Status
-from srum_ds.rewards.asking import Replies, Request, alone
-from srum_ds.rewards.judge import ask_all, render
+from srum_ds.models.protocol import Judge
+from srum_ds.rewards.judge.judge import ask_all, render
+from srum_ds.rewards.judge.pipeline import Questions, worst_replies_of
+from srum_ds.rewards.judge.readouts import Replies, Request, alone
 from srum_ds.rewards.regions import crop
+from srum_ds.types import Regions, Status
 
 BINS = 10
 RESAMPLES = 200

@@ -21,19 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srum_ds.data.shards import fingerprint
-from srum_ds.errors import UserError
-from srum_ds.files import sha256_of, write_atomic
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import weights_sha256, write_atomic
+from srum_ds.common.seeds import noise
 from srum_ds.models import load_model
-from srum_ds.models.base import Prompt, Sampling
-from srum_ds.pictures import to_uint8
-from srum_ds.rewards.asking import LogprobReadout, Readout, Request, alone
-from srum_ds.seeds import noise
+from srum_ds.models.flow import Sampling
+from srum_ds.monitoring.images import to_uint8
+from srum_ds.prompts.shards import fingerprint
+from srum_ds.rewards.judge.readouts import LogprobReadout, Readout, Request, alone
+from srum_ds.types import Prompt
 
 # Part of the cache's key: raise it when the same settings give other pictures.
 CACHE_VERSION = 1
-# Files of a model folder that its pictures depend on.
-_WEIGHTS = (".safetensors", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -133,20 +132,6 @@ def draw(
 def eval_noise(shape: tuple[int, int], seed: int, prompt: Prompt, sample: int = 0) -> Tensor:
     """Initial noise [T, C] of an evaluation's picture."""
     return noise(shape, "eval", seed, prompt.id, sample)
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of a model folder's weights and configuration.
-
-    Raises UserError where the folder holds none.
-    """
-    files = sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS) if folder.is_dir() else []
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(f"{folder}: no model there; expected a folder with *.safetensors and config.json")
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str], settings: DrawSettings) -> str:

@@ -16,13 +16,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import weights_sha256
 from srum_ds.config import Config, find_path
-from srum_ds.errors import UserError
-from srum_ds.evaluation.draw import draw, weights_sha256
-from srum_ds.evaluation.run import check_pictures, draw_settings, eval_prompts, eval_questions
-from srum_ds.models.base import Prompt
+from srum_ds.evaluation.draw import draw
+from srum_ds.evaluation.evaluate import check_pictures, draw_settings, eval_prompts, eval_questions
 from srum_ds.rewards.regions import propose
-from srum_ds.shapes.truth import crop_truths
+from srum_ds.types import Prompt
+from srum_ds.worlds.shapes.truth import crop_truths
 
 PICTURE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from srum_ds.common.files import write_atomic
 from srum_ds.evaluation.statistics import (
     Estimate,
     auc,
@@ -20,7 +21,6 @@ from srum_ds.evaluation.statistics import (
     paired_difference,
     paired_interval,
 )
-from srum_ds.files import write_atomic
 
 RESULT = "result.json"
 MARKDOWN = "eval.md"

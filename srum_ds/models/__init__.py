@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.base import Materialise
+from srum_ds.models.protocol import Materialise
 
 __all__ = ["BagelAdapter", "load_model"]
 

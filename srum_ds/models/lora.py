@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from srum_ds import seeds
-from srum_ds.errors import UserError
-from srum_ds.files import write_atomic
+from srum_ds.common import seeds
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import write_atomic
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.objectives.losses import awm, dpo, group, nft, sft, signed, square_error, weighted
 
 WeightKind = Literal["signed", "positive", "group", "pair", "none"]

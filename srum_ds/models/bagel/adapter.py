@@ -1,4 +1,4 @@
-"""BAGEL behind the protocol of ``srum_ds.models.base``."""
+"""BAGEL behind the protocol of ``srum_ds.types``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from srum_ds.models.bagel.weights import (
     load_autoencoder,
     stored_weights,
 )
-from srum_ds.models.base import Materialise
 from srum_ds.models.lora import Binding, inject, switched_off
+from srum_ds.models.protocol import Materialise
 
 
 class BagelAdapter(BagelPainter):

@@ -9,8 +9,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from srum_ds import seeds as randomness
-from srum_ds.errors import UserError
+from srum_ds.common import seeds as randomness
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.branches import Ids, branch
 from srum_ds.models.bagel.layout import build_layout
 from srum_ds.models.bagel.reading import BagelReader

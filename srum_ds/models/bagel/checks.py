@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.activations import ACT2FN
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 
 if TYPE_CHECKING:
     from srum_ds.models.bagel.configuration import BagelConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.checks import check_config, checked_fields, checked_value
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srum_ds import seeds as randomness
+from srum_ds.common import seeds as randomness
 from srum_ds.models.bagel.answering import BagelAnswerer
 from srum_ds.models.bagel.images import quantise
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.sampling import euler, guide
 from srum_ds.models.bagel.transformer import Cache, stack_caches
-from srum_ds.models.base import Prompt, Sampling
+from srum_ds.models.flow import Sampling
+from srum_ds.types import Prompt
 
 PLANNING_PROMPT = (
     "You should first think about the planning process in the mind and then generate the image. \n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.lora import is_adapter
 
 GENERATION_PARTS = ("vae2llm.", "llm2vae.", "time_embedder.")

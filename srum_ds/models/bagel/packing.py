@@ -14,7 +14,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.configuration import BagelConfig, SpecialTokens
 from srum_ds.models.bagel.layout import Kind, Layout, Segment, build_layout
 from srum_ds.models.bagel.vision import grid_ids

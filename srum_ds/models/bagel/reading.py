@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.configuration import BagelConfig
 from srum_ds.models.bagel.images import to_tensors, transformed
 from srum_ds.models.bagel.latents import Autoencoder, patchify_latent

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from srum_ds.models.base import Sampling
+from srum_ds.models.flow import Sampling
 
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.model import SpecialTokens
 
 

@@ -15,7 +15,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from srum_ds.errors import UserError
+from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.latents import Autoencoder
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")

@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt, Regions
+from srum_ds.common.errors import UserError
+from srum_ds.models.protocol import Judge
+from srum_ds.types import Prompt, Regions
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt
+from srum_ds.common.errors import UserError
+from srum_ds.models.protocol import Judge
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of
+from srum_ds.types import Prompt
 
 
 class Components:

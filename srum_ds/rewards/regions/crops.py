@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srum_ds.models.base import Regions
+from srum_ds.types import Regions
 
 
 def crop(images_NCHW: Tensor, regions: Regions, size_hw: tuple[int, int] | None = (64, 64)) -> list[Tensor]:

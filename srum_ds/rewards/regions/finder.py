@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from srum_ds.models.base import Judge, Regions, Rollout
-from srum_ds.rewards.asking import Agree, alone
+from srum_ds.models.protocol import Judge
+from srum_ds.rewards.judge.readouts import Agree, alone
+from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import Proposer, first_of_each, select
 from srum_ds.rewards.regions.relevance import keep_relevant
-from srum_ds.rewards.templates import Template
+from srum_ds.types import Regions, Rollout
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt
+from srum_ds.common.errors import UserError
+from srum_ds.models.protocol import Judge
+from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of
-from srum_ds.rewards.templates import Template
+from srum_ds.types import Prompt
 
 Convention = Literal["qwen2.5-vl", "qwen3-vl", "pixels"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Regions
+from srum_ds.common.errors import UserError
 from srum_ds.rewards.regions.boxes import no_regions, select
 from srum_ds.rewards.regions.components import Components, Grid
+from srum_ds.types import Regions
 
 RegionKind = Literal["components", "grid", "none"]
 REGION_KINDS: tuple[str, ...] = get_args(RegionKind)

@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt, Regions, Status
-from srum_ds.rewards.asking import Agree, alone
-from srum_ds.rewards.readouts import yes_no_score
+from srum_ds.common.errors import UserError
+from srum_ds.models.protocol import Judge
+from srum_ds.rewards.judge.readouts import Agree, alone
+from srum_ds.rewards.judge.scores import yes_no_score
+from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import take
 from srum_ds.rewards.regions.crops import crop
-from srum_ds.rewards.templates import Template
+from srum_ds.types import Prompt, Regions, Status
 
 
 def keep_relevant(

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srum_ds.errors import UserError
-from srum_ds.models.base import Judge, Prompt
+from srum_ds.common.errors import UserError
+from srum_ds.models.protocol import Judge
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, non_maximum
+from srum_ds.types import Prompt
 
 KINDS = ("sam", "sam2", "sam2_video")
 # Of ImageNet, as every release of SAM and SAM 2 is normalised.

@@ -1,0 +1,67 @@
+"""Writing files so that a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from srum_ds.common.errors import UserError
+
+# Files of a model folder that its images depend on.
+_WEIGHTS = (".safetensors", ".json", ".txt")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file beside ``path`` for writing and, when the block ends well, renames it to ``path``.
+
+    What stood at ``path`` stays untouched when the block raises. Raises UserError when the
+    operating system refuses (a full disk, a read-only folder).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}). "
+            "What stood there before is unchanged; free space or fix the permissions and repeat the command."
+        ) from error
+    finally:
+        # Where a parent is no folder, there is nothing to clean up either.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes ``data`` (text as UTF-8) to ``path`` in one step; see ``replacing`` for errors."""
+    with replacing(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 (hex) over the names and contents of a model folder's weights and configuration.
+
+    Raises UserError where the folder holds none.
+    """
+    files = sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS) if folder.is_dir() else []
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"{folder}: no model there; expected a folder with *.safetensors and config.json")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()

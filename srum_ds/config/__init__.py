@@ -1,0 +1,37 @@
+"""Settings of a run: ``schema`` lists them, ``loading`` reads and checks recipes, ``messages`` words the errors."""
+
+from srum_ds.config.loading import (
+    COMMAND_LINE,
+    DEFAULT_RECIPE,
+    ROOT,
+    check,
+    check_world,
+    config_schema,
+    diff_configs,
+    find_path,
+    flat_config,
+    known_keys,
+    load_config,
+    plain_config,
+    save_config,
+    split_arguments,
+)
+from srum_ds.config.schema import Config
+
+__all__ = [
+    "COMMAND_LINE",
+    "DEFAULT_RECIPE",
+    "ROOT",
+    "Config",
+    "check",
+    "check_world",
+    "config_schema",
+    "diff_configs",
+    "find_path",
+    "flat_config",
+    "known_keys",
+    "load_config",
+    "plain_config",
+    "save_config",
+    "split_arguments",
+]

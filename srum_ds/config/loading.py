@@ -1,0 +1,417 @@
+"""Loads, checks, saves and compares configurations.
+
+One recipe (YAML, perhaps on top of a ``base:`` recipe) and any number of ``key=value`` make one
+:class:`Config`, whose keys, defaults and ranges stand in ``srum_ds.config.schema``. Whatever is not
+in the tree, or does not fit its type or range, is an error that names the key, the place and what
+was expected. Environment variables (``${oc.env:NAME}``) are resolved for the run and stay
+unresolved in every copy that is written.
+"""
+
+from __future__ import annotations
+
+import io
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import write_atomic
+from srum_ds.config.messages import expected, is_text, nearest
+from srum_ds.config.schema import (
+    Config,
+    Data,
+    DeepSpeed,
+    Eval,
+    Judge,
+    Log,
+    Lora,
+    Model,
+    Objective,
+    Regions,
+    Reward,
+    Rollout,
+    Run,
+    Train,
+    Watch,
+)
+
+__all__ = [
+    "DEFAULT_RECIPE",
+    "Config",
+    "Data",
+    "DeepSpeed",
+    "Eval",
+    "Judge",
+    "Log",
+    "Lora",
+    "Model",
+    "Objective",
+    "Regions",
+    "Reward",
+    "Rollout",
+    "Run",
+    "Train",
+    "Watch",
+    "check",
+    "check_world",
+    "config_schema",
+    "diff_configs",
+    "find_path",
+    "flat_config",
+    "known_keys",
+    "load_config",
+    "plain_config",
+    "save_config",
+    "split_arguments",
+]
+
+# The folder that holds the package: a clone of the repository, or site-packages.
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_RECIPE = Path("launch/recipes/tiny.yaml")
+COMMAND_LINE = "on the command line"
+
+
+class _Setting(NamedTuple):
+    key: str
+    value: Any
+    where: str
+
+
+def find_path(text: str | Path) -> Path:
+    """The file or folder a setting names.
+
+    Relative paths are looked up from the working directory, then from the folder that holds the
+    package; one that exists in neither comes back unchanged, for its reader to complain about.
+    """
+    path = Path(text).expanduser()
+    if path.is_absolute() or path.exists():
+        return path
+    beside_package = ROOT / path
+    return beside_package if beside_package.exists() else path
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """Takes ``[RECIPE] [key=value ...]`` apart; without a recipe it is the default one.
+
+    Raises UserError for a second word without ``=``.
+    """
+    words = list(arguments)
+    recipe = DEFAULT_RECIPE
+    if words and "=" not in words[0]:
+        recipe = Path(words.pop(0))
+    stray = [word for word in words if "=" not in word]
+    if stray:
+        raise UserError(
+            f"'{stray[0]}' is not of the form key=value. Give one recipe first, then settings (train.steps=10)."
+        )
+    return recipe, words
+
+
+def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the recipe's bases, the recipe, the ``key=value`` overrides; checked.
+
+    Raises UserError for a recipe that cannot be read, an unknown key, and a value of the wrong
+    type or out of range.
+    """
+    settings = [*_read_recipe(find_path(recipe), ()), *_read_overrides(overrides)]
+    merged = OmegaConf.structured(Config)
+    for section in _sections():
+        # Frozen dataclasses come out read-only.
+        OmegaConf.set_readonly(merged[section], False)
+    origin: dict[str, str] = {}
+    for setting in settings:
+        try:
+            OmegaConf.update(merged, setting.key, setting.value)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise _wrong_value(setting.key, setting.value, setting.where) from error
+        origin[setting.key] = setting.where
+    cfg = _resolve(merged, origin)
+    for key, value in flat_config(cfg).items():
+        _check_value(key, value, origin.get(key, ""))
+    check(cfg)
+    return cfg
+
+
+def plain_config(cfg: Config) -> dict[str, Any]:
+    """The tree as nested dicts and lists; what reads the environment stands as it was written."""
+    tree: dict[str, Any] = {}
+    for key, value in flat_config(cfg).items():
+        written, resolved = cfg.expressions.get(key, (value, value))
+        shown = written if resolved == value else value
+        section, name = key.split(".")
+        tree.setdefault(section, {})[name] = list(shown) if isinstance(shown, tuple) else shown
+    return tree
+
+
+def save_config(cfg: Config, path: Path | str) -> None:
+    """Writes the configuration as a recipe that ``load_config`` reads back; replaces atomically.
+
+    Raises UserError when the file cannot be written (the old one is then untouched).
+    """
+    write_atomic(Path(path), OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg))))
+
+
+def diff_configs(old: Config, new: Config, ignore: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
+    """Settings that differ: (key, old value, new value), in the tree's order.
+
+    ``ignore`` names keys, or whole sections, that do not count.
+    """
+    skipped = set(ignore)
+    before = flat_config(old)
+    changed = []
+    for key, value in flat_config(new).items():
+        if key in skipped or key.split(".")[0] in skipped:
+            continue
+        if before[key] != value:
+            changed.append((key, before[key], value))
+    return changed
+
+
+def config_schema() -> dict[str, Any]:
+    """A JSON Schema of recipes, for editors that complete and check YAML."""
+    schema = TypeAdapter(Config).json_schema()
+    schema["properties"].pop("expressions")
+    schema["properties"]["base"] = {"type": "string", "title": "Recipe that this one builds on"}
+    for section in [schema, *schema["$defs"].values()]:
+        section["additionalProperties"] = False
+    return schema
+
+
+def flat_config(cfg: Config) -> dict[str, Any]:
+    """Full key -> value, in the tree's order."""
+    return {key: getattr(getattr(cfg, key.split(".")[0]), key.split(".")[1]) for key in known_keys()}
+
+
+@cache
+def known_keys() -> dict[str, Any]:
+    """Full key -> its annotated type, in the tree's order."""
+    keys: dict[str, Any] = {}
+    for section, kind in typing.get_type_hints(Config, include_extras=True).items():
+        if not is_dataclass(kind):
+            continue
+        hints = typing.get_type_hints(kind, include_extras=True)
+        for setting in fields(kind):
+            keys[f"{section}.{setting.name}"] = hints[setting.name]
+    return keys
+
+
+def check(cfg: Config) -> None:
+    """What must hold between settings. Raises UserError with the keys, their values and a cure."""
+    for key, value in flat_config(cfg).items():
+        _check_value(key, value, "")
+    rollout = cfg.rollout
+    if rollout.prompts_per_step % rollout.micro_batch_prompts:
+        raise UserError(
+            f"rollout.prompts_per_step={rollout.prompts_per_step} is not a multiple of "
+            f"rollout.micro_batch_prompts={rollout.micro_batch_prompts}: change one of them."
+        )
+    if rollout.interval[0] >= rollout.interval[1]:
+        raise UserError(
+            f"rollout.interval={list(rollout.interval)} is empty: its first number must be the "
+            "smaller one. To draw without guidance set rollout.text_scale=1."
+        )
+    compares = cfg.objective.name in ("nft", "group", "awm", "dpo")
+    if compares and rollout.images_per_prompt < 2:
+        raise UserError(
+            f"objective.name={cfg.objective.name} compares the samples of a prompt: "
+            f"rollout.images_per_prompt={rollout.images_per_prompt} must be at least 2."
+        )
+    if cfg.model.judge == "shared" and cfg.model.trains == "transformer":
+        raise UserError(
+            "model.judge=shared would judge with weights that model.trains=transformer changes: set "
+            "model.judge=frozen_copy (or auto), or model.trains=generation or lora."
+        )
+    if cfg.train.mode == "offline" and cfg.data.rollouts is None:
+        raise UserError(
+            "train.mode=offline reads its pictures from a folder: write one with `srum-ds rollout` and give it as "
+            "data.rollouts."
+        )
+    if cfg.train.mode == "rounds" and cfg.train.steps % cfg.train.rounds:
+        raise UserError(
+            f"train.mode=rounds: train.steps={cfg.train.steps} is not a multiple of train.rounds={cfg.train.rounds}: "
+            "change one of them."
+        )
+    judged = cfg.objective.name != "sft"
+    local = cfg.reward.local_weight > 0
+    if judged and local and cfg.regions.kind == "none":
+        raise UserError(
+            f"reward.local_weight={cfg.reward.local_weight} needs regions, and regions.kind=none "
+            "proposes none: set reward.local_weight=0, or regions.kind=components."
+        )
+    if judged and not local and cfg.reward.global_factor == "multiplicative":
+        raise UserError(
+            "reward.global_factor=multiplicative fades the boxes' scores, and reward.local_weight=0 leaves none: "
+            "raise the latter, or set reward.global_factor=additive."
+        )
+    regions = cfg.regions
+    if regions.kind == "grid" and regions.grid_side**2 > regions.max_count:
+        raise UserError(
+            f"regions.grid_side={regions.grid_side} makes {regions.grid_side**2} boxes, more than "
+            f"regions.max_count={regions.max_count}: raise the latter."
+        )
+    if judged and not local and cfg.reward.global_weight == 0:
+        raise UserError(
+            "reward.global_weight=0 and reward.local_weight=0 leave no reward: raise one of them, or "
+            "train without rewards by objective.name=sft."
+        )
+    if cfg.judge.answers[0] == cfg.judge.answers[1]:
+        raise UserError(f"judge.answers={list(cfg.judge.answers)} must be two different answers.")
+    if len(cfg.judge.scale) == 1 or len(set(cfg.judge.scale)) < len(cfg.judge.scale):
+        raise UserError(f"judge.scale={list(cfg.judge.scale)} must be empty or at least two different ratings.")
+    if cfg.judge.regional == "boxes" and cfg.judge.readout != "generate":
+        raise UserError(
+            f"judge.regional=boxes is answered in writing, but judge.readout={cfg.judge.readout}: set "
+            "judge.readout=generate, or judge.regional=crop."
+        )
+
+
+def check_world(cfg: Config, world_size: int) -> None:
+    """Whether a step's prompts come out even over ``world_size`` ranks. Raises UserError if not."""
+    prompts = cfg.rollout.prompts_per_step
+    micro = cfg.rollout.micro_batch_prompts
+    if prompts % world_size:
+        raise UserError(
+            f"rollout.prompts_per_step={prompts} is not divisible by the {world_size} ranks: make it a "
+            f"multiple of {world_size}, or start a number of ranks that divides it."
+        )
+    if (prompts // world_size) % micro:
+        fits = [size for size in range(micro, 0, -1) if (prompts // world_size) % size == 0]
+        raise UserError(
+            f"each of the {world_size} ranks has {prompts // world_size} prompts a step "
+            f"(rollout.prompts_per_step={prompts}), which is not a multiple of "
+            f"rollout.micro_batch_prompts={micro}: set rollout.micro_batch_prompts={fits[0]}."
+        )
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...]) -> Iterator[_Setting]:
+    if path.resolve() in above:
+        raise UserError(f"{path}: its `base` leads back to itself; a recipe builds on others only.")
+    if not path.is_file():
+        raise UserError(f"no recipe at {path}: give the path of a YAML file, such as {DEFAULT_RECIPE}.")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(path.read_text(encoding="utf-8"))))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem}.") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected sections with settings (`train:` and below it `steps: 10`).")
+    base = content.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: `base` is {base!r}; expected the path of another recipe.")
+        beside = path.parent / base
+        yield from _read_recipe(beside if beside.exists() else find_path(base), (*above, path.resolve()))
+    yield from _flatten(content, "", f"in {path}")
+
+
+def _read_overrides(overrides: Sequence[str]) -> Iterator[_Setting]:
+    keys = known_keys()
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UserError(f"'{item}' is not of the form key=value (such as train.steps=10).")
+        _check_known(key, COMMAND_LINE)
+        if key in keys and is_text(keys[key]):
+            yield _Setting(key, text, COMMAND_LINE)
+            continue
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise _wrong_value(key, text, COMMAND_LINE) from error
+        value = typing.cast(dict[str, Any], parsed)["value"]
+        yield from _flatten({key: value}, "", COMMAND_LINE)
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str, where: str) -> Iterator[_Setting]:
+    """Settings of a nested mapping; every key is checked against the tree."""
+    keys = known_keys()
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        _check_known(key, where)
+        if key not in keys:
+            if value is None:
+                # A section whose settings are all commented out.
+                continue
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{key} is {value!r} {where}, but it is a section: set what is in it, such as "
+                    f"{nearest(f'{key}.', list(keys))}."
+                )
+            yield from _flatten(value, f"{key}.", where)
+            continue
+        yield _Setting(key, value, where)
+
+
+def _check_known(key: str, where: str) -> None:
+    known = known_keys()
+    if key not in known and key not in _sections():
+        raise UserError(f"unknown key '{key}' {where}. The nearest known key is '{nearest(key, list(known))}'.")
+
+
+def _sections() -> list[str]:
+    return list(dict.fromkeys(key.split(".")[0] for key in known_keys()))
+
+
+def _resolve(merged: Any, origin: Mapping[str, str]) -> Config:
+    written = typing.cast(dict[str, dict[str, Any]], OmegaConf.to_container(merged, resolve=False))
+    # Where anything reads the environment, every expression stays as written in saved copies, since
+    # it may pass the secret on; otherwise copies are fully resolved.
+    secret = "oc.env" in repr(written)
+    expressions: dict[str, tuple[Any, Any]] = {}
+    for key in known_keys():
+        section, name = key.split(".")
+        raw = written[section][name]
+        where = origin.get(key, "")
+        try:
+            node = OmegaConf.select(merged, key, throw_on_missing=True)
+            value = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
+        except MissingMandatoryValue as error:
+            raise UserError(f"{key} has no value {where}: expected {expected(known_keys()[key])}.") from error
+        except InterpolationKeyError as error:
+            raise UserError(f"{key}={raw} {where}: the key it refers to does not exist.") from error
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{key}={raw} {where} does not resolve ({reason}); expected {expected(known_keys()[key])}."
+            ) from error
+        if secret and "${" in repr(raw):
+            expressions[key] = (raw, value)
+    cfg = typing.cast(Config, OmegaConf.to_object(merged))
+    return replace(cfg, expressions=expressions)
+
+
+@cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    return TypeAdapter(known_keys()[key])
+
+
+def _check_value(key: str, value: Any, where: str) -> None:
+    try:
+        _adapter(key).validate_python(value)
+    except ValidationError as error:
+        raise _wrong_value(key, value, where) from error
+    # YAML reads a bare yes or no as a truth value; OmegaConf would then keep the text "True".
+    if isinstance(value, tuple) and "True" in value and "False" in value:
+        raise UserError(
+            f"{key}={list(value)} {where}: YAML reads a bare yes or no as a truth value; put the words "
+            'in quotes ("yes").'
+        )
+
+
+def _wrong_value(key: str, value: Any, where: str) -> UserError:
+    shown = list(value) if isinstance(value, tuple) else value
+    place = f" {where}" if where else ""
+    return UserError(f"{key}={shown}{place} is not allowed; expected {expected(known_keys()[key])}.")

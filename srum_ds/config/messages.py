@@ -1,0 +1,83 @@
+"""Settings in words: what a type allows, and which known key a mistyped one was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from srum_ds.common.errors import UserError
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The known ``section.name`` that ``key`` most probably meant."""
+    name = key.rsplit(".", 1)[-1]
+    # The right name in the wrong section (or in none) is the commonest slip.
+    same_name = [other for other in known if other.split(".")[1] == name]
+    if same_name:
+        return difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)[0]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    names = difflib.get_close_matches(name, [other.split(".")[1] for other in known], n=1, cutoff=0.6)
+    if names and "." not in key:
+        return next(other for other in known if other.split(".")[1] == names[0])
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+
+
+def is_text(kind: Any) -> bool:
+    """Whether values of this (annotated) type are words, which need no YAML on the command line."""
+    if typing.get_origin(kind) is Annotated:
+        return is_text(typing.get_args(kind)[0])
+    return kind is str or typing.get_origin(kind) is Literal
+
+
+def expected(kind: Any) -> str:
+    """What values an annotated type allows, such as "a whole number of at least 1"."""
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(arguments)
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        return f"a list: each {expected(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}: each {expected(arguments[0])}"
+    if origin in (typing.Union, UnionType):
+        return " or ".join(expected(part) for part in arguments)
+    if origin is Annotated:
+        limits = [_limit(part) for part in arguments[1:]]
+        return " ".join([expected(arguments[0]), " and ".join(limit for limit in limits if limit)]).strip()
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
+    return words[kind]
+
+
+def _limit(part: Any) -> str:
+    if isinstance(part, Ge):
+        return f"of at least {part.ge}"
+    if isinstance(part, Gt):
+        return f"above {part.gt}"
+    if isinstance(part, Le):
+        return f"at most {part.le}"
+    if isinstance(part, Lt):
+        return "finite" if part.lt == float("inf") else f"below {part.lt}"
+    if isinstance(part, MinLen):
+        return "that is not empty"
+    return ""
+
+
+def refuse_others(overrides: Sequence[str], allowed: Sequence[str], why: str) -> None:
+    """Raises UserError for a ``key=value`` whose key is none of ``allowed`` (keys, or whole sections)."""
+    for word in overrides:
+        key = word.partition("=")[0].strip()
+        if key not in allowed and key.partition(".")[0] not in allowed:
+            raise UserError(f"'{word}': {why} Settings that may be given: {', '.join(allowed)}.")

@@ -1,0 +1,392 @@
+"""Every setting of a run, its default and its range. ``srum_ds.config.loading`` loads and checks them.
+
+A key is written ``section.name`` in recipes (as nested YAML) and on the command line
+(``section.name=value``). Paths are relative to the working directory, or else to the folder that
+holds the ``srum_ds`` package (see ``srum_ds.config.loading.find_path``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+Share = Annotated[float, Ge(0), Le(1)]
+# The exponential averages: at 1 they would never take in anything.
+Decay = Annotated[float, Ge(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what seeds it."""
+
+    # Folder of everything the run writes; the same folder again means: resume.
+    dir: Text = "runs/tiny"
+    # Seeds the order of the prompts, the sampling noise, the training noise and the timesteps.
+    seed: Whole = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """The unified model that draws and judges."""
+
+    # Checkpoint folder in its design's released layout.
+    path: Text = "srum_ds/assets/tiny_bagel"
+    # Which adapter reads that folder.
+    kind: Literal["bagel"] = "bagel"
+    # What learns: the generation half, the whole transformer, or a LoRA adapter (section `lora`).
+    trains: Literal["generation", "transformer", "lora"] = "generation"
+    # Who judges: the live model (only where training provably leaves understanding untouched; with
+    # LoRA, the live model with LoRA off), a frozen copy of the model as it was at the start, or
+    # whichever of the two `trains` calls for.
+    judge: Literal["auto", "shared", "frozen_copy"] = "auto"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter that `model.trains=lora` trains (arXiv 2106.09685); unused in other modes."""
+
+    # Rank of the update of each weight.
+    rank: Count = 16
+    # The update is scaled by alpha / rank.
+    alpha: Positive = 32.0
+    # Modules that get one, by their dotted names or the ends of these (q_proj_moe_gen, mlp.up_proj);
+    # * stands for anything, in YAML in quotes. None: all projections of the generation experts.
+    targets: tuple[Text, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """The prompts."""
+
+    # Folder of prompt shards (tars) with their index.
+    shards: Text = "data_shards/shapes"
+    # Split the loop trains on.
+    split: Text = "train"
+    # Folder of rollouts that train.mode=offline trains from; `srum-ds rollout` writes one.
+    rollouts: Text | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How the pictures of a step are drawn."""
+
+    # Prompts in a step of the whole job (all ranks together).
+    prompts_per_step: Count = 8
+    # Samples drawn of each prompt; they stay on one rank.
+    images_per_prompt: Count = 8
+    # Prompts a rank draws and trains at once. Shapes follow from this, never from the world size.
+    micro_batch_prompts: Count = 4
+    # Picture size in pixels: height, width.
+    image_size: tuple[Count, Count] = (64, 64)
+    # Time points of the sampler; the Euler updates are one fewer.
+    num_timesteps: Annotated[int, Ge(2)] = 11
+    # t -> shift * t / (1 + (shift - 1) * t): above 1, more of the steps go to high noise.
+    timestep_shift: Positive = 2.0
+    # Classifier-free guidance by the text; 1 is without.
+    text_scale: NotNegative = 1.25
+    # Guidance applies where interval[0] < t <= interval[1].
+    interval: tuple[Share, Share] = (0.0, 1.0)
+    # Which norm guidance gives back to the velocity: over the whole picture, a channel, or the
+    # channels of the text-guided velocity.
+    renorm: Literal["global", "channel", "text_channel"] = "global"
+    # Smallest factor that renormalisation may scale by.
+    renorm_min: Share = 0.0
+    # Which weights draw: the slow average of the trained ones, the trained ones, the untrained ones.
+    weights: Literal["old", "live", "reference"] = "old"
+    # Keep every step's pictures, latents and scores as shards in the run's folder `rollouts`.
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How the understanding half is asked about a picture."""
+
+    # How its opinion is read: the answers' probabilities after one prefill; how much likelier the picture
+    # makes the prompt (a crop the phrase) than a blank one does; a written reply, parsed.
+    readout: Literal["logprob", "likelihood", "generate"] = "logprob"
+    # Regions: each cut out and asked about alone, or all listed as text in one question about the
+    # whole picture (as released; generate only).
+    regional: Literal["crop", "boxes"] = "crop"
+    # Jinja templates of the question on the whole picture and of the one on a crop.
+    global_template: Text = "shapes_global"
+    local_template: Text = "shapes_local"
+    # The good answer, the bad answer (generate: as a reply's only word). In YAML in quotes: a bare yes is
+    # a truth value there.
+    answers: tuple[Text, Text] = ("yes", "no")
+    # logprob: ratings from worst to best, such as ["1", "2", "3", "4", "5"], whose expectation is the score;
+    # empty: yes against no.
+    scale: tuple[Text, ...] = ()
+    # logprob: smallest probability of all answers together that counts as an answer at all.
+    min_mass: Share = 0.05
+    # likelihood: question that the prompt or phrase is scored as the answer to; null: it follows the
+    # picture at once.
+    caption_template: Text | None = None
+    # likelihood: nats a token by which a text must be likelier than on a blank picture for a score of 1/2.
+    likelihood_temperature: Positive = 1.0
+    # generate: length of every reply in tokens, and whether the templates ask to think first.
+    max_new_tokens: Count = 512
+    think: bool = False
+    # generate: 0 takes the likeliest token, above 0 replies are sampled.
+    temperature: NotNegative = 0.0
+    # generate: how often a reply without a score is asked for again, with another seed and at this
+    # temperature.
+    retries: Whole = 2
+    retry_temperature: Positive = 0.7
+    # A second judge: a checkpoint folder that is asked the same, or module:function from (pictures
+    # [N, 3, H, W], prompts) to N scores in [-1, 1] of the whole pictures. null: none.
+    external: Text | None = None
+    # Its share of every score it gives; the rest is the model's own.
+    external_weight: Share = 0.5
+    # Size in pixels that regions are cut out to: height, width.
+    crop_size: tuple[Count, Count] = (56, 56)
+    # Pictures or crops asked about at once.
+    batch: Count = 64
+    # The run stops when a larger share of a step's answers could not be used.
+    max_failed_share: Share = 0.5
+    # Largest size of judge_failures.jsonl, which keeps the replies that could not be used.
+    failures_megabytes: NotNegative = 10.0
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Which boxes of a picture are judged locally."""
+
+    # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
+    # a grid, or no boxes at all.
+    kind: Literal["components", "sam", "ground", "grid", "none"] = "components"
+    # At most so many boxes of a picture, the largest first.
+    max_count: Count = 6
+    # Of two boxes that overlap by more than this (intersection over union) the smaller goes; 1 keeps both.
+    overlap: Share = 1.0
+    # Whether the judge is asked which boxes concern the prompt, by which question, and about how many boxes
+    # of a picture at most, the largest first.
+    filter: bool = False
+    filter_template: Text = "region_filter"
+    candidates: Count = 10
+    # Where the object phrases come from that boxes are judged against: the prompt set; the judge, asked by
+    # this question for a list of so many tokens; a plain split of the prompt; or the first of these that
+    # has any.
+    phrases: Literal["auto", "shard", "ask", "split"] = "auto"
+    phrases_template: Text = "phrases"
+    phrases_tokens: Count = 96
+    # Sam: folder of a SAM or SAM 2 checkpoint, or its id in the local Hugging Face cache; points of the
+    # grid along each side.
+    sam_model: Text = "facebook/sam-vit-huge"
+    sam_points: Count = 32
+    # Ground: the question, the length of a reply in tokens, and whether the judge writes pixels of the
+    # picture as Qwen2.5-VL sees it, thousandths as Qwen3-VL, or pixels of the picture itself.
+    ground_template: Text = "ground_boxes"
+    ground_tokens: Count = 512
+    ground_convention: Literal["qwen2.5-vl", "qwen3-vl", "pixels"] = "qwen2.5-vl"
+    # Components: contrast to the background, in (0, 1), from which a pixel is foreground.
+    threshold: Annotated[float, Gt(0), Lt(1)] = 0.2
+    # Grid: cells along each side.
+    grid_side: Count = 2
+    # Smallest box, as a share of the picture's area.
+    min_area: Share = 0.003
+    # Margin added on each side of a box, as a share of the picture's side.
+    pad: Annotated[float, Ge(0), Lt(0.5)] = 0.03
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How scores become a map of weights over latent tokens.
+
+    Objective `weighted` takes the paper's map instead, whose arithmetic is fixed.
+    """
+
+    # Weights of the whole-picture score and of the boxes' scores.
+    global_weight: NotNegative = 1.0
+    local_weight: NotNegative = 1.0
+    # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
+    # of the smallest box.
+    combine: Literal["max", "strongest", "mean", "smallest"] = "strongest"
+    # What a token outside all boxes has for a local score, in spreads above the mean.
+    background: Annotated[float, Ge(-10), Le(10)] = 0.0
+    # The whole picture's score stands beside the boxes', or fades them by (score + 1) / 2 as released.
+    global_factor: Literal["additive", "multiplicative"] = "additive"
+    # From boxes to tokens: by the exact share of a token that a box covers, or painted on pixels and read
+    # off bilinearly around the token's centre, as released.
+    resize: Literal["area", "bilinear"] = "area"
+    # Taken off the whole-picture score, times the share of asked-for objects that no box shows.
+    missing_penalty: NotNegative = 0.5
+    # A box that no phrase claims (a surplus object) scores minus this.
+    surplus_penalty: Share = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How rewards weigh the velocity loss."""
+
+    # nft: implicit negatives (DiffusionNFT); weighted: the paper's positive weights; sft: none;
+    # signed: negative rewards push away; group: the clipped advantage of each token within a prompt's
+    # samples; awm: the same with the clip on whole pictures; dpo: a prompt's best against its worst.
+    name: Literal["nft", "weighted", "sft", "signed", "group", "awm", "dpo"] = "nft"
+    # Strength of the implicit policies of `nft`.
+    beta: Positive = 1.0
+    # `nft`: errors count in proportion to their size instead of its square, and more at high noise.
+    adaptive: bool = True
+    # `signed`: the error at which repulsion has run out. `group`, `awm`: how far a ratio may move. `dpo`:
+    # how much a pair's margin counts.
+    bound: Positive = 2.0
+    clip: Annotated[float, Gt(0), Lt(1)] = 0.2
+    dpo_beta: Positive = 100.0
+    # What holds the generator: the untrained model's velocity, the sampled target, or nothing.
+    constraint: Literal["reference", "target", "none"] = "reference"
+    # Its weight beside the rewarded loss (unused with `none`).
+    constraint_weight: NotNegative = 0.3
+
+
+@dataclass(frozen=True)
+class Train:
+    """The optimiser and the schedule."""
+
+    # Where a step's pictures come from. online: drawn in that step by the present weights. offline: read
+    # from data.rollouts. rounds: drawn for a whole round by the weights at its start, then trained from.
+    mode: Literal["online", "offline", "rounds"] = "online"
+    # Rounds of train.mode=rounds; each takes train.steps / train.rounds steps.
+    rounds: Count = 4
+    # Optimiser steps of the whole run.
+    steps: Count = 120
+    # Steps between two checkpoints; the last step always has one.
+    save_every: Count = 20
+    # Precision of the passes; masters and gradient sums are fp32 either way.
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # Recompute each block in backward rather than keep its activations: less memory, a third more work.
+    activation_checkpointing: bool = False
+    # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
+    lr: NotNegative = 5e-4
+    warmup_steps: Whole = 5
+    # After the warm-up: the same rate, or half a cosine down to zero at the run's end.
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    # Gradients are scaled down to this norm.
+    max_grad_norm: Positive = 1.0
+    # Noise levels each picture is trained at in a step.
+    timesteps_per_image: Count = 6
+    # Density they are drawn from, and its shift (as in rollout.timestep_shift).
+    timestep_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    timestep_shift: Positive = 2.0
+    # Share of pictures trained without their prompt, which keeps guidance possible.
+    caption_dropout: Share = 0.1
+    # Decay a step of the slow average that draws (rollout.weights=old).
+    old_decay: Decay = 0.5
+    # Decay a step of the average that is exported and evaluated.
+    ema_decay: Decay = 0.9
+    # Newest checkpoints that stay on disk.
+    keep_checkpoints: Count = 2
+
+
+@dataclass(frozen=True)
+class DeepSpeed:
+    """The engine underneath."""
+
+    # DeepSpeed's own settings (JSON); batch sizes and precision are filled in from the recipe.
+    config: Text = "ds_configs/cpu.json"
+    # Ranks a node that `srum-ds train` starts; `deepspeed --num_gpus` decides when called itself.
+    ranks: Count = 2
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run shows while it runs."""
+
+    # Scalars and pictures for TensorBoard.
+    tensorboard: bool = True
+    # Steps between two grids of the fixed prompts.
+    image_every: Count = 20
+    # A live line on the first rank.
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Signs of a model that learns to please its judge, or feeds back its own errors; see docs/watch.md."""
+
+    # End the run where a label-free sign has been out of its range for `patience` steps. Without, it is
+    # only told.
+    stop: bool = False
+    patience: Count = 5
+    # The first steps, which later ones are compared with; over how many steps figures are averaged, since
+    # they depend on a step's prompts; and over how many the self-reward, which does so more.
+    first_steps: Count = 10
+    smoothing: Count = 10
+    reward_smoothing: Count = 15
+    # Spread of the rollouts' latents against the first steps'.
+    min_std_ratio: Share = 0.95
+    max_std_ratio: Annotated[float, Ge(1), Lt(float("inf"))] = 1.1
+    # Distance between the samples of a prompt against the first steps'.
+    min_diversity_ratio: Share = 0.8
+    # Gradient norm against the first steps'.
+    max_grad_growth: Positive = 6.0
+    # How far the self-reward, in [-1, 1], may fall from its best.
+    max_reward_drop: Positive = 0.25
+    # Share of prompts whose samples all get one reward, and so teach nothing. Told, never a reason to stop.
+    max_zero_share: Share = 0.9
+    # Who looks at held-out prompts (split `validation`), every so many steps (0: never), and at how many.
+    # It knows the truth, so it is reported and stops nothing.
+    checker: Literal["none", "shapes"] = "none"
+    every: Whole = 20
+    prompts: Count = 48
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Base against trained, on prompts that training never saw."""
+
+    # Split the prompts come from.
+    split: Text = "test"
+    # Prompts, one picture each of either model.
+    prompts: Count = 900
+    # Seeds the noise of the pictures.
+    seed: Whole = 1234
+    # The sampler: guidance by the text, timestep shift, guided times, which norm is given back, its
+    # smallest factor. null takes what rollout.* says.
+    text_scale: NotNegative | None = None
+    timestep_shift: Positive | None = None
+    interval: tuple[Share, Share] | None = None
+    renorm: Literal["global", "channel", "text_channel"] | None = None
+    renorm_min: Share | None = None
+    # Time points of the sampler.
+    num_timesteps: Annotated[int, Ge(2)] = 17
+    # Pictures drawn at once.
+    batch: Count = 60
+    # Which trained weights: their average or the last ones.
+    weights: Literal["ema", "live"] = "ema"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree."""
+
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
+    data: Data = field(default_factory=Data)
+    rollout: Rollout = field(default_factory=Rollout)
+    judge: Judge = field(default_factory=Judge)
+    regions: Regions = field(default_factory=Regions)
+    reward: Reward = field(default_factory=Reward)
+    objective: Objective = field(default_factory=Objective)
+    train: Train = field(default_factory=Train)
+    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
+    log: Log = field(default_factory=Log)
+    watch: Watch = field(default_factory=Watch)
+    eval: Eval = field(default_factory=Eval)
+    # Expressions that read the environment: key -> (as written, as resolved). No setting: it lets
+    # saved copies say `${oc.env:NAME}` again rather than the secret.
+    expressions: dict[str, tuple[str, Any]] = field(
+        default_factory=dict,
+        repr=False,
+        compare=False,
+        metadata={"omegaconf_ignore": True},
+    )

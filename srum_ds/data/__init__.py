@@ -1,1 +1,0 @@
-"""Prompt shards: written as webdataset tars with an index, read by offset in a stateless order."""

@@ -1,0 +1,54 @@
+"""Who judges a run's pictures: the live model, or a frozen copy that an engine of its own holds."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from srum_ds.common.errors import UserError
+from srum_ds.config import Config, find_path
+from srum_ds.engine import FrozenEngine, compute_device, read_ds_config, shard_loader
+from srum_ds.models import load_model
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A judge and its engine; without one, the judge is the live model, which the training engine holds."""
+
+    judge: Any
+    engine: FrozenEngine | None = None
+
+    def take(self, gathered: ExitStack) -> Any:
+        """The judge, ready to be asked, where ``gathered`` holds the live model whole.
+
+        A frozen copy takes the live model's place there: two whole models are never held at once. The
+        live model judges untrained (with LoRA: LoRA off) until ``gathered`` is left. All ranks call it.
+        """
+        if self.engine is None:
+            gathered.enter_context(self.judge.judging())
+        else:
+            gathered.close()
+            gathered.enter_context(self.engine.gathered())
+        return self.judge
+
+
+def choose_judge(cfg: Config, model: Any) -> Seat:
+    """The live model where it judges as it did untrained (with LoRA: LoRA off), else a frozen copy.
+
+    The copy is the understanding half of ``model.path`` as it was before training, under ZeRO-3 loaded
+    straight into shards of its own. All ranks call it.
+    """
+    unchanged = model.judge_unchanged_by(cfg.model.trains)
+    if cfg.model.judge == "shared" and not unchanged:
+        raise UserError(
+            f"model.judge=shared, but model.trains={cfg.model.trains} changes the understanding half: the judge "
+            f"would drift with what it judges. Use model.judge=frozen_copy."
+        )
+    if cfg.model.judge != "frozen_copy" and unchanged:
+        return Seat(model)
+    ds_config = read_ds_config(find_path(cfg.deepspeed.config))
+    materialise = shard_loader(ds_config, cfg.train.precision)
+    path, device = find_path(cfg.model.path), compute_device()
+    copy = load_model(path, cfg.model.kind, device=device, materialise=materialise, only_looks=True)
+    return Seat(copy, FrozenEngine(copy.module, ds_config, cfg.train.precision))

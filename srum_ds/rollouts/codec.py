@@ -1,0 +1,194 @@
+"""One judged picture as three members of a tar, and back: JSON, PNG and safetensors; nothing is pickled.
+
+    <key>.json          prompt, seeds, scores with statuses and raw replies, regions, who made it
+    <key>.png           the picture, 8 bits (models hand out multiples of 1/255)
+    <key>.safetensors   latents_TC, float32, exactly as sampled
+
+Numbers in JSON are float32 values written so that they read back bit for bit; a score that failed is null.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from srum_ds.common.errors import UserError
+from srum_ds.prompts.shards import prompt_from_json, prompt_to_json
+from srum_ds.types import Failure, Judged, Prompt, Regions, Rollout, Scores, Status
+
+EXTENSIONS = ("json", "png", "safetensors")
+
+
+def sample_key(step: int, place: int, sample: int) -> str:
+    """The key of a sample: its step, its prompt's place in the step's global batch, its number of the prompt's."""
+    return f"s{step:06d}-p{place:05d}-k{sample:04d}"
+
+
+def encode(
+    judged: Judged, step: int, first_place: int, seed: int, made: Mapping[str, Any]
+) -> Iterator[dict[str, str | bytes]]:
+    """The samples of a micro-batch, as ``webdataset.TarWriter`` takes them.
+
+    first_place: the place of its first prompt in the step's global batch. seed: the run's, of which the
+    sampling noise was drawn. made: who made them, kept with every sample.
+    """
+    rollout, scores = judged.rollout, judged.scores
+    owners = judged.regions.owner_R.tolist()
+    members: list[list[int]] = [[] for _ in range(len(rollout.sample_N))]
+    for region, owner in enumerate(owners):
+        members[owner].append(region)
+    looked = {"asked": judged.regions.asked, "failed": judged.regions.failed}
+    requests = (
+        None if scores.status_Q is None else Counter(Status(status).name.lower() for status in scores.status_Q.tolist())
+    )
+    failures: list[list[dict[str, Any]]] = [[] for _ in members]
+    for failure in scores.failures:
+        own = members[failure.picture]
+        said = {"question": failure.question, "reply": failure.reply, "template": failure.template}
+        region = own.index(failure.region) if failure.region >= 0 else -1
+        failures[failure.picture].append({"region": region, **said})
+    raw = scores.raw or ("",) * (len(members) + len(owners))
+    for n, (group, k) in enumerate(zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)):
+        prompt = rollout.prompts[group]
+        place = first_place + group
+        record = {
+            "prompt": json.loads(prompt_to_json(prompt)),
+            "epoch": prompt.epoch,
+            "step": step,
+            "place": place,
+            "sample": k,
+            "noise_seed": [seed, "rollout", step, prompt.name, k],
+            "grid": list(rollout.grid),
+            "global": _score(scores.global_N[n], scores.global_status_N[n], raw[n]),
+            "missing": None if scores.missing_N is None else float(scores.missing_N[n]),
+            "regions": [
+                {
+                    "box": judged.regions.boxes_R4[r].tolist(),
+                    "phrase": int(scores.phrase_R[r]),
+                    **_score(scores.local_R[r], scores.local_status_R[r], raw[len(members) + r]),
+                }
+                for r in members[n]
+            ],
+            "failures": failures[n],
+            # Of the whole micro-batch, kept with its first picture.
+            "requests": requests if n == 0 or requests is None else {},
+            "looked": looked if n == 0 else {},
+            "made": dict(made),
+        }
+        yield {
+            "__key__": sample_key(step, place, k),
+            "json": json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
+            "png": _png(rollout.images_NCHW[n]),
+            "safetensors": save_tensors({"latents_TC": rollout.targets_NTC[n].detach().float().cpu().contiguous()}),
+        }
+
+
+def decode(samples: Sequence[Mapping[str, bytes]], where: str) -> Judged:
+    """One micro-batch from its samples' members, the samples of a prompt adjacent; tensors on the CPU.
+
+    ``where`` names the place in the UserError raised for a member that is not what ``encode`` wrote.
+    """
+    try:
+        return _decode(samples, where)
+    except (KeyError, IndexError, TypeError, ValueError, SafetensorError, UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{where}: not a sample of a rollout ({error!r})") from error
+
+
+def _decode(samples: Sequence[Mapping[str, bytes]], where: str) -> Judged:
+    records = [json.loads(sample["json"]) for sample in samples]
+    prompts: dict[int, Prompt] = {}
+    for record in records:
+        prompt = prompt_from_json(json.dumps(record["prompt"]).encode(), where)
+        prompts[record["place"]] = Prompt(
+            prompt.id, prompt.text, prompt.category, prompt.phrases, prompt.meta, epoch=record["epoch"]
+        )
+    places = list(prompts)
+    grids = {tuple(record["grid"]) for record in records}
+    if len(grids) != 1:
+        raise ValueError(f"latent grids {sorted(grids)} in one step")
+    regions = [(n, region) for n, record in enumerate(records) for region in record["regions"]]
+    missing = [record["missing"] for record in records]
+    rollout = Rollout(
+        prompts=tuple(prompts.values()),
+        group_N=torch.tensor([places.index(record["place"]) for record in records]),
+        sample_N=torch.tensor([record["sample"] for record in records]),
+        images_NCHW=torch.stack([_pixels(sample["png"]) for sample in samples]),
+        targets_NTC=torch.stack([load_tensors(sample["safetensors"])["latents_TC"] for sample in samples]),
+        grid=grids.pop(),
+    )
+    wholes = [record["global"] for record in records]
+    parts = [region for _, region in regions]
+    scores = Scores(
+        global_N=_floats([whole["score"] for whole in wholes]),
+        global_status_N=_statuses(wholes),
+        local_R=_floats([part["score"] for part in parts]),
+        local_status_R=_statuses(parts),
+        phrase_R=torch.tensor([part["phrase"] for part in parts], dtype=torch.int64),
+        raw=tuple(item["raw"] for item in [*wholes, *parts]),
+        missing_N=None if None in missing else _floats(missing),
+        status_Q=_requests(records),
+        failures=_failures(records),
+    )
+    owner_R = torch.tensor([n for n, _ in regions], dtype=torch.int64)
+    boxes_R4 = torch.tensor([part["box"] for part in parts], dtype=torch.float32).reshape(-1, 4)
+    asked, failed = (sum(record["looked"].get(key, 0) for record in records) for key in ("asked", "failed"))
+    return Judged(rollout, Regions(owner_R, boxes_R4, asked, failed), scores)
+
+
+def _score(score: Tensor, status: Tensor, raw: str) -> dict[str, Any]:
+    value = float(score)
+    return {"score": None if math.isnan(value) else value, "status": Status(int(status)).name.lower(), "raw": raw}
+
+
+def _floats(values: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
+
+
+def _statuses(items: Sequence[Mapping[str, Any]]) -> Tensor:
+    return torch.tensor([int(Status[item["status"].upper()]) for item in items], dtype=torch.int64)
+
+
+def _requests(records: Sequence[Mapping[str, Any]]) -> Tensor | None:
+    """How the requests ended, by kind: their order is not kept."""
+    if any(record["requests"] is None for record in records):
+        return None
+    counts = Counter({status: 0 for status in Status})
+    for record in records:
+        counts.update({Status[name.upper()]: count for name, count in record["requests"].items()})
+    return torch.tensor([int(status) for status in counts.elements()], dtype=torch.int64)
+
+
+def _failures(records: Sequence[Mapping[str, Any]]) -> tuple[Failure, ...]:
+    found = []
+    first = 0
+    for n, record in enumerate(records):
+        for failure in record["failures"]:
+            region = failure["region"] + first if failure["region"] >= 0 else -1
+            found.append(Failure(n, region, failure["question"], failure["reply"], failure["template"]))
+        first += len(record["regions"])
+    return tuple(found)
+
+
+def _png(image_CHW: Tensor) -> bytes:
+    pixels = (image_CHW.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _pixels(png: bytes) -> Tensor:
+    with Image.open(io.BytesIO(png)) as picture:
+        pixels = np.array(picture.convert("RGB"), dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255

@@ -1,0 +1,1 @@
+"""Tests of numbers: recorded losses, recorded official outputs, and one revision against another."""
