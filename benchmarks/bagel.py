@@ -33,7 +33,7 @@ from srum_ds.common.environment import environment
 from srum_ds.models import load_model
 from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig, VisionConfig
 from srum_ds.models.bagel.packing import Latents, Text, pack
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 from tests.tiny_models import TINY, random_picture, write_tiny_bagel
 
@@ -126,7 +126,7 @@ def main() -> None:
     module, channels = model.module, config.token_channels
     report: dict[str, object] = {"threads": args.threads, "repeats": args.repeats}
 
-    sampling = Sampling(num_timesteps=POINTS, text_scale=3.0)
+    sampling = FlowSampling(num_timesteps=POINTS, text_scale=3.0)
     noise = torch.randn(IMAGES, TOKENS, channels)
     # Byte-level: fourteen characters, bos and eos.
     ids = model.prompt_ids([Prompt(str(n), f"prompt {n:07d}") for n in range(IMAGES)])

@@ -1,7 +1,7 @@
-"""The nouns of one training step, and the small protocol every model adapter speaks.
+"""The nouns of one training step, and nothing of any model: what rooms hand to each other.
 
-Nothing outside ``srum_ds/models`` imports a concrete model: the loop, the rewards and the
-evaluation know only what stands in this file.
+Every picture is a grid of tokens, row-major, whatever design drew it. Tokens are continuous (C channels) or discrete
+(one of V codes); a ``TokenSpec`` says which. Shape suffixes: docs/notation.md.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 
@@ -37,11 +38,56 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class TokenSpec:
+    """What one token of a picture is: ``size`` channels (continuous) or one of ``size`` codes (discrete).
+
+    Continuous tokens of N pictures are float32 [N, T, size], discrete ones int64 [N, T]. It stands in the header of
+    rollout shards. It also knows how wide tokens lie and how far two pictures' tokens are apart, which is what the
+    metrics watch: a generator that trains on its own images loses spread before anyone can see it.
+    """
+
+    kind: Literal["continuous", "discrete"]
+    size: int
+
+    def fits(self, tokens: Tensor) -> bool:
+        """Whether a tensor [N, T, C] or [N, T] holds tokens of this kind; codes are not looked at one by one."""
+        if self.kind == "continuous":
+            return tokens.ndim == 3 and tokens.shape[-1] == self.size and tokens.is_floating_point()
+        return tokens.ndim == 2 and tokens.dtype == torch.int64
+
+    def moments(self, tokens: Tensor) -> tuple[float, float, int]:
+        """(sum, sum of squares, count) of the tokens' numbers, to be added up over ranks.
+
+        Continuous: over all channels. Discrete: of the codes as one-hot vectors, centred within each picture, so that
+        sqrt(squares / count) is 0 where a picture has one code everywhere and near 1 where no code repeats.
+        """
+        if self.kind == "continuous":
+            numbers = tokens.double()
+            return float(numbers.sum()), float(numbers.square().sum()), numbers.numel()
+        squares = 0.0
+        for codes_T in tokens:
+            shares = torch.unique(codes_T, return_counts=True)[1].double() / codes_T.numel()
+            squares += codes_T.numel() * (1.0 - float(shares.square().sum()))
+        return 0.0, squares, tokens.numel()
+
+    def mean_distance(self, tokens_KT: Tensor) -> float:
+        """Mean distance of the pairs among K pictures, K >= 2.
+
+        Continuous: root of the mean squared difference over tokens and channels; independent tokens of unit scale give
+        sqrt(2). Discrete: share of the places where the codes differ.
+        """
+        members = tokens_KT.detach().double().flatten(start_dim=1)
+        if self.kind == "continuous":
+            return float(torch.pdist(members).mean()) / members.shape[1] ** 0.5
+        return float(torch.pdist(members, p=0).mean()) / members.shape[1]
+
+
+@dataclass(frozen=True)
+class Samples:
     """N generated pictures: K samples for each prompt, the samples of one prompt adjacent.
 
-    images_NCHW: float in [0, 1]. targets_NTC: the latent tokens exactly as sampled, never
-    re-encoded, row-major over ``grid`` = (h, w), T = h * w. ``group_N`` says which samples share a
+    images_NCHW: float in [0, 1]. tokens: exactly as sampled, never re-encoded, [N, T, C] float32 or [N, T] int64
+    (``TokenSpec``), row-major over ``grid`` = (h, w), T = h * w. ``group_N`` says which samples share a
     prompt (0..P-1); ``sample_N`` is the sample's index within its prompt.
     """
 
@@ -49,8 +95,15 @@ class Rollout:
     group_N: Tensor
     sample_N: Tensor
     images_NCHW: Tensor
-    targets_NTC: Tensor
+    tokens: Tensor
     grid: tuple[int, int]
+
+    def prompt_of_each(self) -> list[Prompt]:
+        """The prompt of each of the N pictures. ValueError where prompts and groups do not match."""
+        groups = int(self.group_N.max()) + 1 if self.group_N.numel() else 0
+        if len(self.prompts) != groups:
+            raise ValueError(f"there are {len(self.prompts)} prompts for {groups} groups of pictures")
+        return [self.prompts[group] for group in self.group_N.tolist()]
 
 
 @dataclass(frozen=True)
@@ -118,8 +171,37 @@ class Scores:
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures with their regions and scores: what a training step needs to know of them."""
+    """Pictures with their regions and scores: one micro-batch as a step's source hands it over."""
 
-    rollout: Rollout
+    samples: Samples
     regions: Regions
     scores: Scores
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """What the reward says about a micro-batch, made once from its scores.
+
+    map_Nhw: float32 weight of each token, None where the objective takes no reward. counts_N (bool): the pictures whose
+    tokens count in the loss. partner_N (int64): for objectives that compare two pictures of a prompt, the other of
+    the pair (itself where there is none); else None.
+    """
+
+    map_Nhw: Tensor | None
+    counts_N: Tensor
+    partner_N: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """M training views of each of N pictures: what the generator sees of them, and what it should say.
+
+    inputs: tensors [N, M, ...] that only the model's family knows. target: what a prediction is compared with,
+    [N, M, T, C] or [N, M, T], and counts_NMT (bool) the tokens at which it is. time_NM: the noise level in [0, 1], for
+    families that have one.
+    """
+
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    counts_NMT: Tensor
+    time_NM: Tensor | None = None

@@ -22,7 +22,7 @@ from srum_ds.models.bagel.packing import Latents, Packed, Part, Picture, Text, p
 from srum_ds.models.bagel.sampling import shift_timesteps, time_points
 from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.objectives import compute_losses, square_error
 from srum_ds.rewards.token_weights import paper_map
 
@@ -157,8 +157,8 @@ def run_edit_text(model: BagelAdapter, case: Case) -> Outputs:
 # ---- drawing
 
 
-def _sampling(values: Mapping[str, Any]) -> Sampling:
-    return Sampling(
+def _sampling(values: Mapping[str, Any]) -> FlowSampling:
+    return FlowSampling(
         num_timesteps=values["num_timesteps"],
         timestep_shift=values["timestep_shift"],
         text_scale=values["cfg_text_scale"],
@@ -176,7 +176,9 @@ def _stack(steps: Sequence[Tensor | None], like: Tensor) -> Tensor:
     return torch.stack(known) if known else like.new_zeros(0, *like.shape)
 
 
-def _drawn(model: BagelAdapter, sampling: Sampling, grid: tuple[int, int], x: Tensor, v: Sequence[Tensor]) -> Outputs:
+def _drawn(
+    model: BagelAdapter, sampling: FlowSampling, grid: tuple[int, int], x: Tensor, v: Sequence[Tensor]
+) -> Outputs:
     flat = x.reshape(-1, x.shape[-1])
     return {
         "timesteps": time_points(sampling)[:-1],

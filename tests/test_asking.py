@@ -17,7 +17,7 @@ from srum_ds.rewards.judge.judge import judge_rollout
 from srum_ds.rewards.judge.pipeline import FAILURES, FailureLog, Questions, readout_of, refuse_broken_judge
 from srum_ds.rewards.judge.readouts import GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, Request, alone
 from srum_ds.rewards.judge.templates import Template, load_template
-from srum_ds.types import Judged, Prompt, Regions, Rollout, Scores, Status
+from srum_ds.types import Judged, Prompt, Regions, Samples, Scores, Status
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.world import SceneObject
 from tests.tiny_models import random_picture, write_tiny_bagel
@@ -42,16 +42,16 @@ RIGHT = Prompt(id="right", text="a red circle and a blue square", phrases=("a re
 WRONG = Prompt(id="wrong", text="a green triangle and a yellow cross", phrases=("a green triangle", "a yellow cross"))
 
 
-def shown() -> tuple[Rollout, Regions]:
+def shown() -> tuple[Samples, Regions]:
     """One scene twice: drawn for the prompt it shows, and for another."""
     scene = (SceneObject("solid", "red", "circle", 5), SceneObject("solid", "blue", "square", 10))
     picture = render_scenes([scene])[0]
-    rollout = Rollout(
+    rollout = Samples(
         prompts=(RIGHT, WRONG),
         group_N=torch.tensor([0, 1]),
         sample_N=torch.tensor([0, 0]),
         images_NCHW=torch.stack([picture, picture]),
-        targets_NTC=torch.zeros(2, 16, 64),
+        tokens=torch.zeros(2, 16, 64),
         grid=(4, 4),
     )
     boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.75, 0.75]])
@@ -251,7 +251,7 @@ def boxes_judge(reply: Callable[[int], str]) -> Writer:
     return Writer(say)
 
 
-def judge_boxes(writer: Writer, rollout: Rollout, regions: Regions, **settings: object) -> Scores:
+def judge_boxes(writer: Writer, rollout: Samples, regions: Regions, **settings: object) -> Scores:
     readout = GenerateReadout(retries=1)
     return judge_rollout(writer, rollout, regions, WHOLE, BOXES, readout, regional="boxes", **settings)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.model import Inputs
 from srum_ds.models.bagel.vision import grid_ids
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 from tests.tiny_models import random_picture, write_tiny_bagel
 
@@ -251,7 +251,7 @@ def test_training_the_generator_leaves_understanding_bit_identical(folder: Path)
 
     def draw() -> Tensor:
         noise = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
-        return model.generate([Prompt("p", "a")], noise, (2, 2), Sampling(num_timesteps=4))[0]
+        return model.generate([Prompt("p", "a")], noise, (2, 2), FlowSampling(num_timesteps=4))[0]
 
     def disturb(mode: str) -> None:
         generator = torch.Generator().manual_seed(1)

@@ -14,13 +14,13 @@ from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform
 from srum_ds.models.bagel.drawing import Step
 from srum_ds.models.bagel.sampling import guided_at, time_points
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.types import Prompt
 from tests.tiny_models import random_picture, write_tiny_bagel
 
 GRID = (2, 3)
-SAMPLING = Sampling(num_timesteps=5, text_scale=3.0, renorm_min=0.2)
+SAMPLING = FlowSampling(num_timesteps=5, text_scale=3.0, renorm_min=0.2)
 TEXTS = ("a red cat", "a", "a red cat on a much longer mat", "no")
 
 
@@ -96,12 +96,12 @@ def test_guidance_applies_inside_its_interval_only(model: BagelAdapter) -> None:
 def test_interval_bounds_are_compared_in_float32() -> None:
     third = float(torch.tensor(0.3))
     assert third > 0.3
-    assert not guided_at(third, Sampling(interval=(0.3, 1.0)))
-    assert guided_at(third, Sampling(interval=(0.0, 0.3)))
+    assert not guided_at(third, FlowSampling(interval=(0.3, 1.0)))
+    assert guided_at(third, FlowSampling(interval=(0.0, 0.3)))
 
 
 def test_time_points_are_shifted_towards_noise() -> None:
-    points = time_points(Sampling(num_timesteps=3, timestep_shift=3.0))
+    points = time_points(FlowSampling(num_timesteps=3, timestep_shift=3.0))
     assert points.tolist() == pytest.approx([1.0, 0.75, 0.0])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.models.bagel.sampling import euler, guide, guided_at
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 
 # Two pictures of one token of two channels. Without text 0, so that scale 2 doubles the conditional velocity.
 CONDITIONAL = torch.tensor([[[3.0, 4.0]], [[0.0, 12.0]]])
@@ -70,9 +70,9 @@ def test_a_picture_guides_above_scale_1_only() -> None:
 def test_no_text_scale_no_guidance() -> None:
     """As released: a text scale of 1 or less switches guidance off, whatever the picture's scale."""
     for scale in (0.0, 1.0):
-        assert not guided_at(0.7, Sampling(text_scale=scale, image_scale=3.0))
-    assert guided_at(0.7, Sampling(text_scale=1.1))
-    assert not guided_at(0.4, Sampling(interval=(0.4, 1.0))) and guided_at(1.0, Sampling(interval=(0.4, 1.0)))
+        assert not guided_at(0.7, FlowSampling(text_scale=scale, image_scale=3.0))
+    assert guided_at(0.7, FlowSampling(text_scale=1.1))
+    assert not guided_at(0.4, FlowSampling(interval=(0.4, 1.0))) and guided_at(1.0, FlowSampling(interval=(0.4, 1.0)))
 
 
 def test_euler_steps_follow_the_time_points() -> None:
@@ -83,7 +83,7 @@ def test_euler_steps_follow_the_time_points() -> None:
         seen.append((t, is_guided))
         return x
 
-    x, velocities = euler(velocity, torch.ones(1, 1, 1), Sampling(3, 3.0, interval=(0.75, 1.0)))
+    x, velocities = euler(velocity, torch.ones(1, 1, 1), FlowSampling(3, 3.0, interval=(0.75, 1.0)))
     assert seen == [(1.0, True), (0.75, False)]
     assert [v.item() for v in velocities] == pytest.approx([1.0, 0.75])
     assert x.item() == pytest.approx(0.75 * 0.25)

@@ -17,7 +17,7 @@ from torch import Tensor
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig
 from srum_ds.models.bagel.packing import Latents, Text
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 from tests.tiny_models import TINY, random_picture, write_tiny_bagel
 
@@ -192,7 +192,7 @@ def test_edits_and_answers_do_not_depend_on_their_batch(model: BagelAdapter) -> 
     pictures = [random_picture(30, 50, 1), random_picture(41, 40, 2)]
     texts = [Prompt("0", "a red cat"), Prompt("1", "no")]
     starts = torch.stack([noise(model, 6, 4), noise(model, 6, 5)])
-    sampling = Sampling(4, image_scale=2.0, renorm="channel", interval=(0.0, 1.0))
+    sampling = FlowSampling(4, image_scale=2.0, renorm="channel", interval=(0.0, 1.0))
     targets, images = model.generate(texts, starts, (2, 3), sampling, pictures)
     unit = model.config.pixels_per_token
     assert images.shape == (2, 3, 2 * unit, 3 * unit)

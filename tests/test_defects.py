@@ -20,7 +20,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.config import Config, load_config
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models import load_model
-from srum_ds.models.flow import Noised, Sampling
+from srum_ds.models.flow import FlowSampling, Noised
 from srum_ds.monitoring.metrics import measure
 from srum_ds.objectives import get_objective
 from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask
@@ -31,7 +31,7 @@ from srum_ds.rewards.judge.pipeline import Questions, refuse_broken_judge
 from srum_ds.rewards.judge.readouts import GenerateReadout, Replies, Request, alone
 from srum_ds.rewards.token_weights import paper_map
 from srum_ds.rollouts.collect import roll_out
-from srum_ds.types import Prompt, Regions, Rollout, Scores, Status
+from srum_ds.types import Prompt, Regions, Samples, Scores, Status
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "launch/recipes"
@@ -48,7 +48,7 @@ def batch(global_N: Sequence[float], local_R: Sequence[float], box: Sequence[flo
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(n, TOKENS, CHANNELS, generator=generator)
     noise = torch.randn(n, 1, TOKENS, CHANNELS, generator=generator)
-    rollout = Rollout(
+    rollout = Samples(
         (Prompt("a", "a red circle", phrases=("a red circle",)),),
         torch.zeros(n, dtype=torch.int64),
         torch.arange(n),
@@ -277,12 +277,12 @@ def test_defect_11() -> None:
     cfg = recipe("srum", "judge.readout=generate", "judge.max_new_tokens=3", "judge.retries=0")
     model = load_model(ROOT / "srum_ds/assets/tiny_bagel")
     given = batch([0.0, 0.0], [0.0, 0.0])
-    rollout = replace(given.rollout, targets_NTC=torch.zeros(2, 16, 64), grid=(4, 4))
+    rollout = replace(given.samples, tokens=torch.zeros(2, 16, 64), grid=(4, 4))
     # The tiny model repeats its one word for ever, which is no verdict.
     regions = Regions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     scores = Questions(cfg).about(model, rollout, regions)
     assert scores.global_N.isnan().all()
-    spoilt = replace(given, rollout=rollout, regions=regions, scores=scores)
+    spoilt = replace(given, samples=rollout, regions=regions, scores=scores)
     record = measure(OneRank(), [spoilt], torch.zeros(()), 0.0, Clock(), False)  # type: ignore[arg-type]
     assert (record["judged"], record["parse_failures"]) == (2, 2)
     with pytest.raises(UserError, match=r"judge\.max_failed_share") as told:
@@ -294,11 +294,11 @@ def test_defect_12() -> None:
     """Images depend on how prompts were split over processes: ours on (run seed, prompt id, sample index)."""
     model = load_model(ROOT / "srum_ds/assets/tiny_bagel")
     prompts = [Prompt(f"p{i}", f"a {colour} circle") for i, colour in enumerate(("red", "blue", "green", "cyan"))]
-    sampling = Sampling(num_timesteps=3, text_scale=1.25, interval=(0.0, 1.0))
+    sampling = FlowSampling(num_timesteps=3, text_scale=1.25, interval=(0.0, 1.0))
 
     def drawn(part: Sequence[Prompt], seed: int = 0) -> Tensor:
         channels = model.config.token_channels
-        return roll_out(model, part, 2, (4, 4), channels, sampling, seed, 7).targets_NTC  # type: ignore[arg-type]
+        return roll_out(model, part, 2, (4, 4), channels, sampling, seed, 7).tokens  # type: ignore[arg-type]
 
     whole = drawn(prompts)
     for split in ([prompts[:1], prompts[1:]], [prompts[:2], prompts[2:]]):

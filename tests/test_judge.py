@@ -24,7 +24,7 @@ from srum_ds.rewards.judge.judge import assign_phrases, judge_rollout, phrase_co
 from srum_ds.rewards.judge.readouts import LogprobReadout
 from srum_ds.rewards.judge.templates import load_template
 from srum_ds.rewards.regions import no_regions, propose
-from srum_ds.types import Prompt, Regions, Rollout, Scores, Status
+from srum_ds.types import Prompt, Regions, Samples, Scores, Status
 from srum_ds.worlds.shapes.world import enumerate_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,20 +100,20 @@ TWO = Prompt(id="p0", text="a red circle and a blue square", phrases=("a red cir
 THREE = Prompt(id="p1", text="three green circles", phrases=("a green circle",), meta={"counts": [3]})
 
 
-def rollout_of(prompts: Sequence[Prompt], pictures: Sequence[Sequence[Tensor]]) -> Rollout:
+def rollout_of(prompts: Sequence[Prompt], pictures: Sequence[Sequence[Tensor]]) -> Samples:
     flat = [image for group in pictures for image in group]
     group = [g for g, images in enumerate(pictures) for _ in images]
-    return Rollout(
+    return Samples(
         prompts=tuple(prompts),
         group_N=torch.tensor(group),
         sample_N=torch.tensor([s for images in pictures for s in range(len(images))]),
         images_NCHW=torch.stack(flat),
-        targets_NTC=torch.zeros(len(flat), 16, 64),
+        tokens=torch.zeros(len(flat), 16, 64),
         grid=(4, 4),
     )
 
 
-def example() -> tuple[Rollout, Regions]:
+def example() -> tuple[Samples, Regions]:
     rollout = rollout_of(
         (TWO, THREE),
         (
@@ -134,7 +134,7 @@ def example() -> tuple[Rollout, Regions]:
     return rollout, propose(rollout.images_NCHW)
 
 
-def judged(judge: Judge, rollout: Rollout, regions: Regions, **settings: object) -> Scores:
+def judged(judge: Judge, rollout: Samples, regions: Regions, **settings: object) -> Scores:
     return judge_rollout(judge, rollout, regions, GLOBAL, LOCAL, READOUT, **settings)  # type: ignore[arg-type]
 
 

@@ -52,7 +52,7 @@ def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
     with ExitStack() as gathered:
         (judged,) = draw(cfg, model, Seat(model), Questions(cfg), BARE, 0, Clock(), gathered)
     regions, scores = judged.regions, judged.scores
-    found = [(p.phrases, p.meta.get("counts")) for p in judged.rollout.prompts]
+    found = [(p.phrases, p.meta.get("counts")) for p in judged.samples.prompts]
     if cfg.regions.kind == "none":
         assert found == [((), None), ((), None)]
     elif spacy_parser() is None:

@@ -17,7 +17,7 @@ from srum_ds.config import Lora
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.inspect import inspect_folder
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.models.lora import DEFAULT_RANK, is_adapter, match_targets, merged
 from srum_ds.types import Prompt
 from tests.tiny_models import TINY, random_picture, write_tiny_bagel
@@ -47,7 +47,7 @@ def judged(model: BagelAdapter) -> tuple[Tensor, Tensor]:
 def drawn(model: BagelAdapter) -> Tensor:
     noise = torch.randn(2, 4, TINY.token_channels, generator=torch.Generator().manual_seed(0))
     prompts = [Prompt("0", "a red dog"), Prompt("1", "yes")]
-    return model.generate(prompts, noise, (2, 2), Sampling(num_timesteps=4, text_scale=2.0))[0]
+    return model.generate(prompts, noise, (2, 2), FlowSampling(num_timesteps=4, text_scale=2.0))[0]
 
 
 def engine_of(model: BagelAdapter, precision: str = "fp32") -> PlainEngine:

@@ -104,8 +104,8 @@ def test_scores_are_those_of_the_untrained_model(shards: Path) -> None:
     with torch.no_grad():
         with ExitStack() as gathered:
             judged = draw(cfg, model, Seat(model), ask, prompts, 0, Clock(), gathered)[0]
-        expected = ask.about(base, judged.rollout, judged.regions)
-        switched_on = ask.about(model, judged.rollout, judged.regions)
+        expected = ask.about(base, judged.samples, judged.regions)
+        switched_on = ask.about(model, judged.samples, judged.regions)
     assert torch.equal(judged.scores.global_N, expected.global_N)
     assert torch.equal(judged.scores.local_R, expected.local_R)
     assert not torch.equal(judged.scores.global_N, switched_on.global_N)

@@ -15,7 +15,7 @@ from srum_ds.rewards.judge.judge import judge_rollout
 from srum_ds.rewards.judge.readouts import LogprobReadout
 from srum_ds.rewards.judge.templates import load_template
 from srum_ds.rewards.token_weights import dense_weights
-from srum_ds.types import Prompt, Regions, Rollout, Scores
+from srum_ds.types import Prompt, Regions, Samples, Scores
 from tests.test_judge import ColourJudge
 
 PROMPT = Prompt("p", "a red circle and a blue square", phrases=("a red circle", "a blue square"))
@@ -46,17 +46,17 @@ class Table(ColourJudge):
         return torch.tensor(rows)
 
 
-def example() -> tuple[Rollout, Regions, Scores]:
+def example() -> tuple[Samples, Regions, Scores]:
     images = torch.zeros(2, 3, 64, 64)
     images[0, :, 0, -1], images[1, :, 0, -1] = 0.6, 0.7
     for number, (owner, x, y) in enumerate(CELLS):
         images[owner, :, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = number / 10
-    rollout = Rollout(
+    rollout = Samples(
         prompts=(PROMPT,),
         group_N=torch.zeros(2, dtype=torch.int64),
         sample_N=torch.arange(2),
         images_NCHW=images,
-        targets_NTC=torch.zeros(2, 16, 64),
+        tokens=torch.zeros(2, 16, 64),
         grid=(4, 4),
     )
     boxes = torch.tensor([[x / 4, y / 4, (x + 1) / 4, (y + 1) / 4] for _, x, y in CELLS])

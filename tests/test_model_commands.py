@@ -17,7 +17,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.image_files import read_picture
 from srum_ds.common.seeds import noise
 from srum_ds.models import load_model
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 from tests.tiny_models import write_tiny_bagel
 
@@ -68,7 +68,7 @@ def test_the_options_reach_the_sampler(model: Path, tmp_path: Path) -> None:
     words += ["--steps", "4", "--guidance", "3", "--interval", "0.2", "0.9", "--renorm", "channel"]
     words += ["--renorm-min", "0.1", "--shift", "2", "--size", "32x48"]
     assert main(words) == 0
-    sampling = Sampling(5, 2.0, 3.0, 1.0, (0.2, 0.9), "channel", 0.1)
+    sampling = FlowSampling(5, 2.0, 3.0, 1.0, (0.2, 0.9), "channel", 0.1)
     starts = noise((6, 16), "generate", 0, "a", 0)[None]
     expected = load_model(model).generate([Prompt("0", "a")], starts, (2, 3), sampling)[1][0]
     found = pixels_of(tmp_path / "a-seed0-0.png")
@@ -85,7 +85,7 @@ def test_editing(model: Path, photo: Path, tmp_path: Path) -> None:
     height, width = adapter.edited_size(read_picture(photo))
     assert pixels_of(edited).shape == (height, width, 3)
     # The settings of BAGEL's own demo for editing, unless others are given.
-    sampling = Sampling(4, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel")
+    sampling = FlowSampling(4, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel")
     grid = adapter.grid_of(height, width)
     starts = noise((grid[0] * grid[1], 16), "generate", 1, "no", 0)[None]
     expected = adapter.generate([Prompt("0", "no")], starts, grid, sampling, [read_picture(photo)])[1][0]

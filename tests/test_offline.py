@@ -122,12 +122,12 @@ def test_rollouts_made_ahead_are_what_online_draws(online: Path, rollouts: Path)
     assert sorted(ahead.index.steps) == [0, 1] and len(ahead.index.steps[1].shards) == 2
     assert kept.header == ahead.header
     for ours, theirs in zip(ahead.batches(0, 2), kept.batches(0, 2), strict=True):
-        assert ours.rollout.prompts == theirs.rollout.prompts
-        torch.testing.assert_close(ours.rollout.targets_NTC, theirs.rollout.targets_NTC, rtol=0, atol=1e-5)
+        assert ours.samples.prompts == theirs.samples.prompts
+        torch.testing.assert_close(ours.samples.tokens, theirs.samples.tokens, rtol=0, atol=1e-5)
         torch.testing.assert_close(ours.scores.global_N, theirs.scores.global_N, rtol=0, atol=1e-4)
         torch.testing.assert_close(ours.scores.local_R, theirs.scores.local_R, rtol=0, atol=1e-4, equal_nan=True)
     # Online's second step is drawn by weights that have moved.
-    second = [r.batches(1, 4)[0].rollout.targets_NTC for r in (kept, ahead)]
+    second = [r.batches(1, 4)[0].samples.tokens for r in (kept, ahead)]
     assert float((second[0] - second[1]).abs().max()) > 1e-4
     assert [r.policy(1) for r in (kept, ahead)] == [1, 0]
 
@@ -144,8 +144,8 @@ def test_rescored_pictures_are_the_same_and_scores_are_not(rollouts: Path, tmp_p
     assert before.header.judge["local_template"] == after.header.judge["local_template"]
     assert before.header.judge["global_template"] != after.header.judge["global_template"]
     (old,), (new,) = before.batches(1, 4), after.batches(1, 4)
-    assert torch.equal(old.rollout.targets_NTC, new.rollout.targets_NTC)
-    assert torch.equal(old.rollout.images_NCHW, new.rollout.images_NCHW)
+    assert torch.equal(old.samples.tokens, new.samples.tokens)
+    assert torch.equal(old.samples.images_NCHW, new.samples.images_NCHW)
     assert torch.equal(old.regions.boxes_R4, new.regions.boxes_R4)
     assert float((old.scores.global_N - new.scores.global_N).abs().max()) > 1e-3
     torch.testing.assert_close(old.scores.local_R, new.scores.local_R, equal_nan=True)
@@ -212,7 +212,7 @@ def test_a_round_is_drawn_once_and_whole(tmp_path: Path) -> None:
     source = rounds(tmp_path, stack)
     first = source.batches(0, Clock())
     assert stack.drawn == [0, 1, 2] and first is not None
-    assert torch.equal(first[1].rollout.targets_NTC, judged(2, 0).rollout.targets_NTC)
+    assert torch.equal(first[1].samples.tokens, judged(2, 0).samples.tokens)
     source.batches(1, Clock())
     source.batches(2, Clock())
     assert stack.drawn == [0, 1, 2]

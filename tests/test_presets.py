@@ -16,7 +16,7 @@ from srum_ds.models.flow import Noised
 from srum_ds.objectives import get_objective
 from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask
 from srum_ds.rewards.judge.pipeline import Questions
-from srum_ds.types import Prompt, Regions, Rollout, Scores
+from srum_ds.types import Prompt, Regions, Samples, Scores
 from tests.test_reward_map import released_regions
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch/recipes"
@@ -105,7 +105,7 @@ def test_the_paper_recipe_equals_the_release_to_1e_6() -> None:
     shape = (n, 1, grid[0] * grid[1], channels)
     whole_N = torch.tensor([float(case[f"global_score_{i}"]) for i in range(n)])
     nothing = torch.zeros(n, dtype=torch.int64)
-    rollout = Rollout(
+    rollout = Samples(
         (Prompt("a", "a"), Prompt("b", "b")),
         torch.arange(n),
         nothing,

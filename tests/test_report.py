@@ -24,7 +24,7 @@ from srum_ds.evaluation import draw as drawing
 from srum_ds.evaluation.draw import DrawSettings, cache_key, draw, eval_noise
 from srum_ds.evaluation.evaluate import evaluate_run, grid_positions, main
 from srum_ds.evaluation.report import Measured, build_result, markdown, result_table, verdict, write_result
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.render import render_scenes
@@ -140,7 +140,7 @@ class SkilledModel:
         return height // 16, width // 16
 
     def generate(
-        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: Sampling
+        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: FlowSampling
     ) -> tuple[Tensor, Tensor]:
         assert noise_NTC.shape == (len(prompts), 16, 64) and grid == (4, 4)
         SkilledModel.drawn.append(self.folder.name)
@@ -259,7 +259,7 @@ def test_pictures_do_not_depend_on_their_batch(run_dir: Path) -> None:
     questions = [f"does the picture show {prompt.text}?" for prompt in prompts]
     results = []
     for batch in (7, 60):
-        settings = DrawSettings("bagel", (64, 64), Sampling(), seed=3, batch=batch)
+        settings = DrawSettings("bagel", (64, 64), FlowSampling(), seed=3, batch=batch)
         results.append(draw([folder], prompts, questions, settings)[0])
     assert torch.equal(results[0].images_NCHW, results[1].images_NCHW)
     assert results[0].images_NCHW.dtype == torch.uint8
@@ -268,15 +268,15 @@ def test_pictures_do_not_depend_on_their_batch(run_dir: Path) -> None:
 def test_cache_key_changes_with_everything_that_changes_pictures() -> None:
     prompts = shapes_prompts(SHARDS)["test"]
     questions = [prompt.text for prompt in prompts]
-    settings = DrawSettings("bagel", (64, 64), Sampling(), seed=3, batch=7)
+    settings = DrawSettings("bagel", (64, 64), FlowSampling(), seed=3, batch=7)
     keys = [
         cache_key("0f", prompts, questions, settings),
         cache_key("f0", prompts, questions, settings),
         cache_key("0f", prompts[:-1], questions[:-1], settings),
         cache_key("0f", prompts[::-1], questions, settings),
         cache_key("0f", prompts, [*questions[:-1], "other"], settings),
-        cache_key("0f", prompts, questions, DrawSettings("bagel", (64, 64), Sampling(), 4, 7)),
-        cache_key("0f", prompts, questions, DrawSettings("bagel", (64, 64), Sampling(9), 3, 7)),
+        cache_key("0f", prompts, questions, DrawSettings("bagel", (64, 64), FlowSampling(), 4, 7)),
+        cache_key("0f", prompts, questions, DrawSettings("bagel", (64, 64), FlowSampling(9), 3, 7)),
     ]
     assert len(set(keys)) == len(keys)
     assert cache_key("0f", prompts, questions, settings) == keys[0]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.models.flow import Sampling, add_noise, timesteps
+from srum_ds.models.flow import FlowSampling, add_noise, timesteps
 from srum_ds.rollouts.collect import roll_out
-from srum_ds.types import Prompt, Rollout
+from srum_ds.types import Prompt, Samples
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
 
@@ -20,16 +20,16 @@ class Echo:
     """Draws the noise it was given, so that a test sees which noise each picture got."""
 
     def generate(
-        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: Sampling
+        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: FlowSampling
     ) -> tuple[Tensor, Tensor]:
         return noise_NTC, torch.zeros(len(prompts), 3, 32, 32)
 
 
-def draw(prompts: Sequence[Prompt], step: int = 3, seed: int = 0) -> Rollout:
-    return roll_out(Echo(), prompts, 2, (2, 2), 5, Sampling(), seed, step)  # type: ignore[arg-type]
+def draw(prompts: Sequence[Prompt], step: int = 3, seed: int = 0) -> Samples:
+    return roll_out(Echo(), prompts, 2, (2, 2), 5, FlowSampling(), seed, step)  # type: ignore[arg-type]
 
 
-def noised(rollout: Rollout, step: int = 3) -> tuple[Tensor, ...]:
+def noised(rollout: Samples, step: int = 3) -> tuple[Tensor, ...]:
     n = add_noise(rollout, 3, "logit_normal", 1.0, 0.3, 0, step)
     return n.x_NMTC, n.target_NMTC, n.t_NM, n.dropped_NM
 
@@ -37,7 +37,7 @@ def noised(rollout: Rollout, step: int = 3) -> tuple[Tensor, ...]:
 def test_a_picture_and_its_copies_do_not_depend_on_the_batch() -> None:
     together = draw(PROMPTS)
     apart = [draw(PROMPTS[:1]), draw(PROMPTS[1:])]
-    assert torch.equal(together.targets_NTC, torch.cat([r.targets_NTC for r in apart]))
+    assert torch.equal(together.tokens, torch.cat([r.tokens for r in apart]))
     for whole, parts in zip(noised(together), zip(*map(noised, apart), strict=True), strict=True):
         assert torch.equal(whole, torch.cat(list(parts)))
     assert together.group_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -47,7 +47,7 @@ def test_a_picture_and_its_copies_do_not_depend_on_the_batch() -> None:
 def test_samples_compared_with_each_other_can_share_noise_times_and_dropout() -> None:
     rollout = draw(PROMPTS)
     alike = add_noise(rollout, 3, "logit_normal", 1.0, 0.3, 0, 3, shared=True)
-    noise_NMTC = alike.target_NMTC + rollout.targets_NTC[:, None]
+    noise_NMTC = alike.target_NMTC + rollout.tokens[:, None]
     for values in (noise_NMTC, alike.t_NM, alike.dropped_NM.float()):
         assert torch.allclose(values[0::2], values[1::2], atol=1e-6)
     assert not torch.allclose(noise_NMTC[0], noise_NMTC[2])
@@ -55,10 +55,10 @@ def test_samples_compared_with_each_other_can_share_noise_times_and_dropout() ->
 
 
 def test_samples_steps_and_seeds_differ() -> None:
-    targets = draw(PROMPTS).targets_NTC
+    targets = draw(PROMPTS).tokens
     assert len({tuple(row.flatten().tolist()) for row in targets}) == 8
-    assert not torch.equal(targets, draw(PROMPTS, step=4).targets_NTC)
-    assert not torch.equal(targets, draw(PROMPTS, seed=1).targets_NTC)
+    assert not torch.equal(targets, draw(PROMPTS, step=4).tokens)
+    assert not torch.equal(targets, draw(PROMPTS, seed=1).tokens)
 
 
 def test_a_prompt_met_twice_in_a_step_is_drawn_from_other_noise() -> None:
@@ -66,18 +66,18 @@ def test_a_prompt_met_twice_in_a_step_is_drawn_from_other_noise() -> None:
     again = replace(PROMPTS[0], epoch=1)
     assert again == PROMPTS[0]
     twice = draw([PROMPTS[0], again])
-    first, second = twice.targets_NTC.chunk(2)
+    first, second = twice.tokens.chunk(2)
     assert not torch.equal(first, second)
     a, b = noised(twice)[0].chunk(2)
     assert not torch.equal(a - first[:, None], b - second[:, None])
-    assert torch.equal(first, draw([PROMPTS[0]]).targets_NTC)
+    assert torch.equal(first, draw([PROMPTS[0]]).tokens)
 
 
 def test_noised_copies_lie_on_the_line_from_data_to_noise() -> None:
     rollout = draw(PROMPTS)
     x, target, t, _ = noised(rollout)
     # x_t = x0 + t (noise - x0)
-    expected = rollout.targets_NTC[:, None] + t[:, :, None, None] * target
+    expected = rollout.tokens[:, None] + t[:, :, None, None] * target
     torch.testing.assert_close(x, expected)
     assert 0 < float(t.min()) and float(t.max()) < 1
 

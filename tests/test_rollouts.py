@@ -1,4 +1,4 @@
-"""Rollout shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
+"""Samples shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import webdataset
 from srum_ds.common.errors import UserError
 from srum_ds.rollouts.codec import decode, encode
 from srum_ds.rollouts.shards import Header, RolloutReader, RolloutWriter, load_index
-from srum_ds.types import Failure, Judged, Prompt, Regions, Rollout, Scores
+from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores
 
 HEADER = Header(
     seed=3,
@@ -36,12 +36,12 @@ def judged(first: int = 0, seed: int = 0) -> Judged:
     prompts = tuple(
         Prompt(f"p{i}", f"größer {i}", "color", ("a", "b"), {"counts": [1, 2]}, epoch=i % 2) for i in (first, first + 1)
     )
-    rollout = Rollout(
+    rollout = Samples(
         prompts=prompts,
         group_N=torch.tensor([0, 0, 1, 1]),
         sample_N=torch.tensor([0, 1, 0, 1]),
         images_NCHW=torch.randint(0, 256, (4, 3, 8, 6), generator=g).float() / 255,
-        targets_NTC=torch.randn(4, 2, 3, generator=g),
+        tokens=torch.randn(4, 2, 3, generator=g),
         grid=(2, 1),
     )
     low = torch.rand(5, 2, generator=g) / 2
@@ -68,7 +68,7 @@ def assert_same(a: Any, b: Any) -> None:
         if isinstance(x, torch.Tensor):
             assert x.dtype == y.dtype and x.shape == y.shape, field.name
             assert torch.equal(torch.nan_to_num(x, nan=9.0), torch.nan_to_num(y, nan=9.0)), field.name
-        elif isinstance(x, Rollout | Regions | Scores):
+        elif isinstance(x, Samples | Regions | Scores):
             assert_same(x, y)
         else:
             assert x == y, field.name
@@ -89,7 +89,7 @@ def test_a_sample_reads_back_bit_for_bit() -> None:
     samples = list(encode(whole, 7, 0, 3, {}))
     assert_same(decode([s for s in samples], "here"), whole)  # type: ignore[misc]
     alone = decode(samples[2:], "here")  # type: ignore[arg-type]
-    assert alone.rollout.prompts == whole.rollout.prompts[1:]
+    assert alone.samples.prompts == whole.samples.prompts[1:]
     assert alone.regions.owner_R.tolist() == [0, 1, 1]
     assert [(failure.picture, failure.region) for failure in alone.scores.failures] == [(0, 0)]
     assert alone.scores.raw == ("reply 2", "reply 3", "reply 6", "reply 7", "reply 8")
@@ -104,7 +104,7 @@ def test_a_picture_without_regions_and_a_judge_without_opinion() -> None:
         one.scores, local_R=empty, local_status_R=whole, phrase_R=whole, missing_N=None, raw=one.scores.raw[:4]
     )
     scores = replace(scores, status_Q=None, failures=())
-    bare = Judged(one.rollout, none, scores)
+    bare = Judged(one.samples, none, scores)
     assert_same(decode(list(encode(bare, 0, 0, 0, {})), "here"), bare)  # type: ignore[arg-type]
 
 
@@ -117,8 +117,8 @@ def test_any_number_of_ranks_reads_the_same_in_the_same_order(folder: Path) -> N
         (half,) = reader.batches(1, 2, rank, 2)
         assert_same(half, one[rank])
     quarters = [reader.batches(1, 2, rank, 4)[0] for rank in range(4)]
-    latents = torch.cat([q.rollout.targets_NTC for q in quarters])
-    assert torch.equal(latents, torch.cat([b.rollout.targets_NTC for b in one]))
+    latents = torch.cat([q.samples.tokens for q in quarters])
+    assert torch.equal(latents, torch.cat([b.samples.tokens for b in one]))
     assert [reader.policy(step) for step in range(3)] == [0, 0, 1]
 
 

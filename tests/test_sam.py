@@ -16,7 +16,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
 from srum_ds.rewards.regions.pipeline import Looker
 from srum_ds.rewards.regions.sam import SegmentAnything, grid_points, load_segment_anything, mask_boxes, stability
-from srum_ds.types import Prompt, Rollout
+from srum_ds.types import Prompt, Samples
 
 ROOT = Path(__file__).resolve().parent.parent
 DECODER = {
@@ -202,12 +202,12 @@ def test_a_checkpoint_folder_from_the_recipe(sam: Any, tmp_path: Path) -> None:
     assert look.find is not None and isinstance(look.find.proposer, SegmentAnything)
     # The released thresholds are for the released weights.
     look.find.proposer.min_quality, look.find.proposer.min_stability = 0.1, 0.3
-    rollout = Rollout(
+    rollout = Samples(
         prompts=(Prompt("p", "a red circle"),),
         group_N=torch.zeros(2, dtype=torch.int64),
         sample_N=torch.arange(2),
         images_NCHW=torch.stack([image(64, 64), image(64, 64).flip(2)]),
-        targets_NTC=torch.zeros(2, 16, 4),
+        tokens=torch.zeros(2, 16, 4),
         grid=(4, 4),
     )
     regions = look.regions(None, rollout)  # type: ignore[arg-type]

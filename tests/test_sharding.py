@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from srum_ds.common.errors import UserError
 from srum_ds.engine.config import frozen_config, read_ds_config
 from srum_ds.models import load_model
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 from tests.sharding_worker import ROOT, answers
 from tests.tiny_models import TINY, write_tiny_bagel
@@ -165,7 +165,7 @@ def test_a_model_that_only_looks_says_that_it_cannot_draw(folder: Path) -> None:
     assert torch.equal(answers(model), answers(load_model(folder / "tiny")))
     noise = torch.zeros(1, 4, model.config.token_channels)
     with pytest.raises(RuntimeError, match="look only"):
-        model.generate([Prompt("a", "a red")], noise, (2, 2), Sampling(num_timesteps=2))
+        model.generate([Prompt("a", "a red")], noise, (2, 2), FlowSampling(num_timesteps=2))
 
 
 # ---- configs

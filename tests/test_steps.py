@@ -13,7 +13,7 @@ from srum_ds.models.flow import Noised
 from srum_ds.monitoring.metrics import StillLearns
 from srum_ds.objectives import get_objective
 from srum_ds.objectives.apply import Batch, partners, reward_weights, token_losses, token_mask
-from srum_ds.types import Prompt, Regions, Rollout, Scores
+from srum_ds.types import Prompt, Regions, Samples, Scores
 
 COPIES, TOKENS, CHANNELS = 2, 4, 3
 
@@ -23,7 +23,7 @@ def batch(global_N: list[float], local_R: list[float]) -> Batch:
     generator = torch.Generator().manual_seed(0)
     n = len(global_N)
     latents = torch.randn(n, TOKENS, CHANNELS, generator=generator)
-    rollout = Rollout(
+    rollout = Samples(
         (Prompt("a", "a"), Prompt("b", "b")),
         torch.tensor([0, 0, 1, 1]),
         torch.tensor([0, 1, 0, 1]),
@@ -72,7 +72,7 @@ def test_a_pair_is_the_best_against_the_worst_and_only_pairs_count() -> None:
     assert weights[:, 0, 0].tolist() == [-1, 1, 0, 0]
     assert token_mask(given, "pair", weights)[:, 0, 0].tolist() == [True, True, False, False]
     assert token_mask(given, "signed", weights)[:, 0, 0].tolist() == [True, True, True, False]
-    assert partners(weights, given.rollout.group_N, COPIES).tolist() == [2, 3, 0, 1, 4, 5, 6, 7]
+    assert partners(weights, given.samples.group_N, COPIES).tolist() == [2, 3, 0, 1, 4, 5, 6, 7]
     # At the reference every pair's loss is log 2, with equal and opposite pulls.
     v = torch.randn(4, COPIES, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1))
     cfg = recipe("dpo", "objective.constraint=none", "objective.dpo_beta=3")

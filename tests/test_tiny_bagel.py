@@ -8,7 +8,7 @@ import torch
 
 from srum_ds.common import seeds
 from srum_ds.models import load_model
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.worlds.shapes.checker import check
 from srum_ds.worlds.shapes.pretrain.tokenizer import write_tokenizer
@@ -41,7 +41,7 @@ def test_it_draws_held_out_prompts_better_than_chance_and_judges_rendered_truth(
     reader = PromptReader(ROOT / "data_shards/shapes", "validation")
     prompts = [reader[i] for i in range(60)]
     noise = torch.stack([seeds.noise((16, 64), "test", p.id) for p in prompts])
-    sampling = Sampling(11, 2.0, 1.5, 1.0, (0.0, 1.0), "global", 0.0)
+    sampling = FlowSampling(11, 2.0, 1.5, 1.0, (0.0, 1.0), "global", 0.0)
     _, images = model.generate(prompts, noise, (4, 4), sampling)
     exact = [check(p, i).exact for p, i in zip(prompts, images, strict=True)]
     assert sum(exact) >= 18

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from srum_ds.common.errors import UserError
-from srum_ds.config.schema import Watch as Settings
+from srum_ds.config.schema import WatchConfig as Settings
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.monitoring.health import Alarm, Watch, stopping
 from srum_ds.prompts.shards import write_shards

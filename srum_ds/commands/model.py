@@ -85,11 +85,11 @@ def generate(
         Print one JSON object a picture.
     """
     from srum_ds.commands.model_work import Placement, Planning, draw_pictures, parse_size
-    from srum_ds.models.flow import Sampling
+    from srum_ds.models.flow import FlowSampling
 
     if image_guidance is not None and not image:
         raise UserError("--image-guidance needs a picture to be guided by: give --image.")
-    sampling = Sampling(
+    sampling = FlowSampling(
         num_timesteps=steps + 1,
         timestep_shift=shift,
         text_scale=guidance,

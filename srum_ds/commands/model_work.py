@@ -17,7 +17,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.image_files import read_picture, write_picture
 from srum_ds.common.seeds import derive, noise
 from srum_ds.models import load_model
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 
 RENORMS = ("global", "channel", "text_channel")
@@ -79,7 +79,7 @@ def parse_size(words: Sequence[str]) -> tuple[int, int] | None:
     return int(numbers[1]), int(numbers[2])
 
 
-def check_sampling(sampling: Sampling) -> None:
+def check_sampling(sampling: FlowSampling) -> None:
     """UserError, naming the option, for a sampler's setting outside its range."""
     low, high = sampling.interval
     wrong = {
@@ -100,7 +100,7 @@ def draw_pictures(
     model: Path,
     prompts: Sequence[str],
     out: Path,
-    sampling: Sampling,
+    sampling: FlowSampling,
     *,
     images: Sequence[Path] = (),
     planning: Planning | None = None,

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Part = int | str
+Key = tuple[Part, ...]
+"""Parts that seed what is random about one picture; a family that draws several kinds of numbers appends to it."""
 
 
 def derive(*parts: Part) -> int:
@@ -46,3 +49,19 @@ def noise(shape: Sequence[int], *parts: Part, device: torch.device | str = "cpu"
 def uniform(shape: Sequence[int], *parts: Part, device: torch.device | str = "cpu") -> Tensor:
     """Uniform numbers in [0, 1) (float32) of ``shape``, drawn on the CPU and moved to ``device``."""
     return torch.rand(tuple(shape), generator=generator(*parts), dtype=torch.float32).to(device)
+
+
+@dataclass(frozen=True)
+class SampleKeys:
+    """The seed parts of N pictures in one step of a run: run seed, step, and each picture's (prompt name, sample).
+
+    ``keys.of("rollout")`` seeds how they are drawn, ``keys.of("noise")`` and ``keys.of("time")`` their training views.
+    """
+
+    seed: int
+    step: int
+    names: tuple[tuple[str, int], ...]
+
+    def of(self, purpose: str) -> list[Key]:
+        """The parts of each picture for one purpose."""
+        return [(self.seed, purpose, self.step, name, sample) for name, sample in self.names]

@@ -25,53 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
 from srum_ds.config.messages import expected, is_text, nearest
-from srum_ds.config.schema import (
-    Config,
-    Data,
-    DeepSpeed,
-    Eval,
-    Judge,
-    Log,
-    Lora,
-    Model,
-    Objective,
-    Regions,
-    Reward,
-    Rollout,
-    Run,
-    Train,
-    Watch,
-)
-
-__all__ = [
-    "DEFAULT_RECIPE",
-    "Config",
-    "Data",
-    "DeepSpeed",
-    "Eval",
-    "Judge",
-    "Log",
-    "Lora",
-    "Model",
-    "Objective",
-    "Regions",
-    "Reward",
-    "Rollout",
-    "Run",
-    "Train",
-    "Watch",
-    "check",
-    "check_world",
-    "config_schema",
-    "diff_configs",
-    "find_path",
-    "flat_config",
-    "known_keys",
-    "load_config",
-    "plain_config",
-    "save_config",
-    "split_arguments",
-]
+from srum_ds.config.schema import Config
 
 # The folder that holds the package: a clone of the repository, or site-packages.
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ Text = Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """Where a run lives and what seeds it."""
 
     # Folder of everything the run writes; the same folder again means: resume.
@@ -33,7 +33,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """The unified model that draws and judges."""
 
     # Checkpoint folder in its design's released layout.
@@ -49,7 +49,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraConfig:
     """The adapter that `model.trains=lora` trains (arXiv 2106.09685); unused in other modes."""
 
     # Rank of the update of each weight.
@@ -62,7 +62,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """The prompts."""
 
     # Folder of prompt shards (tars) with their index.
@@ -74,7 +74,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutConfig:
     """How the pictures of a step are drawn."""
 
     # Prompts in a step of the whole job (all ranks together).
@@ -105,7 +105,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Judge:
+class JudgeConfig:
     """How the understanding half is asked about a picture."""
 
     # How its opinion is read: the answers' probabilities after one prefill; how much likelier the picture
@@ -155,7 +155,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Regions:
+class RegionsConfig:
     """Which boxes of a picture are judged locally."""
 
     # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
@@ -196,7 +196,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Reward:
+class RewardConfig:
     """How scores become a map of weights over latent tokens.
 
     Objective `weighted` takes the paper's map instead, whose arithmetic is fixed.
@@ -222,7 +222,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Objective:
+class ObjectiveConfig:
     """How rewards weigh the velocity loss."""
 
     # nft: implicit negatives (DiffusionNFT); weighted: the paper's positive weights; sft: none;
@@ -245,7 +245,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """The optimiser and the schedule."""
 
     # Where a step's pictures come from. online: drawn in that step by the present weights. offline: read
@@ -287,7 +287,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class DeepSpeed:
+class DeepSpeedConfig:
     """The engine underneath."""
 
     # DeepSpeed's own settings (JSON); batch sizes and precision are filled in from the recipe.
@@ -297,7 +297,7 @@ class DeepSpeed:
 
 
 @dataclass(frozen=True)
-class Log:
+class LogConfig:
     """What a run shows while it runs."""
 
     # Scalars and pictures for TensorBoard.
@@ -309,7 +309,7 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchConfig:
     """Signs of a model that learns to please its judge, or feeds back its own errors; see docs/watch.md."""
 
     # End the run where a label-free sign has been out of its range for `patience` steps. Without, it is
@@ -340,7 +340,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Eval:
+class EvalConfig:
     """Base against trained, on prompts that training never saw."""
 
     # Split the prompts come from.
@@ -368,20 +368,20 @@ class Eval:
 class Config:
     """The whole tree."""
 
-    run: Run = field(default_factory=Run)
-    model: Model = field(default_factory=Model)
-    lora: Lora = field(default_factory=Lora)
-    data: Data = field(default_factory=Data)
-    rollout: Rollout = field(default_factory=Rollout)
-    judge: Judge = field(default_factory=Judge)
-    regions: Regions = field(default_factory=Regions)
-    reward: Reward = field(default_factory=Reward)
-    objective: Objective = field(default_factory=Objective)
-    train: Train = field(default_factory=Train)
-    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
-    log: Log = field(default_factory=Log)
-    watch: Watch = field(default_factory=Watch)
-    eval: Eval = field(default_factory=Eval)
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     # Expressions that read the environment: key -> (as written, as resolved). No setting: it lets
     # saved copies say `${oc.env:NAME}` again rather than the secret.
     expressions: dict[str, tuple[str, Any]] = field(

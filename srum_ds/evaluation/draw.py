@@ -25,7 +25,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256, write_atomic
 from srum_ds.common.seeds import noise
 from srum_ds.models import load_model
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.monitoring.images import to_uint8
 from srum_ds.prompts.shards import fingerprint
 from srum_ds.rewards.judge.readouts import LogprobReadout, Readout, Request, alone
@@ -46,7 +46,7 @@ class DrawSettings:
 
     kind: str
     image_size: tuple[int, int]
-    sampling: Sampling
+    sampling: FlowSampling
     seed: int
     batch: int
     readout: Readout = LogprobReadout()

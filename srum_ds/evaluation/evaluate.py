@@ -20,7 +20,7 @@ from srum_ds.common.files import replacing, weights_sha256, write_atomic
 from srum_ds.config import Config, find_path, load_config
 from srum_ds.evaluation.draw import Drawn, DrawSettings, cache_key, draw
 from srum_ds.evaluation.report import Measured, build_result, result_table, verdict, write_result
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.monitoring.images import Shown, beside, comparison
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.pipeline import Questions, readout_of
@@ -122,7 +122,7 @@ def outcomes_key(cfg: Config, run_dir: Path, prompts: Sequence[Prompt]) -> str:
 def draw_settings(cfg: Config) -> DrawSettings:
     """How a configuration's evaluation draws."""
     rollout, own = cfg.rollout, cfg.eval
-    sampling = Sampling(
+    sampling = FlowSampling(
         num_timesteps=own.num_timesteps,
         timestep_shift=rollout.timestep_shift if own.timestep_shift is None else own.timestep_shift,
         text_scale=rollout.text_scale if own.text_scale is None else own.text_scale,

@@ -1,23 +1,36 @@
-"""Flow matching: what its designs share."""
+"""What designs that match flows share: the sampler's settings, noise levels, and noised views of samples.
+
+All randomness is by identity: seeded by the keys that the caller gives, so that a picture and its noised views are the
+same for any batch, rank or world size.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from srum_ds.common import seeds
-from srum_ds.types import Rollout
+from srum_ds.common.errors import UserError
+from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.models.protocol import ViewSettings
+from srum_ds.types import Samples, TrainView
+
+RENORMS = ("global", "channel", "text_channel")
 
 
 @dataclass(frozen=True)
-class Sampling:
+class FlowSampling:
     """Settings of the flow-matching sampler (BAGEL's names and defaults).
 
     ``num_timesteps`` counts time points, so there are ``num_timesteps - 1`` Euler updates.
     Guidance applies where ``interval[0] < t <= interval[1]``; scale 1 switches it off.
     ``renorm_scope`` is ``sample`` (a picture never depends on its batch) or ``batch`` (as released).
+
+    UserError, naming the setting, for a value out of its range.
     """
 
     num_timesteps: int = 50
@@ -29,18 +42,32 @@ class Sampling:
     renorm_min: float = 0.0
     renorm_scope: str = "sample"
 
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        wrong = {
+            f"num_timesteps is {self.num_timesteps}, expected at least 2": self.num_timesteps < 2,
+            f"text_scale is {self.text_scale}, expected a number from 0": not 0 <= self.text_scale < math.inf,
+            f"image_scale is {self.image_scale}, expected a number from 0": not 0 <= self.image_scale < math.inf,
+            f"timestep_shift is {self.timestep_shift}, expected a number above 0": not 0
+            < self.timestep_shift
+            < math.inf,
+            f"interval is {list(self.interval)}, expected two numbers with 0 <= first <= second <= 1": not (
+                0 <= low <= high <= 1
+            ),
+            f"renorm_min is {self.renorm_min}, expected a share in [0, 1]": not 0 <= self.renorm_min <= 1,
+            f"renorm is {self.renorm!r}, expected one of {', '.join(RENORMS)}": self.renorm not in RENORMS,
+            f"renorm_scope is {self.renorm_scope!r}, expected sample or batch": (
+                self.renorm_scope not in ("sample", "batch")
+            ),
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong:
+                raise UserError(f"the sampler's {message}")
 
-@dataclass(frozen=True)
-class Noised:
-    """M noised copies of each of N pictures: x_t = (1 - t) x0 + t noise, target noise - x0.
 
-    x_NMTC, target_NMTC: float32. t_NM in [0, 1]. dropped_NM (bool): copies trained without prompt.
-    """
-
-    x_NMTC: Tensor
-    target_NMTC: Tensor
-    t_NM: Tensor
-    dropped_NM: Tensor
+def initial_noise(keys: Sequence[Key], shape: tuple[int, int]) -> Tensor:
+    """Standard normal noise [N, T, C] of the pictures that ``keys`` seed, float32 on the CPU."""
+    return torch.stack([seeds.noise(shape, *key) for key in keys])
 
 
 def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
@@ -53,28 +80,21 @@ def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
-def add_noise(
-    rollout: Rollout,
-    copies: int,
-    distribution: str,
-    shift: float,
-    caption_dropout: float,
-    seed: int,
-    step: int,
-    shared: bool = False,
-) -> Noised:
-    """``copies`` noised copies of every picture, each with its own noise, time and caption dropout.
+def noised_views(samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
+    """``settings.copies`` noised copies of every picture, each with its own noise, time and prompt dropout.
 
-    shared: the samples of a prompt get the same ones instead, so that their losses can be compared.
+    x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and ``dropped_NM``
+    (bool), the copies that are trained without their prompt. Every token counts.
     """
-    x0_NTC = rollout.targets_NTC.float()
+    x0_NTC = samples.tokens.float()
     device = x0_NTC.device
-    samples = [0] * len(rollout.group_N) if shared else rollout.sample_N.tolist()
-    names = [(rollout.prompts[g].name, k) for g, k in zip(rollout.group_N.tolist(), samples, strict=True)]
-    shape = (copies, *x0_NTC.shape[1:])
-    noise = torch.stack([seeds.noise(shape, seed, "noise", step, i, k) for i, k in names]).to(device)
-    u_N2M = torch.stack([seeds.uniform((2, copies), seed, "time", step, i, k) for i, k in names]).to(device)
-    t_NM = timesteps(u_N2M[:, 0], distribution, shift)
+    shape = (settings.copies, *x0_NTC.shape[1:])
+    noise = torch.stack([seeds.noise(shape, *key) for key in keys.of("noise")]).to(device)
+    u_N2M = torch.stack([seeds.uniform((2, settings.copies), *key) for key in keys.of("time")]).to(device)
+    t_NM = timesteps(u_N2M[:, 0], settings.time_distribution, settings.time_shift)
     t = t_NM[:, :, None, None]
     x0 = x0_NTC[:, None]
-    return Noised((1 - t) * x0 + t * noise, noise - x0, t_NM, u_N2M[:, 1] < caption_dropout)
+    x_NMTC = (1 - t) * x0 + t * noise
+    dropped_NM = u_N2M[:, 1] < settings.prompt_dropout
+    counts_NMT = torch.ones(x_NMTC.shape[:3], dtype=torch.bool, device=device)
+    return TrainView({"x_NMTC": x_NMTC, "time_NM": t_NM, "dropped_NM": dropped_NM}, noise - x0, counts_NMT, t_NM)

@@ -1,17 +1,24 @@
-"""The protocol of a model."""
+"""What a model must offer: it judges, it draws, and a part of it trains. Nothing here is of any family.
+
+A family stands in a folder of its own under ``srum_ds/models`` (README.md there says how to add one), is registered in
+``srum_ds/config/choices.py`` or by the entry point ``srum_ds.models``, and is opened by ``models.load_model``. The loop,
+the rewards and the evaluation know these protocols alone; ``srum-ds check-adapter`` tests a family against them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from srum_ds.models.flow import Sampling
-from srum_ds.types import Prompt
+from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.models.lora import Binding
+from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
 Materialise = Callable[[torch.nn.Module, Iterable[tuple[str, Tensor]]], None]
 """Gives a module built on the meta device its memory, and the values of (name, tensor) pairs.
@@ -19,6 +26,9 @@ Materialise = Callable[[torch.nn.Module, Iterable[tuple[str, Tensor]]], None]
 The pairs come one at a time and may hold names that the module lacks. This is how an engine takes
 a model in shard by shard, without this package knowing of engines.
 """
+
+Forward = Callable[..., Any]
+"""The engine, or a gathered module: runs one pass of the module, tensors by position."""
 
 
 @runtime_checkable
@@ -48,7 +58,7 @@ class Judge(Protocol):
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answers as text, one a question: greedy, or sampled at ``temperature``, each by its own seed."""
+        """Answers as text, one per question: greedy, or sampled at ``temperature``, each by its own seed."""
         ...
 
     def text_logprob(
@@ -58,46 +68,142 @@ class Judge(Protocol):
         questions: Sequence[str] | None = None,
         image_index: Sequence[int] | None = None,
     ) -> Tensor:
-        """Mean log-probability [Q] (float32) a token of each text under its picture: one teacher-forced pass.
+        """Mean log-probability [Q] (float32) per token of each text under its picture: one teacher-forced pass.
 
         With ``questions``, each text is the answer to one; without, it follows the picture at once.
         """
         ...
 
 
-@runtime_checkable
-class UnifiedModel(Judge, Protocol):
-    """A model that draws and looks."""
+@dataclass(frozen=True)
+class ViewSettings:
+    """How training views are made of a step's samples (``train.*`` of a recipe; a family reads what it needs).
 
-    module: torch.nn.Module
+    copies: views of each picture. time_distribution (``logit_normal`` or ``uniform``) and time_shift: of the noise
+    levels, for families that have them. prompt_dropout: share of views in [0, 1] that are trained without their prompt.
+    """
+
+    copies: int
+    time_distribution: str
+    time_shift: float
+    prompt_dropout: float
+
+
+@runtime_checkable
+class Matching(Protocol):
+    """What an objective needs of a family: how far a prediction is from what it should be, or from another one.
+
+    Predictions are what ``Generator.predict`` gives, flattened to B = N * M views: velocities [B, T, C], or logits
+    [B, T, V]. All results are float32; only the first argument receives a gradient.
+    """
+
+    bound: float
+    """The energy of a prediction that knows nothing: where the repulsion of ``signed`` runs out by default."""
+
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """How badly each token is matched [B, T], >= 0: squared velocity error, or -log p of the code."""
+        ...
+
+    def divergence(self, prediction: Tensor, other: Tensor) -> Tensor:
+        """How far a prediction is from another at each token [B, T], >= 0: squared distance, or KL divergence."""
+        ...
+
+    def mix(self, old: Tensor, new: Tensor, share: float) -> Tensor:
+        """The prediction (1 - share) old + share new; ``share`` may lie outside [0, 1]. ``old`` is a constant."""
+        ...
+
+    def inverse_size(self, prediction: Tensor, target: Tensor, time_B: Tensor | None) -> Tensor:
+        """What an image's energies are scaled by to count by their size instead of its square: constants [B, 1]."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """The drawing half of a model."""
+
+    @property
+    def token_spec(self) -> TokenSpec:
+        """What one token of a picture is."""
+        ...
+
+    @property
+    def matching(self) -> Matching:
+        """How predictions are compared."""
+        ...
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens (rows, columns) of a picture in pixels. UserError for a size that it cannot draw."""
+        ...
+
+    def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
+        """(height, width) in pixels: the largest square it draws, or what suits an input picture [3, H, W]."""
+        ...
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """UserError, naming the prompt, for one that is empty or too long."""
+        ...
 
     def generate(
         self,
         prompts: Sequence[Prompt],
-        noise_NTC: Tensor,
+        keys: Sequence[Key],
         grid: tuple[int, int],
-        sampling: Sampling,
+        sampling: Any,
+        edits: Sequence[Tensor] | None = None,
+        plans: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one picture a prompt from the given noise.
+        """Draws one picture per prompt; everything random about picture n is seeded by ``keys[n]``.
 
-        Returns (targets [N, T, C] latent tokens, images [N, 3, H, W] in [0, 1]).
+        sampling: of the family's ``sampling_type``. edits: an input picture [3, H, W] in [0, 1] for each prompt, to be
+        edited. plans: what ``plan`` wrote. Both UserError where the design has no such thing.
+
+        Returns (tokens as sampled, images [N, 3, H, W] in [0, 1], multiples of 1/255). The same prompt, key and size
+        give the same picture in any batch.
         """
+        ...
+
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        edits: Sequence[Tensor] | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Writes a plan for each prompt, for ``generate(..., plans=plans)``. UserError where the design has none."""
+        ...
+
+    def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
+        """Training views of samples; everything random about picture n is seeded by ``keys.of(purpose)[n]``."""
+        ...
+
+    def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
+        """What the generator says of every view, [N, M, T, ...]; ``prompts`` has one entry per picture.
+
+        forward: the engine (then it has a gradient), or the module inside ``engine.gathered()``.
+        """
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What an engine and the export need of a model."""
+
+    module: torch.nn.Module
+    folder: Path
+    lora: Binding | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
         ...
 
     def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains."""
+        """Names of the parameters that ``mode`` trains; ``lora`` needs ``add_lora`` first. UserError for no mode of it."""
         ...
 
     def judge_unchanged_by(self, mode: str) -> bool:
-        """Whether training in ``mode`` provably leaves the understanding path bit-identical."""
-        ...
-
-    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Any:
-        """Puts a LoRA adapter on the modules that ``targets`` name, for mode ``lora``.
-
-        It changes nothing until it is trained, and is the same on every rank. UserError for a target
-        that names no module.
-        """
+        """Whether training in ``mode`` provably leaves what judges (inside ``judging()``) bit-identical."""
         ...
 
     def judging(self) -> AbstractContextManager[None]:
@@ -107,6 +213,57 @@ class UnifiedModel(Judge, Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes the checkpoint folder in the design's released layout."""
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Binding:
+        """Puts a LoRA adapter on the modules that ``targets`` name (none: the family's choice), for mode ``lora``.
+
+        It changes nothing until it is trained, and is the same on every rank. UserError for a target
+        that names no module.
+        """
         ...
+
+    def enable_checkpointing(self, enabled: bool = True) -> None:
+        """Recomputes each block in backward instead of keeping its activations."""
+        ...
+
+    def shard_units(self) -> list[type[torch.nn.Module]]:
+        """Module classes whose instances ZeRO-3 gathers as one unit, such as a transformer layer."""
+        ...
+
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """The folder's tensors as stored under the module's names, memory-mapped, one at a time."""
+        ...
+
+    def export(
+        self,
+        folder: Path,
+        names: Iterable[str],
+        tensors: Iterable[tuple[str, Tensor | None]],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Writes the folder it came from with some tensors replaced, streamed one at a time, in the released layout."""
+        ...
+
+
+@runtime_checkable
+class UnifiedModel(Judge, Generator, Trainable, Protocol):
+    """A model that draws, judges and trains."""
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """One design, as the registry knows it: nothing here loads weights but ``load``.
+
+    modes: what ``model.trains`` may say. sampling_type: a frozen dataclass of its sampler's settings, which checks
+    itself when it is made. matches: whether a folder is of this design, and ``contains`` in words, for the message
+    where no design matches. load: (folder, dtype, device, materialise, only_judges) -> the model; only_judges: its
+    drawing half may be left out. inspect: a folder's facts (JSON) and the same as text, from its configuration alone.
+    """
+
+    kind: str
+    modes: tuple[str, ...]
+    sampling_type: type
+    matches: Callable[[Path], bool]
+    contains: str
+    load: Callable[[Path, torch.dtype, torch.device | str, Materialise | None, bool], UnifiedModel]
+    inspect: Callable[[Path], tuple[Mapping[str, Any], str]]
+    edit_sampling: Mapping[str, Any] | None = None

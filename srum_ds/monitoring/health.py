@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from srum_ds.config.schema import Watch as Settings
+from srum_ds.config.schema import WatchConfig as Settings
 
 # What is compared with the first steps.
 COMPARED = ("latent_std", "group_diversity", "grad_norm", "reward_global")

@@ -27,8 +27,8 @@ def measure(
     ``region_answers`` and ``region_failures`` count what the judge was asked to find regions;
     ``phrases_split`` the prompts whose objects nobody named, so that they were split off their text.
     """
-    zero_share = [reward_std_zero_share(b.scores.global_N, b.rollout.group_N) for b in batches]
-    groups = [len(b.rollout.prompts) for b in batches]
+    zero_share = [reward_std_zero_share(b.scores.global_N, b.samples.group_N) for b in batches]
+    groups = [len(b.samples.prompts) for b in batches]
 
     def parts(x: Tensor) -> list[float]:
         finite = x[torch.isfinite(x)].double()
@@ -39,8 +39,8 @@ def measure(
     global_sum, global_count = parts(globals_N)
     local_sum, local_count = parts(locals_R)
     parsed, clamped, failed = torch.stack([status_counts(requests_of(b)) for b in batches]).sum(dim=0).tolist()
-    latents = torch.cat([b.rollout.targets_NTC for b in batches]).double()
-    diversity = [group_diversity(b.rollout.targets_NTC, b.rollout.group_N) for b in batches]
+    latents = torch.cat([b.samples.tokens for b in batches]).double()
+    diversity = [group_diversity(b.samples.tokens, b.samples.group_N) for b in batches]
     # One picture a prompt has nothing to be compared with.
     compared = [(d * g, float(g)) for d, g in zip(diversity, groups, strict=True) if d == d]
     own = {
@@ -61,7 +61,7 @@ def measure(
         "region_answers": sum(b.regions.asked for b in batches),
         "region_failures": sum(b.regions.failed for b in batches),
         "phrases_split": sum(
-            p.meta.get("phrases_from") in ("split", "spacy") for b in batches for p in b.rollout.prompts
+            p.meta.get("phrases_from") in ("split", "spacy") for b in batches for p in b.samples.prompts
         ),
         "latent_sum": float(latents.sum()),
         "latent_squares": float(latents.square().sum()),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config, diff_configs, load_config, save_config
-from srum_ds.config.schema import Eval
+from srum_ds.config.schema import EvalConfig
 from srum_ds.monitoring.writer import METRICS
 
 # What may change between two calls of one run: nothing here changes a weight. ``eval.weights`` does: it
 # says which weights are exported.
-_EVAL = tuple(f"eval.{field.name}" for field in fields(Eval) if field.name != "weights")
+_EVAL = tuple(f"eval.{field.name}" for field in fields(EvalConfig) if field.name != "weights")
 FREE = ("log", "deepspeed.ranks", "run.dir", *_EVAL)
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"

@@ -27,7 +27,7 @@ def with_noise(cfg: Config, judged: Judged, step: int) -> Batch:
     """A micro-batch with the noised copies that this step trains on."""
     t = cfg.train
     noised = add_noise(
-        judged.rollout,
+        judged.samples,
         t.timesteps_per_image,
         t.timestep_distribution,
         t.timestep_shift,
@@ -36,23 +36,23 @@ def with_noise(cfg: Config, judged: Judged, step: int) -> Batch:
         step,
         shared=get_objective(cfg.objective.name).weights == "pair",
     )
-    return Batch(judged.rollout, judged.regions, judged.scores, noised)
+    return Batch(judged.samples, judged.regions, judged.scores, noised)
 
 
 def velocity(forward: Any, model: Any, batch: Batch) -> Tensor:
     """Velocities [N, M, T, C] of a micro-batch's noised copies, through the engine or a gathered module."""
-    groups = batch.rollout.group_N.tolist()
-    ids = model.prompt_ids([batch.rollout.prompts[g] for g in groups])
+    groups = batch.samples.group_N.tolist()
+    ids = model.prompt_ids([batch.samples.prompts[g] for g in groups])
     length_N = torch.tensor([len(i) for i in ids], device=ids[0].device)
     ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     n = batch.noised
-    grid_2 = torch.tensor(batch.rollout.grid)
+    grid_2 = torch.tensor(batch.samples.grid)
     return forward("denoise", ids_NL, length_N, n.dropped_NM, n.x_NMTC, n.t_NM, grid_2)
 
 
 def reward_weights(cfg: Config, kind: str, batch: Batch) -> Tensor | None:
     """The map of weights over latent tokens [N, h, w]: of the kind that an objective asks for, or none."""
-    scores, regions, rollout = batch.scores, batch.regions, batch.rollout
+    scores, regions, rollout = batch.scores, batch.regions, batch.samples
     if kind == "none":
         return None
     if kind == "positive":
@@ -140,7 +140,7 @@ def token_losses(
     objective = get_objective(cfg.objective.name)
     partner_B = None
     if objective.weights == "pair" and weights_Nhw is not None:
-        partner_B = partners(weights_Nhw, batch.rollout.group_N, m).to(device)
+        partner_B = partners(weights_Nhw, batch.samples.group_N, m).to(device)
     return compute_losses(
         cfg.objective.name,
         velocity_NMTC.reshape(n * m, t, -1),

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.prompts.shards import prompt_from_json, prompt_to_json
-from srum_ds.types import Failure, Judged, Prompt, Regions, Rollout, Scores, Status
+from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores, Status
 
 EXTENSIONS = ("json", "png", "safetensors")
 
@@ -44,7 +44,7 @@ def encode(
     first_place: the place of its first prompt in the step's global batch. seed: the run's, of which the
     sampling noise was drawn. made: who made them, kept with every sample.
     """
-    rollout, scores = judged.rollout, judged.scores
+    rollout, scores = judged.samples, judged.scores
     owners = judged.regions.owner_R.tolist()
     members: list[list[int]] = [[] for _ in range(len(rollout.sample_N))]
     for region, owner in enumerate(owners):
@@ -91,7 +91,7 @@ def encode(
             "__key__": sample_key(step, place, k),
             "json": json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
             "png": _png(rollout.images_NCHW[n]),
-            "safetensors": save_tensors({"latents_TC": rollout.targets_NTC[n].detach().float().cpu().contiguous()}),
+            "safetensors": save_tensors({"latents_TC": rollout.tokens[n].detach().float().cpu().contiguous()}),
         }
 
 
@@ -120,12 +120,12 @@ def _decode(samples: Sequence[Mapping[str, bytes]], where: str) -> Judged:
         raise ValueError(f"latent grids {sorted(grids)} in one step")
     regions = [(n, region) for n, record in enumerate(records) for region in record["regions"]]
     missing = [record["missing"] for record in records]
-    rollout = Rollout(
+    rollout = Samples(
         prompts=tuple(prompts.values()),
         group_N=torch.tensor([places.index(record["place"]) for record in records]),
         sample_N=torch.tensor([record["sample"] for record in records]),
         images_NCHW=torch.stack([_pixels(sample["png"]) for sample in samples]),
-        targets_NTC=torch.stack([load_tensors(sample["safetensors"])["latents_TC"] for sample in samples]),
+        tokens=torch.stack([load_tensors(sample["safetensors"])["latents_TC"] for sample in samples]),
         grid=grids.pop(),
     )
     wholes = [record["global"] for record in records]

@@ -13,9 +13,9 @@ import torch
 
 from srum_ds.common import seeds
 from srum_ds.config import Config
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import UnifiedModel
-from srum_ds.types import Prompt, Rollout
+from srum_ds.types import Prompt, Samples
 
 
 def roll_out(
@@ -24,27 +24,27 @@ def roll_out(
     images_per_prompt: int,
     grid: tuple[int, int],
     token_channels: int,
-    sampling: Sampling,
+    sampling: FlowSampling,
     seed: int,
     step: int,
-) -> Rollout:
+) -> Samples:
     """Draws K pictures of each prompt; the samples of a prompt stand next to each other."""
     repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     samples = list(range(images_per_prompt)) * len(prompts)
     shape = (grid[0] * grid[1], token_channels)
     noise = [seeds.noise(shape, seed, "rollout", step, p.name, k) for p, k in zip(repeated, samples, strict=True)]
     targets_NTC, images_NCHW = model.generate(repeated, torch.stack(noise), grid, sampling)
-    return Rollout(
+    return Samples(
         prompts=tuple(prompts),
         group_N=torch.arange(len(prompts)).repeat_interleave(images_per_prompt),
         sample_N=torch.tensor(samples),
         images_NCHW=images_NCHW,
-        targets_NTC=targets_NTC,
+        tokens=targets_NTC,
         grid=grid,
     )
 
 
-def generate(cfg: Config, model: Any, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> Rollout:
+def generate(cfg: Config, model: Any, prompts: Sequence[Prompt], sampling: FlowSampling, step: int) -> Samples:
     """K pictures of each prompt; see ``roll_out``."""
     return roll_out(
         model,

@@ -162,7 +162,7 @@ class RolloutWriter:
             for judged in batches:
                 for sample in encode(judged, step, place, self.header.seed, made):
                     tar.write(sample)
-                place += len(judged.rollout.prompts)
+                place += len(judged.samples.prompts)
         return scan_tar(path, EXTENSIONS)
 
     def _append(self, line: str) -> None:

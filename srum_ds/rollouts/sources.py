@@ -18,7 +18,7 @@ from srum_ds.common import ranks
 from srum_ds.common.clock import Clock
 from srum_ds.config import Config, find_path, save_config
 from srum_ds.engine import Engine
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import Judge
 from srum_ds.monitoring import run_folder
 from srum_ds.prompts.reader import PromptReader
@@ -27,7 +27,7 @@ from srum_ds.rewards.judge.pipeline import Questions
 from srum_ds.rollouts.collect import generate
 from srum_ds.rollouts.header import check_rollouts, rollout_header
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter
-from srum_ds.types import Judged, Prompt, Rollout
+from srum_ds.types import Judged, Prompt, Samples
 
 
 class Source(Protocol):
@@ -196,9 +196,9 @@ def choose_source(
 
 def to_device(judged: Judged, device: torch.device) -> Judged:
     """The same pictures with their tensors where a model on ``device`` would have drawn them."""
-    rollout = judged.rollout
-    moved = replace(rollout, images_NCHW=rollout.images_NCHW.to(device), targets_NTC=rollout.targets_NTC.to(device))
-    return replace(judged, rollout=moved)
+    rollout = judged.samples
+    moved = replace(rollout, images_NCHW=rollout.images_NCHW.to(device), tokens=rollout.tokens.to(device))
+    return replace(judged, samples=moved)
 
 
 def draw(
@@ -224,17 +224,17 @@ def draw(
         return [judged(judge, ask, rollout) for rollout in rollouts]
 
 
-def judged(judge: Judge, ask: Questions, rollout: Rollout) -> Judged:
+def judged(judge: Judge, ask: Questions, rollout: Samples) -> Judged:
     """A rollout, its prompts with their object phrases, its regions, and what the judge says of all."""
     rollout = replace(rollout, prompts=ask.look.phrases(judge, rollout.prompts))
     regions = ask.look.regions(judge, rollout)
     return Judged(rollout, regions, ask.about(judge, rollout, regions))
 
 
-def sampling_of(cfg: Config) -> Sampling:
+def sampling_of(cfg: Config) -> FlowSampling:
     """The sampler that rollouts use."""
     r = cfg.rollout
-    return Sampling(
+    return FlowSampling(
         num_timesteps=r.num_timesteps,
         timestep_shift=r.timestep_shift,
         text_scale=r.text_scale,

@@ -132,8 +132,8 @@ def judge_again(model: Any, ask: Questions, old: Judged, anew: bool) -> Judged:
     old = to_device(old, model.module.device)
     with model.judging():
         if anew:
-            return judged(model, ask, old.rollout)
-        return replace(old, scores=ask.about(model, old.rollout, old.regions))
+            return judged(model, ask, old.samples)
+        return replace(old, scores=ask.about(model, old.samples, old.regions))
 
 
 def check_model(cfg: Config, reader: RolloutReader) -> None:

@@ -46,7 +46,7 @@ def runs(quick: bool) -> dict[str, tuple[str, ...]]:
     }
     changes = {
         **{name: (f"objective.name={name}",) for name in ("signed", "group", "awm", "dpo")},
-        "generate": ("judge.readout=generate", "judge.max_new_tokens=2"),
+        "generate": ("judge.readout=generate", "judge.max_new_tokens=1"),
         "likelihood": ("judge.readout=likelihood",),
         "grid": ("regions.kind=grid", "regions.filter=true"),
         "transformer_bf16": ("model.trains=transformer", "train.precision=bf16"),

@@ -14,7 +14,7 @@ from srum_ds.models.bagel.images import quantise
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.sampling import euler, guide
 from srum_ds.models.bagel.transformer import Cache, stack_caches
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
 
 PLANNING_PROMPT = (
@@ -58,7 +58,7 @@ class BagelPainter(BagelAnswerer):
         prompts: Sequence[Prompt],
         noise_NTC: Tensor,
         grid: tuple[int, int],
-        sampling: Sampling,
+        sampling: FlowSampling,
         images: Sequence[Tensor] | None = None,
         plans: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class BagelPainter(BagelAnswerer):
         prompts: Sequence[str],
         seeds: Sequence[int],
         size_hw: tuple[int, int],
-        sampling: Sampling,
+        sampling: FlowSampling,
         images: Sequence[Tensor] | None = None,
         plans: Sequence[str] | None = None,
     ) -> Tensor:
@@ -166,7 +166,7 @@ class BagelPainter(BagelAnswerer):
         self,
         noise_NTC: Tensor,
         grid: tuple[int, int],
-        sampling: Sampling,
+        sampling: FlowSampling,
         context: Cache,
         no_text: Cache,
         no_image: Cache | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:
@@ -15,7 +15,7 @@ def shift_timesteps(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def time_points(sampling: Sampling) -> Tensor:
+def time_points(sampling: FlowSampling) -> Tensor:
     """The N shifted time points from 1 down to 0, float32 [N]."""
     return shift_timesteps(torch.linspace(1, 0, sampling.num_timesteps), sampling.timestep_shift)
 
@@ -63,7 +63,7 @@ def guide(
     raise ValueError(f"renorm {renorm!r} is none of global, channel, text_channel")
 
 
-def guided_at(t: float, sampling: Sampling) -> bool:
+def guided_at(t: float, sampling: FlowSampling) -> bool:
     """Whether guidance applies at time t: interval[0] < t <= interval[1] and a text scale above 1.
 
     The bounds are rounded to float32, as the time points are: 0.3 is not above a bound of 0.3.
@@ -75,7 +75,7 @@ def guided_at(t: float, sampling: Sampling) -> bool:
 def euler(
     velocity: Callable[[Tensor, float, bool], Tensor],
     noise_BTC: Tensor,
-    sampling: Sampling,
+    sampling: FlowSampling,
 ) -> tuple[Tensor, list[Tensor]]:
     """Integrates x <- x - v dt from noise (t = 1) to data (t = 0), in float32.
 

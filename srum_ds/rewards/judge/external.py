@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.types import Failure, Prompt, Rollout, Scores, Status
+from srum_ds.types import Failure, Prompt, Samples, Scores, Status
 
 Scorer = Callable[[Tensor, Sequence[Prompt]], Any]
 """(pictures [N, 3, H, W] in [0, 1], their N prompts) -> N scores in [-1, 1], NaN for one it cannot give."""
@@ -29,7 +29,7 @@ def load_function(name: str) -> Scorer:
     return found
 
 
-def function_scores(function: Scorer, name: str, rollout: Rollout) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
+def function_scores(function: Scorer, name: str, rollout: Samples) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
     """A function's scores of N pictures: (score_N float32, status_N int64, failures).
 
     NaN is FAILED; what lies off [-1, 1] is CLAMPED. Raises UserError where it does not give N numbers.

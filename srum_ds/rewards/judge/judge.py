@@ -23,7 +23,7 @@ from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.readouts import Agree, GenerateReadout, Readout, Replies, Request, alone, check_template
 from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions import crop
-from srum_ds.types import Failure, Prompt, Regions, Rollout, Scores, Status
+from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def assign_phrases(scores_RP: np.ndarray, counts: Sequence[int]) -> Assignment:
 
 def judge_rollout(
     judge: Judge,
-    rollout: Rollout,
+    rollout: Samples,
     regions: Regions,
     global_template: Template | None,
     local_template: Template | None,
@@ -203,7 +203,7 @@ def _check_settings(
         raise UserError(f"surplus_penalty is {surplus_penalty}, expected a cost in [0, 1]")
 
 
-def _prompt_of_each(rollout: Rollout) -> list[Prompt]:
+def _prompt_of_each(rollout: Samples) -> list[Prompt]:
     """The prompt of each of the N pictures; ``rollout.prompts`` holds one a group."""
     groups = int(rollout.group_N.max()) + 1 if rollout.group_N.numel() else 0
     if len(rollout.prompts) != groups:
@@ -221,7 +221,7 @@ def _padding(count: int, pad_to: int | None, agree: Agree) -> int:
 
 def _judge_crops(
     judge: Judge,
-    rollout: Rollout,
+    rollout: Samples,
     regions: Regions,
     names: Sequence[tuple[str, int]],
     template: Template | None,
@@ -276,7 +276,7 @@ def _judge_crops(
 
 def _judge_boxes(
     judge: Judge,
-    rollout: Rollout,
+    rollout: Samples,
     regions: Regions,
     names: Sequence[tuple[str, int]],
     template: Template | None,

@@ -22,7 +22,7 @@ from srum_ds.rewards.judge.judge import judge_rollout, render
 from srum_ds.rewards.judge.readouts import Agree, GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, alone
 from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.regions.pipeline import Looker, surplus_penalty
-from srum_ds.types import Judged, Prompt, Regions, Rollout, Scores
+from srum_ds.types import Judged, Prompt, Regions, Samples, Scores
 
 FAILURES = "judge_failures.jsonl"
 
@@ -56,7 +56,7 @@ class Questions:
         caption = None if j.caption_template is None else load_template(find_path(j.caption_template))
         return caption, caption
 
-    def about(self, judge: Judge, rollout: Rollout, regions: Regions, agree: Agree = alone) -> Scores:
+    def about(self, judge: Judge, rollout: Samples, regions: Regions, agree: Agree = alone) -> Scores:
         """Global and local scores of a rollout. ``agree``: see ``srum_ds.rewards.judge.readouts``."""
         own = self._asked(judge, rollout, regions, agree)
         if self.external is None:
@@ -67,7 +67,7 @@ class Questions:
         # Each rank has the whole external model: its calls do not communicate.
         return mix(own, self._asked(self.external.model(rollout.images_NCHW.device), rollout, regions, alone), weight)
 
-    def _asked(self, judge: Judge, rollout: Rollout, regions: Regions, agree: Agree) -> Scores:
+    def _asked(self, judge: Judge, rollout: Samples, regions: Regions, agree: Agree) -> Scores:
         j = self.cfg.judge
         return judge_rollout(
             judge,
@@ -173,7 +173,7 @@ class FailureLog:
             owners = batch.regions.owner_R.tolist()
             boxes = batch.regions.boxes_R4.tolist()
             for failure in batch.scores.failures:
-                prompt = batch.rollout.prompts[int(batch.rollout.group_N[failure.picture])]
+                prompt = batch.samples.prompts[int(batch.samples.group_N[failure.picture])]
                 place = None
                 if failure.region >= 0:
                     place = {
@@ -186,7 +186,7 @@ class FailureLog:
                         "rank": self.rank,
                         "prompt_id": prompt.id,
                         "prompt": prompt.text,
-                        "sample": int(batch.rollout.sample_N[failure.picture]),
+                        "sample": int(batch.samples.sample_N[failure.picture]),
                         "region": place,
                         "question": failure.question,
                         "reply": failure.reply,

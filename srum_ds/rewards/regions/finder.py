@@ -10,7 +10,7 @@ from srum_ds.rewards.judge.readouts import Agree, alone
 from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import Proposer, first_of_each, select
 from srum_ds.rewards.regions.relevance import keep_relevant
-from srum_ds.types import Regions, Rollout
+from srum_ds.types import Regions, Samples
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RegionFinder:
     pad: float = 0.0
     filter: Filter | None = None
 
-    def __call__(self, judge: Judge, rollout: Rollout, agree: Agree = alone) -> Regions:
+    def __call__(self, judge: Judge, rollout: Samples, agree: Agree = alone) -> Regions:
         """Regions of the N pictures. ``agree``: see ``keep_relevant``."""
         prompts = [rollout.prompts[group] for group in rollout.group_N.tolist()]
         found = self.proposer(rollout.images_NCHW, prompts, judge)

@@ -15,7 +15,7 @@ from srum_ds.rewards.regions.components import Components, Grid
 from srum_ds.rewards.regions.finder import Filter, RegionFinder
 from srum_ds.rewards.regions.ground import Ground
 from srum_ds.rewards.regions.sam import load_segment_anything
-from srum_ds.types import Prompt, Regions, Rollout
+from srum_ds.types import Prompt, Regions, Samples
 
 PHRASES = "phrases"
 
@@ -38,7 +38,7 @@ class Looker:
         """The prompts with their object phrases (untouched where no regions are wanted); see ``PhraseBook``."""
         return tuple(prompts) if self.book is None else self.book.complete(judge, prompts, agree)
 
-    def regions(self, judge: Judge, rollout: Rollout, agree: Agree = alone) -> Regions:
+    def regions(self, judge: Judge, rollout: Samples, agree: Agree = alone) -> Regions:
         """Boxes over the pictures; none where local rewards are switched off. See ``RegionFinder``."""
         return no_regions() if self.find is None else self.find(judge, rollout, agree)
 

@@ -22,11 +22,11 @@ import torch
 from srum_ds.common import seeds
 from srum_ds.evaluation.statistics import auc
 from srum_ds.models import load_model
-from srum_ds.models.flow import Sampling
+from srum_ds.models.flow import FlowSampling
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.scores import yes_no_score
 from srum_ds.rewards.regions import crop, propose
-from srum_ds.types import Prompt, Regions, Rollout
+from srum_ds.types import Prompt, Regions, Samples
 from srum_ds.worlds.shapes.checker import Check, check, region_matches
 from srum_ds.worlds.shapes.questions import crop_question, match_question
 from srum_ds.worlds.shapes.truth import crop_truths
@@ -35,7 +35,7 @@ from srum_ds.worlds.shapes.vocabulary import KINDS
 BATCH = 60
 
 
-def draw(model: Any, prompts: Sequence[Prompt], sampling: Sampling, seed: int, sample: int) -> Rollout:
+def draw(model: Any, prompts: Sequence[Prompt], sampling: FlowSampling, seed: int, sample: int) -> Samples:
     """One picture a prompt."""
     grid = model.grid_of(64, 64)
     shape = (grid[0] * grid[1], model.config.token_channels)
@@ -47,10 +47,10 @@ def draw(model: Any, prompts: Sequence[Prompt], sampling: Sampling, seed: int, s
         targets.append(t)
         images.append(i)
     n = len(prompts)
-    return Rollout(tuple(prompts), torch.arange(n), torch.zeros(n), torch.cat(images), torch.cat(targets), grid)
+    return Samples(tuple(prompts), torch.arange(n), torch.zeros(n), torch.cat(images), torch.cat(targets), grid)
 
 
-def whole_scores(model: Any, rollout: Rollout) -> np.ndarray:
+def whole_scores(model: Any, rollout: Samples) -> np.ndarray:
     """The model's own score of each picture, in [-1, 1]."""
     scores = []
     for start in range(0, len(rollout.prompts), BATCH):
@@ -61,7 +61,7 @@ def whole_scores(model: Any, rollout: Rollout) -> np.ndarray:
     return torch.cat(scores).numpy()
 
 
-def crop_answers(model: Any, rollout: Rollout, regions: Regions, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def crop_answers(model: Any, rollout: Samples, regions: Regions, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(score, truth) of crop questions: each phrase of the prompt, and one with an attribute changed."""
     rng = random.Random(seed)
     crops = crop(rollout.images_NCHW, regions)
@@ -84,7 +84,7 @@ def by_kind(values: np.ndarray, kinds: np.ndarray, summary: Any = np.mean) -> di
     return {kind: round(float(summary(values[kinds == kind])), 4) for kind in KINDS if (kinds == kind).any()}
 
 
-def measure(model: Any, prompts: Sequence[Prompt], sampling: Sampling, seed: int, best_of: int) -> dict[str, Any]:
+def measure(model: Any, prompts: Sequence[Prompt], sampling: FlowSampling, seed: int, best_of: int) -> dict[str, Any]:
     """All figures for one sampler."""
     kinds = np.array([p.category for p in prompts])
     rollout = draw(model, prompts, sampling, seed, 0)
@@ -113,7 +113,7 @@ def measure(model: Any, prompts: Sequence[Prompt], sampling: Sampling, seed: int
         "crop_accuracy": round(float(((crop_score > 0) == crop_truth).mean()), 4),
         "crop_auc": round(auc(crop_score, crop_truth), 4),
         "crop_questions": len(crop_truth),
-        "latent_std": round(float(rollout.targets_NTC.std()), 4),
+        "latent_std": round(float(rollout.tokens.std()), 4),
     }
     if best_of > 1:
         picked, chosen = scores.copy(), exact.copy()
@@ -151,7 +151,7 @@ def main() -> None:
     prompts = [reader[i] for i in range(min(args.prompts, len(reader)))]
     rows = []
     for scale in args.guidance:
-        sampling = Sampling(args.time_points, 2.0, scale, 1.0, (0.0, 1.0), "global", 0.0)
+        sampling = FlowSampling(args.time_points, 2.0, scale, 1.0, (0.0, 1.0), "global", 0.0)
         rows.append(measure(model, prompts, sampling, args.seed, args.best_of))
         print(json.dumps(rows[-1]), flush=True)
     if args.json:

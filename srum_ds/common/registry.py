@@ -1,0 +1,136 @@
+"""Code by name: what a setting may name, built in, from an installed package, or from the user's own file.
+
+A ``Registry`` stands for one kind of extension (objectives, readouts, region proposers, models, ...). Its built-in
+entries are one line each in ``srum_ds/config/choices.py``: a name and where the code is, imported when first asked for.
+Packages add entries by an entry point of the registry's group; anything else is named ``module:attribute`` or
+``file.py:attribute``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar, cast
+
+from srum_ds.common.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Registry(Generic[T]):
+    """One kind of extension.
+
+    setting: the key that names an entry, for messages (``objective.name``). what: one entry in words. group: the entry
+    points that add to it. builtin: name -> ``module:attribute``. kind: the class whose instances entries are, or None.
+    """
+
+    setting: str
+    what: str
+    group: str
+    builtin: Mapping[str, str]
+    kind: type | None = None
+    _loaded: dict[str, T] = field(default_factory=dict, repr=False)
+
+    def names(self) -> list[str]:
+        """The known names: built in first, then those of installed packages."""
+        return [*self.builtin, *(name for name in sorted(self._installed()) if name not in self.builtin)]
+
+    def get(self, name: str) -> T:
+        """The entry of this name, ``module:attribute`` or ``file.py:attribute``.
+
+        Raises UserError for an unknown name (it names the nearest known one) and for code that cannot be imported.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def check_name(self, name: str) -> None:
+        """UserError unless the name is known or points at code (which is imported)."""
+        if name not in self.builtin and name not in self._installed():
+            self.get(name)
+
+    def _load(self, name: str) -> T:
+        installed = self._installed()
+        if name in self.builtin:
+            module, _, attribute = self.builtin[name].partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        elif name in installed:
+            found = self._from_package(name, installed[name])
+        elif ":" in name:
+            found = load_attribute(name, self.setting)
+        else:
+            near = difflib.get_close_matches(name, self.names(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"{self.setting}={name}: no such {self.what}: use one of {', '.join(self.names())}, or your own as "
+                f"module:name or file.py:name{hint}"
+            )
+        if self.kind is not None and isinstance(found, type) and issubclass(found, self.kind):
+            # A class without arguments stands for its one instance.
+            found = found()
+        if self.kind is not None and not isinstance(found, self.kind):
+            raise UserError(f"{self.setting}={name}: is {type(found).__name__}, expected {self.kind.__name__}")
+        return cast(T, found)
+
+    def _from_package(self, name: str, point: metadata.EntryPoint) -> Any:
+        try:
+            return point.load()
+        except Exception as error:
+            raise UserError(
+                f"{self.setting}={name}: the entry point {point.value} of the group {self.group} cannot be loaded "
+                f"({type(error).__name__}: {error}); repair or remove that package"
+            ) from error
+
+    def _installed(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+
+def load_attribute(name: str, setting: str) -> Any:
+    """What ``module:attribute`` or ``file.py:attribute`` names; modules are found in the working directory too.
+
+    Raises UserError, which names ``setting``, where there is no such file, module or attribute, or its import fails.
+    """
+    source, _, attribute = name.rpartition(":")
+    try:
+        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    except Exception as error:
+        raise UserError(
+            f"{setting}={name}: {source} cannot be imported ({type(error).__name__}: {error}); expected module:name "
+            f"or file.py:name"
+        ) from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{setting}={name}: {source} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _import_module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    name = f"srum_ds_user_{path.stem}_{abs(hash(str(path)))}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

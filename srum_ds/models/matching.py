@@ -1,0 +1,79 @@
+"""How predictions are compared: ``FlowMatching`` for velocities, ``CategoricalTokens`` for logits.
+
+Both are the ``Matching`` of models/protocol.py. Objectives are written once, on energies and divergences; which of the
+two they compute is the model's affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Velocities: x_t = (1 - t) x0 + t noise, target = noise - x0, |.|^2 the mean of squares over a token's channels.
+
+    Source: flow matching, arXiv 2210.02747; rectified flow, arXiv 2209.03003. The default ``bound`` is |target|^2 for
+    latents of unit scale, the energy of a velocity that knows nothing.
+    """
+
+    bound: float = 2.0
+
+    def energy(self, prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+        """|v - target|^2 in float32: [B, T]. Only the prediction receives a gradient."""
+        return (prediction_BTC.float() - target_BTC.detach().float()).square().mean(dim=-1)
+
+    def divergence(self, prediction_BTC: Tensor, other_BTC: Tensor) -> Tensor:
+        """|v - other|^2 in float32: [B, T]; for flow models the KL between the two policies, up to a factor of t."""
+        return self.energy(prediction_BTC, other_BTC)
+
+    def mix(self, old_BTC: Tensor, new_BTC: Tensor, share: float) -> Tensor:
+        """The velocity (1 - share) old + share new in float32; ``old`` is a constant."""
+        return (1 - share) * old_BTC.detach().float() + share * new_BTC.float()
+
+    def inverse_size(self, prediction_BTC: Tensor, target_BTC: Tensor, time_B: Tensor | None) -> Tensor:
+        """t^2 / mean(t |v - target|) of each image, a constant: [B, 1].
+
+        Times an energy it is the squared error of the predicted image, t e, over that error's mean size. Source: the
+        code of DiffusionNFT, arXiv 2509.16117. ValueError without noise levels.
+        """
+        if time_B is None:
+            raise ValueError("the adaptive form of flow matching needs the noise levels of its views")
+        size_B = (prediction_BTC - target_BTC).detach().float().abs().mean(dim=(1, 2))
+        return (time_B.float() ** 2 / (time_B.float() * size_B).clamp(min=1e-5))[:, None]
+
+
+@dataclass(frozen=True)
+class CategoricalTokens:
+    """Logits over V codes: the energy of a token is -log p(code), and so a difference of energies a log-ratio.
+
+    The default ``bound`` is 1, with which ``signed`` turns a negative weight w into |w| (p - 1): bounded, and it
+    fades as p goes to 0.
+    """
+
+    bound: float = 1.0
+
+    def energy(self, prediction_BTV: Tensor, target_BT: Tensor) -> Tensor:
+        """-log softmax(logits)[code] in float32: [B, T]. target: int64 codes; one below 0 is no code and has energy 0."""
+        logits_BVT = prediction_BTV.float().transpose(1, 2)
+        return F.cross_entropy(logits_BVT, target_BT.detach(), ignore_index=-1, reduction="none")
+
+    def divergence(self, prediction_BTV: Tensor, other_BTV: Tensor) -> Tensor:
+        """KL(prediction || other) in float32: [B, T]. Only the prediction receives a gradient."""
+        own_BTV = prediction_BTV.float().log_softmax(dim=-1)
+        other_BTV = other_BTV.detach().float().log_softmax(dim=-1)
+        return (own_BTV.exp() * (own_BTV - other_BTV)).sum(dim=-1)
+
+    def mix(self, old_BTV: Tensor, new_BTV: Tensor, share: float) -> Tensor:
+        """The logits (1 - share) old + share new, a geometric mixture of the two distributions; ``old`` is a constant."""
+        return (1 - share) * old_BTV.detach().float() + share * new_BTV.float()
+
+    def inverse_size(self, prediction_BTV: Tensor, target_BT: Tensor, time_B: Tensor | None) -> Tensor:
+        """1 / mean(-log p) of each image, a constant: [B, 1]."""
+        del time_B
+        with torch.no_grad():
+            return 1.0 / self.energy(prediction_BTV, target_BT).mean(dim=1, keepdim=True).clamp(min=1e-5)

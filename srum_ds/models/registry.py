@@ -1,0 +1,75 @@
+"""Opening a checkpoint folder: which design it is, and its model. The only door to a concrete model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from srum_ds.common.errors import UserError
+from srum_ds.config.choices import MODELS
+from srum_ds.models.protocol import Materialise, ModelFamily, UnifiedModel
+
+AUTO = "auto"
+"""``model.kind`` of a recipe that lets the folder say which design it is."""
+
+
+def family_of(folder: Path | str, kind: str = AUTO) -> ModelFamily:
+    """The design of a folder; ``kind`` other than ``auto`` names it instead.
+
+    Raises UserError for a folder that is not there or of no known design: it says what lies there, and what each
+    design's folder contains.
+    """
+    if kind != AUTO:
+        return cast(ModelFamily, MODELS.get(kind))
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the path of a model's checkpoint folder (model.path).")
+    families = [cast(ModelFamily, MODELS.get(name)) for name in MODELS.names()]
+    found = [family for family in families if family.matches(folder)]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+    if found:
+        kinds = ", ".join(family.kind for family in found)
+        raise UserError(f"{folder} could be of several designs ({kinds}): say which by model.kind.")
+    known = "; ".join(f"{family.kind}: {family.contains}" for family in families)
+    raise UserError(f"{folder} is of no known design: it holds {there}. Known are {known}.")
+
+
+def load_model(
+    path: Path | str,
+    kind: str = AUTO,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    materialise: Materialise | None = None,
+    only_judges: bool = False,
+) -> UnifiedModel:
+    """Loads a checkpoint folder of the given design. UserError for an unknown design or a bad folder.
+
+    materialise: what gives the module its memory and values instead of a plain load, e.g. an engine's
+    shards. only_judges: for a judge, whose drawing half may be left out.
+    """
+    return family_of(path, kind).load(Path(path), dtype, device, materialise, only_judges)
+
+
+def make_sampling(family: ModelFamily, given: Mapping[str, Any], setting: str) -> Any:
+    """The sampler's settings of a family from the ones that are given; the others have its defaults.
+
+    setting: how a user writes one, such as ``rollout.{}``, for messages. Raises UserError for a setting that the
+    family's sampler does not have and for a value out of its range.
+    """
+    known = [field.name for field in fields(family.sampling_type)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {setting.format(near[0])}?" if near else ""
+            raise UserError(
+                f"{setting.format(name)}: the sampler of {family.kind} has no such setting; it has "
+                f"{', '.join(known)}{hint}"
+            )
+    return family.sampling_type(**given)
