@@ -83,8 +83,8 @@ def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
 def noised_views(samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
     """``settings.copies`` noised copies of every picture, each with its own noise, time and prompt dropout.
 
-    x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and ``dropped_NM``
-    (bool), the copies that are trained without their prompt. Every token counts.
+    x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and
+    ``dropped_NM`` (bool), the copies that are trained without their prompt. Every token counts.
     """
     x0_NTC = samples.tokens.float()
     device = x0_NTC.device

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
 from srum_ds.types import Prompt, Regions
 
@@ -31,10 +32,12 @@ class Candidates:
 
 
 class Proposer(Protocol):
-    """Finds boxes. One call a micro-batch; what the judge is asked is the same on every rank."""
+    """Finds boxes, one call per micro-batch. Registered by a factory from the configuration (config/choices.py)."""
 
     asks: bool
-    """Whether it asks the judge, once a picture."""
+    """Whether it asks the judge, once per image."""
+    finds_objects: bool
+    """Whether its boxes are objects, so that one that no phrase claims is one too many."""
 
     def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:
         """Candidates of each of the N pictures [N, 3, H, W] in [0, 1], ``prompts[n]`` being picture n's."""
@@ -48,6 +51,23 @@ def candidates_of(boxes: Sequence[Sequence[float]], areas: Sequence[float], fail
         area_R=torch.tensor(areas, dtype=torch.float64),
         failed=failed,
     )
+
+
+class NoProposer:
+    """Proposes nothing: the global reward alone."""
+
+    asks = False
+    finds_objects = False
+
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:
+        """See ``Proposer``."""
+        return [candidates_of([], [])] * len(images_NCHW)
+
+
+def no_proposer(cfg: Config) -> NoProposer:
+    """``regions.kind=none``."""
+    del cfg
+    return NoProposer()
 
 
 def no_regions() -> Regions:

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.templates import Template
+from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of
 from srum_ds.types import Prompt
 
@@ -149,9 +150,8 @@ def _normalised(numbers: Any, height: float, width: float) -> tuple[float, float
 class Ground:
     """Asks the judge where the prompt's objects are: one question a picture, ``max_new_tokens`` of reply.
 
-    A reply without any list, or with nothing but broken boxes, is a failed one: the picture has no
-    regions then, and ``Regions.failed`` counts it. Replies are of fixed length and the calls are
-    ``ceil(N / batch)``, so that ranks stay in lockstep.
+    A reply without any list, or with nothing but broken boxes, is a failed one: the image has no
+    regions then, and ``Regions.failed`` counts it.
 
     Args:
         template: question with ``prompt``; ``phrases`` (a list) may be used as well.
@@ -164,6 +164,7 @@ class Ground:
     """
 
     asks = True
+    finds_objects = True
 
     def __init__(self, template: Template, convention: str, max_new_tokens: int, batch: int = 64) -> None:
         if not template.variables & {"prompt", "phrases"}:
@@ -192,3 +193,9 @@ def _candidates(found: Found) -> Candidates:
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in found.boxes]
     failed = not found.readable or (found.broken > 0 and not found.boxes)
     return candidates_of(found.boxes, areas, failed)
+
+
+def ground_proposer(cfg: Config) -> Ground:
+    """``regions.kind=ground``."""
+    r = cfg.regions
+    return Ground(load_template(r.ground_template), r.ground_convention, r.ground_tokens, cfg.judge.batch)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, non_maximum
 from srum_ds.types import Prompt
@@ -41,6 +42,7 @@ class SegmentAnything:
     """
 
     asks = False
+    finds_objects = True
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class SegmentAnything:
         self.min_stability = min_stability
         self.overlap = overlap
 
-    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge | None) -> list[Candidates]:
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:
         """See ``Proposer``: boxes around the masks, ranked by the masks' areas; prompts and judge are not needed."""
         self.model.to(images_NCHW.device)
         return [self.masks_of(image_CHW) for image_CHW in images_NCHW]
@@ -185,3 +187,8 @@ def load_segment_anything(path: str, points_per_side: int = 32) -> SegmentAnythi
             f"facebook/sam-vit-huge"
         )
     return SegmentAnything(model, points_per_side=points_per_side)
+
+
+def sam_proposer(cfg: Config) -> SegmentAnything:
+    """``regions.kind=sam``. UserError where the weights are not here."""
+    return load_segment_anything(cfg.regions.sam_model, cfg.regions.sam_points)

@@ -24,8 +24,9 @@ from srum_ds.evaluation.statistics import auc
 from srum_ds.models import load_model
 from srum_ds.models.flow import FlowSampling
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rewards.judge.scores import yes_no_score
-from srum_ds.rewards.regions import crop, propose
+from srum_ds.rewards.judge.readouts import yes_no_score
+from srum_ds.rewards.regions import crop, select
+from srum_ds.rewards.regions.components import component_candidates
 from srum_ds.types import Prompt, Regions, Samples
 from srum_ds.worlds.shapes.checker import Check, check, region_matches
 from srum_ds.worlds.shapes.questions import crop_question, match_question
@@ -92,7 +93,7 @@ def measure(model: Any, prompts: Sequence[Prompt], sampling: FlowSampling, seed:
     exact = np.array([c.exact for c in checks])
     objects = np.array([c.objects_exact for c in checks])
     scores = whole_scores(model, rollout)
-    regions = propose(rollout.images_NCHW, "components", max_count=6, min_area=0.003, pad=0.03)
+    regions = select(component_candidates(rollout.images_NCHW), max_count=6, min_area=0.003, pad=0.03)
     matched: list[bool] = []
     for n, (prompt, picture) in enumerate(zip(prompts, rollout.images_NCHW, strict=True)):
         matched += region_matches(prompt, picture, regions.boxes_R4[regions.owner_R == n])
