@@ -47,7 +47,7 @@ def create(model: Any, mode: str, ds_config: dict[str, Any], precision: str = "f
         warmup_steps=0,
         precision=precision,
         seed=1,
-        leaf_modules=model.leaf_modules(),
+        leaf_modules=model.shard_units(),
         stored=model.stored(),
     )
 
@@ -56,15 +56,15 @@ def train_step(engine: Any, model: Any, step: int) -> None:
     """One step of the velocity loss on this rank's half of four noised pictures."""
     from srum_ds.types import Prompt
 
-    channels = model.config.token_channels
+    channels = model.token_spec.size
     generator = torch.Generator().manual_seed(step)
     x_NTC = torch.randn(4, 4, channels, generator=generator)
     mine = slice(engine.rank * 4 // engine.world_size, (engine.rank + 1) * 4 // engine.world_size)
     x = x_NTC[mine]
-    ids = torch.stack(model.prompt_ids([Prompt("a", "a red")] * len(x)))
+    ids = torch.stack(model.generator.prompt_ids([Prompt("a", "a red")] * len(x)))
     length = torch.full((len(x),), ids.shape[1])
     t = torch.full((len(x), 1), 0.5)
-    v = engine("denoise", ids, length, torch.zeros(len(x), 1, dtype=torch.bool), x[:, None], t, torch.tensor([2, 2]))
+    v = engine(ids, length, torch.zeros(len(x), 1, dtype=torch.bool), x[:, None], t, torch.tensor([2, 2]))
     engine.backward((v - 1).square().mean((1, 2, 3)).sum(), 4.0, 1)
     engine.step()
 
