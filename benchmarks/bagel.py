@@ -35,7 +35,7 @@ from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig, V
 from srum_ds.models.bagel.packing import Latents, Text, pack
 from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
-from tests.tiny_models import TINY, random_picture, write_tiny_bagel
+from tests.support.tiny_models import TINY, random_picture, write_tiny_bagel
 
 HIDDEN, MLP, LAYERS, KV = 256, 1024, 8, 128
 IMAGES, SIDE, TEXT, POINTS = 8, 16, 16, 10

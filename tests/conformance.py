@@ -27,7 +27,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel.configuration import ImageTransform
-from tests.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of
+from tests.numerics.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of
 
 TOLERANCE = 1e-4
 NOT_COMPUTED = 1e30

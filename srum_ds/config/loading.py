@@ -147,7 +147,7 @@ def known_keys() -> dict[str, Any]:
 
 
 def check(cfg: Config) -> None:
-    """Whether settings made in Python are what a recipe may say. Raises UserError with the key, its value and a cure."""
+    """Whether settings made in Python are what a recipe may say. Raises UserError with key, value and a cure."""
     for key, value in flat_config(cfg).items():
         _check_value(key, value, "")
     _check_together(cfg)

@@ -91,7 +91,7 @@ class RolloutConfig:
     images_per_prompt: Count = 8
     # Prompts a rank draws and trains at once. Shapes follow from this, never from the world size.
     micro_batch_prompts: Count = 4
-    # Picture size in pixels: height, width.
+    # Image size in pixels: height, width.
     image_size: tuple[Count, Count] = (64, 64)
     # The sampler. A design takes those of the following that it knows; `sampler` holds its further ones.
     sampler: Options = field(default_factory=dict)
@@ -140,7 +140,7 @@ class JudgeConfig:
     # likelihood: question that the prompt or phrase is scored as the answer to; null: it follows the
     # image at once.
     caption_template: TemplateText | None = None
-    # likelihood: nats a token by which a text must be likelier than on a blank image for a score of 1/2.
+    # likelihood: nats per token by which a text must be likelier than on a blank image for a score of 1/2.
     likelihood_temperature: Positive = 1.0
     # generate: length of every reply in tokens, and whether the templates ask to think first.
     max_new_tokens: Count = 512
@@ -158,7 +158,7 @@ class JudgeConfig:
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (56, 56)
-    # Pictures or crops asked about at once.
+    # Images or crops asked about at once.
     batch: Count = 64
     # The run stops when a larger share of a step's answers could not be used.
     max_failed_share: Share = 0.5
@@ -378,7 +378,7 @@ class EvalConfig:
     renorm_min: Share | None = None
     # Time points of the sampler.
     num_timesteps: Annotated[int, Ge(2)] = 17
-    # Pictures drawn at once.
+    # Images drawn at once.
     batch: Count = 60
     # Which trained weights: their average or the last ones.
     weights: Literal["ema", "live"] = "ema"

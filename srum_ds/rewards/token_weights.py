@@ -8,13 +8,11 @@ never becomes a number.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from srum_ds.config.schema import RewardConfig
-from srum_ds.rewards.painting import PLAIN_BRUSH, Brush, Combine, Resize, paint, paper_map
+from srum_ds.rewards.painting import PLAIN_BRUSH, Brush, paint, paper_map
 from srum_ds.types import Judged, Regions, Scores, TokenWeights
 
 
@@ -55,7 +53,7 @@ def token_weights(kind: str, judged: Judged, reward: RewardConfig) -> TokenWeigh
 def brush_of(reward: RewardConfig, image_hw: tuple[int, int]) -> Brush:
     """How a recipe paints: on the token grid by area, or on the image's pixels and bilinearly, as released."""
     canvas_hw = None if reward.resize == "area" else image_hw
-    return Brush(cast(Combine, reward.combine), reward.background, canvas_hw, cast(Resize, reward.resize))
+    return Brush(reward.combine, reward.background, canvas_hw, reward.resize)
 
 
 def centre_in_groups(values_M: Tensor, group_M: Tensor, groups: int, eps: float = 0.1) -> Tensor:

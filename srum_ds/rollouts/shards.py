@@ -6,7 +6,7 @@
 
 The index's line is what makes a step exist: it is written, and on the disk, once every rank's tar is.
 Whatever was stopped in between leaves tars that no line lists, which the next writer removes. A reader
-of any world size takes the same pictures in the same order, whatever ranks wrote them.
+of any world size takes the same images in the same order, whatever ranks wrote them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from srum_ds.types import Status
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask. ``picture`` indexes the batch's pictures; ``name`` seeds what is random about it.
+    """One thing to ask. ``picture`` indexes the batch's images; ``name`` seeds what is random about it.
 
     ``question``: the rendered template. ``text``: the prompt or phrase itself, whose likelihood may be
     asked for.
@@ -70,7 +70,7 @@ class Readout(Protocol):
         ...
 
     def read(self, judge: Judge, pictures: Sequence[Tensor], requests: Sequence[Request]) -> Replies:
-        """Scores of all requests about these pictures, in order."""
+        """Scores of all requests about these images, in order."""
         ...
 
 
@@ -105,10 +105,10 @@ class LogprobReadout:
 
 @dataclass(frozen=True)
 class LikelihoodReadout:
-    """How much likelier the picture makes the text than a blank one: see ``likelihood_score``.
+    """How much likelier the image makes the text than a blank one: see ``likelihood_score``.
 
-    The blank is black and has the pictures' size; its texts are scored in the same pass, each once.
-    temperature: nats a token. ask: whether the question is put before the text.
+    The blank is black and has the images' size; its texts are scored in the same pass, each once.
+    temperature: nats per token. ask: whether the question is put before the text.
     """
 
     temperature: float = 1.0
@@ -175,7 +175,7 @@ class GenerateReadout:
         requests: Sequence[Request],
         counts: Sequence[int],
     ) -> tuple[list[list[RegionReply]], list[str]]:
-        """One request a picture, about ``counts`` regions each: what is said of each, and the replies."""
+        """One request an image, about ``counts`` regions each: what is said of each, and the replies."""
 
         def unread(position: int, text: str) -> int:
             return sum(reply.status == Status.FAILED for reply in parse_regions(text, counts[position]))
@@ -313,20 +313,20 @@ def scale_score(logprobs_QA: Tensor, min_mass: float = 0.05) -> tuple[Tensor, Te
 
 
 def likelihood_score(value_Q: Tensor, blank_Q: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """How much likelier a picture makes a text than a blank one does: d / (temperature + |d|), d = value - blank.
+    """How much likelier an image makes a text than a blank one does: d / (temperature + |d|), d = value - blank.
 
     Both are mean log-probabilities a token of the same text, so that d is pointwise mutual information a
-    token: 0 where the picture says nothing about the text. For one text the score rises strictly with
-    log p(text | picture), so that the samples of a prompt keep their order; unlike a tanh it still does in
-    float32 where d is tens of nats. It depends on its own picture and text alone, not on the group or the
+    token: 0 where the image says nothing about the text. For one text the score rises strictly with
+    log p(text | image), so that the samples of a prompt keep their order; unlike a tanh it still does in
+    float32 where d is tens of nats. It depends on its own image and text alone, not on the group or the
     batch: a reward map and the matching of phrases need a score whose sign means something, and the
     objectives that compare samples centre within the group anyway. (Prompt likelihood as a self-reward:
     SpectraReward; the blank as reference is this project's.)
 
     Args:
-        value_Q: mean log p(text | picture), natural logarithm.
-        blank_Q: mean log p(text | blank picture).
-        temperature: nats a token that give a score of 1/2, > 0.
+        value_Q: mean log p(text | image), natural logarithm.
+        blank_Q: mean log p(text | blank image).
+        temperature: nats per token that give a score of 1/2, > 0.
 
     Returns:
         (score_Q float32 in [-1, 1], status_Q): FAILED and NaN where either is not finite.

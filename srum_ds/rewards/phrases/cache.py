@@ -45,7 +45,7 @@ class PhraseBook:
         mode: see above.
         template: question with ``prompt``, for ``ask`` and ``auto``.
         max_new_tokens: length of each reply.
-        picture_hw: size of the blank picture that goes with a question: judges answer about pictures.
+        picture_hw: size of the blank image that goes with a question: judges answer about images.
         batch: most prompts in one call.
         folder: where entries are kept; None: nowhere.
         rank: this process's.

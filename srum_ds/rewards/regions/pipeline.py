@@ -26,7 +26,7 @@ PHRASES = "phrases"
 class Filter:
     """The judge's yes/no question about each proposal; see ``keep_relevant``.
 
-    ``candidates``: most proposals of a picture that it is asked about, the largest first.
+    ``candidates``: most proposals of an image that it is asked about, the largest first.
     """
 
     template: Template

@@ -38,9 +38,9 @@ def keep_relevant(
 
     Args:
         judge: whoever answers.
-        images_NCHW: pictures in [0, 1].
+        images_NCHW: images in [0, 1].
         regions: R boxes over them.
-        prompts: the prompt of each of the N pictures.
+        prompts: the prompt of each of the N images.
         template: question with ``prompt`` or ``phrase``.
         answers: yes and no as the model writes them.
         crop_size, batch, min_mass: see ``judge_rollout``.

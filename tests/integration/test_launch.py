@@ -1,0 +1,213 @@
+"""launch/train.sh and launch/eval.sh, each as Python under the launcher and as a shell script.
+
+A stand-in for the loop writes down what it was given, in a copy of the tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+BIN = Path(sys.executable).parent
+
+TRAIN = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+def main(argv):
+    out = Path(os.environ["SEEN"])
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    seen = {"argv": argv, "cwd": os.getcwd(), "package": __file__}
+    names = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "MASTER_PORT")
+    seen |= {name: os.environ.get(name) for name in names}
+    (out / f"rank{seen['RANK']}.json").write_text(json.dumps(seen))
+    if "train.steps=999" in argv:
+        for _ in range(600):
+            time.sleep(0.1)
+            if stopping:
+                time.sleep(1.0)  # saves
+                (out / f"saved{seen['RANK']}").touch()
+                return 0
+        return 1
+    if "train.steps=998" in argv:
+        from srum_ds.errors import UserError
+        raise UserError("put it right")
+    return 0
+"""
+EVAL = "import json, os, sys\ndef main(argv):\n    print('EVAL', os.environ.get('RANK'), argv)\n    return 3\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the package and the scripts, with stand-ins for the loop and the evaluation."""
+    tree = tmp_path / "clone"
+    shutil.copytree(ROOT / "srum_ds", tree / "srum_ds", ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    shutil.copytree(ROOT / "launch", tree / "launch")
+    shutil.copytree(ROOT / "ds_configs", tree / "ds_configs")
+    (tree / "srum_ds" / "train.py").write_text(TRAIN)
+    (tree / "srum_ds" / "evaluation" / "run.py").write_text(EVAL)
+    (tmp_path / "seen").mkdir()
+    return tree
+
+
+def environment(tree: Path, **extra: str) -> dict[str, str]:
+    drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "NUM_RANKS", "LAUNCHER_ARGS", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if name not in drop}
+    path = f"{BIN}{os.pathsep}{clean.get('PATH', os.defpath)}"
+    return clean | {"PATH": path, "SEEN": str(tree.parent / "seen")} | extra
+
+
+def seen(tree: Path, rank: int) -> dict[str, Any]:
+    return json.loads((tree.parent / "seen" / f"rank{rank}.json").read_text())
+
+
+def test_ranks_leave_together_before_their_processes_end(tree: Path) -> None:
+    """A process that ends inside its group is aborted now and then, and a finished run is called failed."""
+    loop = """
+import atexit, json, os
+from pathlib import Path
+import torch.distributed as dist
+from srum_ds.engine import start_distributed
+
+def tell():
+    Path(os.environ["SEEN"], f"rank{os.environ['RANK']}.json").write_text(json.dumps(dist.is_initialized()))
+
+def main(arguments):
+    start_distributed()
+    assert dist.is_initialized()
+    atexit.register(tell)
+    return 75
+"""
+    (tree / "srum_ds" / "train.py").write_text(loop)
+    command = [str(BIN / "deepspeed"), "--num_gpus", "2", str(tree / "launch" / "train.sh"), "some.yaml"]
+    built = environment(tree, TORCH_EXTENSIONS_DIR=str(Path(sys.prefix) / "torch_extensions"))
+    done = subprocess.run(command, env=built, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert [seen(tree, rank) for rank in range(2)] == [False, False]
+
+
+def test_a_killed_rank_leaves_no_shared_memory() -> None:
+    """DeepSpeed's CPU op maps 69 MB a rank under a name that nobody removes: memory lost until a reboot."""
+    code = """
+import os, signal
+from srum_ds.engine import start_distributed
+start_distributed()
+mapped = "deepspeed_allreduce_buffer" in open("/proc/self/maps").read()
+print(mapped, os.environ["MASTER_PORT"], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    clean = {name: value for name, value in os.environ.items() if name not in drop}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=clean | {"LOCAL_SIZE": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    mapped, port = done.stdout.split()[-2:]
+    if mapped == "False":
+        pytest.skip("DeepSpeed's shared-memory op does not run on this machine")
+    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer*_{port}_*"))
+
+
+def test_launcher_runs_the_script_from_anywhere(tree: Path) -> None:
+    """Without flags, as a CPU machine starts it: one rank a NUMA node, --local_rank among the arguments."""
+    command = [str(BIN / "deepspeed"), str(tree / "launch" / "train.sh"), "some.yaml", "train.steps=2"]
+    elsewhere = tree.parent
+    done = subprocess.run(command, cwd=elsewhere, env=environment(tree), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = seen(tree, 0)
+    assert found["argv"] == ["some.yaml", "train.steps=2"]
+    assert found["cwd"] == str(elsewhere)
+    assert found["package"].startswith(str(tree))
+    cores = len(os.sched_getaffinity(0))
+    assert found["OMP_NUM_THREADS"] == str(max(1, cores // int(found["WORLD_SIZE"])))
+    assert found["TORCH_EXTENSIONS_DIR"]
+
+
+def test_shell_starts_the_ranks_and_hands_on_a_stop(tree: Path) -> None:
+    command = ["bash", str(tree / "launch" / "train.sh"), "launch/recipes/tiny.yaml", "train.steps=999"]
+    with subprocess.Popen(command, cwd=tree, env=environment(tree, NUM_RANKS="2"), start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not all((tree.parent / "seen" / f"rank{rank}.json").exists() for rank in (0, 1)):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    for rank in (0, 1):
+        assert seen(tree, rank)["argv"] == ["launch/recipes/tiny.yaml", "train.steps=999"]
+        assert seen(tree, rank)["WORLD_SIZE"] == "2"
+        assert seen(tree, rank)["MASTER_PORT"] != "29500"
+        assert (tree.parent / "seen" / f"saved{rank}").exists()
+
+
+def test_shell_passes_on_a_user_error(tree: Path) -> None:
+    command = ["bash", str(tree / "launch" / "train.sh"), "train.steps=998"]
+    done = subprocess.run(
+        command, cwd=tree, env=environment(tree, NUM_RANKS="1"), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "srum-ds: put it right" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables, flags",
+    [
+        ({"NUM_RANKS": "3"}, "--num_gpus 3"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5,7"}, "--num_gpus 4"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "--num_gpus 2"),
+        (
+            {"NUM_RANKS": "3", "LAUNCHER_ARGS": "--include localhost:1 --master_port 7"},
+            "--include localhost:1",
+        ),
+    ],
+)
+def test_shell_chooses_the_ranks(tree: Path, variables: dict[str, str], flags: str) -> None:
+    command = ["bash", str(tree / "launch" / "train.sh"), "--dry-run"]
+    done = subprocess.run(
+        command, cwd=tree, env=environment(tree, **variables), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert flags in done.stdout and ("--num_gpus" in done.stdout) == ("--num_gpus" in flags)
+    assert done.stdout.count("--master_port") == 1
+
+
+def test_eval_runs_in_one_process_and_on_rank_0_alone(tree: Path) -> None:
+    script = str(tree / "launch" / "eval.sh")
+    done = subprocess.run(
+        ["bash", script, "runs/x", "eval.prompts=3"], env=environment(tree), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (3, "EVAL None ['runs/x', 'eval.prompts=3']\n"), done.stderr
+    for rank, expected in (("0", (3, "EVAL 0 ['runs/x']\n")), ("1", (0, ""))):
+        ranked = subprocess.run(
+            [sys.executable, script, f"--local_rank={rank}", "runs/x"],
+            env=environment(tree, RANK=rank),
+            capture_output=True,
+            text=True,
+        )
+        assert (ranked.returncode, ranked.stdout) == expected, ranked.stderr
+
+
+def test_missing_deepspeed_says_what_to_do(tree: Path) -> None:
+    done = subprocess.run(
+        ["bash", str(tree / "launch" / "train.sh")],
+        env=environment(tree) | {"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "run 'make setup' first" in done.stderr

@@ -1,0 +1,117 @@
+"""Phrases and regions of a recipe on the embedded model, and a run on prompts that say nothing of their objects."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srum_ds.common.clock import Clock
+from srum_ds.common.errors import UserError
+from srum_ds.config import load_config
+from srum_ds.models import load_model
+from srum_ds.objectives.apply import reward_weights, with_noise
+from srum_ds.prompts.importers import read_compbench
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.host import Seat
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rewards.phrases.cache import spacy_parser
+from srum_ds.rewards.regions.pipeline import Looker
+from srum_ds.rollouts.sources import draw
+from srum_ds.types import Prompt, Status
+from tests.integration.test_train import MODEL, RECIPE, finish, launch, metrics, settings
+
+SHORT = ["rollout.num_timesteps=4", "rollout.images_per_prompt=2", "rollout.micro_batch_prompts=2"]
+BARE = (Prompt("one", "a red circle and a blue square"), Prompt("two", "three green circles"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model(MODEL)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["regions.phrases=split"],
+        ["regions.phrases_tokens=3"],
+        ["regions.phrases=split", "regions.filter=true"],
+        ["regions.phrases=split", "regions.filter=true", "regions.filter_template=shapes_local"],
+        ["regions.phrases=split", "regions.kind=grid", "regions.max_count=4"],
+        ["regions.phrases=split", "regions.kind=ground", "regions.ground_tokens=3"],
+        ["regions.kind=none", "reward.local_weight=0"],
+    ],
+    ids=" ".join,
+)
+def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
+    cfg = load_config(RECIPE, [*SHORT, *words])
+    with ExitStack() as gathered:
+        (judged,) = draw(cfg, model, Seat(model), Questions(cfg), BARE, 0, Clock(), gathered)
+    regions, scores = judged.regions, judged.scores
+    found = [(p.phrases, p.meta.get("counts")) for p in judged.samples.prompts]
+    if cfg.regions.kind == "none":
+        assert found == [((), None), ((), None)]
+    elif spacy_parser() is None:
+        # The tiny model has no list to give: asked for one, it leaves the prompt to the split.
+        assert found == [(("a red circle", "a blue square"), [1, 1]), (("a green circle",), [3])]
+    if cfg.regions.kind == "ground":
+        assert (len(regions), regions.asked, regions.failed) == (0, 4, 4)
+    elif cfg.regions.kind == "none":
+        assert len(regions) == 0
+    elif cfg.regions.kind == "grid":
+        assert len(regions) == 16
+        unclaimed = scores.phrase_R < 0
+        assert bool((scores.local_R[unclaimed & (scores.local_status_R != Status.FAILED)] == 0).all())
+    elif not cfg.regions.filter:
+        assert len(regions) > 0 and regions.asked == 0
+    else:
+        assert regions.asked >= len(regions)
+    weights = reward_weights(cfg, "signed", with_noise(cfg, judged, 0))
+    assert weights is not None and weights.shape == (4, 4, 4)
+    assert bool(torch.isfinite(weights).all())
+
+
+def test_the_shards_own_phrases_are_left_as_they_are(model: Any) -> None:
+    cfg = load_config(RECIPE, SHORT)
+    known = Prompt("known", "two red circles", phrases=("a red circle",), meta={"counts": [2]})
+    assert Questions(cfg).look.phrases(model, (known,)) == (known,)
+
+
+def test_templates_that_are_not_there_are_said_at_the_start() -> None:
+    for key, kind in (
+        ("filter_template", "components"),
+        ("phrases_template", "components"),
+        ("ground_template", "ground"),
+    ):
+        words = [f"regions.{key}=no/such.jinja", f"regions.kind={kind}", "regions.filter=true"]
+        with pytest.raises(UserError, match="no/such.jinja"):
+            Looker(load_config(RECIPE, words))
+
+
+def test_a_run_on_a_public_prompt_set_asks_splits_and_remembers(tmp_path: Path) -> None:
+    """Prompts of T2I-CompBench's form, in the tiny model's alphabet if not in its world; two steps."""
+    source = tmp_path / "source"
+    source.mkdir()
+    texts = ["a red bird and a brown giraffe", "three horses and four bottles", "a dog next to a key", "a blue bowl"]
+    (source / "color_train.txt").write_text("\n".join(texts) + "\n")
+    (source / "color_val.txt").write_text(texts[0] + "\n")
+    shards = tmp_path / "shards"
+    for split, prompts in read_compbench(source).items():
+        write_shards(shards, split, prompts)
+    run_dir = tmp_path / "run"
+    words = ["train.steps=2", "regions.phrases_tokens=4", "log.tensorboard=true", "log.image_every=1"]
+    finish(launch(1, settings(shards, run_dir, *words)))
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == [0, 1]
+    assert all(line["regions"] > 0 for line in lines)
+    assert all(line["region_answers"] == line["region_failures"] == 0 for line in lines)
+    assert all(line["phrases_split"] == 4 for line in lines)
+    entries = json.loads((run_dir / "phrases/rank-00000.json").read_text())["entries"]
+    assert set(entries) == set(texts)
+    assert all(entry["reply"] is not None for entry in entries.values())
+    if entries[texts[1]]["source"] == "split":
+        assert (entries[texts[1]]["phrases"], entries[texts[1]]["counts"]) == (["a horse", "a bottle"], [3, 4])

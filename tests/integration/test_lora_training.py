@@ -1,0 +1,111 @@
+"""LoRA in the loop, under the real launcher: the judge, one rank and two, kill and resume, ZeRO-3 shards."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srum_ds.common.clock import Clock
+from srum_ds.config import Config, load_config
+from srum_ds.models import load_model
+from srum_ds.prompts.reader import PromptReader
+from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.host import Seat
+from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rollouts.sources import draw
+from srum_ds.worlds.shapes.world import enumerate_prompts
+from tests.integration.test_train import MODEL, RECIPE, finish, launch, metrics, settings
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    prompts = list(enumerate_prompts("color", "train"))[:8]
+    write_shards(folder, "train", [p.to_prompt(f"train-{i}") for i, p in enumerate(prompts)])
+    return folder
+
+
+def words(shards: Path, run_dir: Path) -> list[str]:
+    """An adapter on both experts: then the judge is safe only because LoRA is off."""
+    lora = ["model.trains=lora", "lora.rank=4", 'lora.targets=["q_proj","mlp.up_proj","*_moe_gen"]', "train.lr=1e-2"]
+    return settings(shards, run_dir, f"train.steps={STEPS}", "train.save_every=1", "train.keep_checkpoints=4", *lora)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    run_dir = tmp_path_factory.mktemp("runs") / "two"
+    return run_dir, finish(launch(2, words(shards, run_dir)))
+
+
+def test_the_run_says_what_is_bound_and_who_judges(two_ranks: tuple[Path, str]) -> None:
+    run_dir, output = two_ranks
+    assert "the judge is the live model with LoRA off" in output
+    adapter = load_file(run_dir / "export/lora/adapter_model.safetensors")
+    count = sum(tensor.numel() for tensor in adapter.values())
+    assert f"LoRA of rank 4, alpha 32, on {len(adapter) // 2} modules: {count:,} parameters" in output
+
+
+def test_the_exported_folder_is_a_model_that_has_learned(two_ranks: tuple[Path, str]) -> None:
+    run_dir, _ = two_ranks
+    before, after = load_file(MODEL / "ema.safetensors"), load_file(run_dir / "export/ema.safetensors")
+    assert before.keys() == after.keys()
+    adapter = load_file(run_dir / "export/lora/adapter_model.safetensors")
+    prefix = "base_model.model."
+    touched = {key.removeprefix(prefix).replace(".lora_A.", ".") for key in adapter if ".lora_A." in key}
+    # The last layer's understanding queries and MLP never reach a picture: their adapters cannot learn.
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert moved < touched and len(moved) == len(touched) - 2
+    for name in touched:
+        module = prefix + name.removesuffix(".weight")
+        update = adapter[f"{module}.lora_B.weight"] @ adapter[f"{module}.lora_A.weight"]
+        assert torch.allclose(after[name], before[name].float() + 32 / 4 * update, atol=1e-6)
+    load_model(run_dir / "export")
+
+
+def test_one_rank_gives_the_same_losses(two_ranks: tuple[Path, str], shards: Path, tmp_path: Path) -> None:
+    finish(launch(1, words(shards, tmp_path / "one")))
+    for one, two in zip(metrics(tmp_path / "one"), metrics(two_ranks[0]), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+        assert one["reward_global"] == pytest.approx(two["reward_global"], abs=1e-4 if one["step"] < 3 else 1e-2)
+
+
+def test_from_a_checkpoint_it_ends_with_the_same_weights(
+    two_ranks: tuple[Path, str], shards: Path, tmp_path: Path
+) -> None:
+    """The run as it stood after its second step (tests/integration/test_train.py kills runs for real)."""
+    run_dir = tmp_path / "resumed"
+    shutil.copytree(two_ranks[0], run_dir, ignore=shutil.ignore_patterns("export*", "step_000003", "step_000004"))
+    output = finish(launch(2, words(shards, run_dir)))
+    assert "goes on after step 2" in output
+    for name in ("ema.safetensors", "lora/adapter_model.safetensors"):
+        ours, theirs = (load_file(folder / "export" / name) for folder in (run_dir, two_ranks[0]))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_scores_are_those_of_the_untrained_model(shards: Path) -> None:
+    """What ``draw`` hands to the loss, with an adapter that is far from zero on both experts."""
+    cfg: Config = load_config(RECIPE, words(shards, Path("unused"))[1:])
+    model, base = load_model(MODEL), load_model(MODEL)
+    model.add_lora(4, 32.0, cfg.lora.targets, 0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.module.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    ask = Questions(cfg)
+    prompts = PromptReader(shards, "train").batch(0, 2, 0, 0, 1)
+    with torch.no_grad():
+        with ExitStack() as gathered:
+            judged = draw(cfg, model, Seat(model), ask, prompts, 0, Clock(), gathered)[0]
+        expected = ask.about(base, judged.samples, judged.regions)
+        switched_on = ask.about(model, judged.samples, judged.regions)
+    assert torch.equal(judged.scores.global_N, expected.global_N)
+    assert torch.equal(judged.scores.local_R, expected.local_R)
+    assert not torch.equal(judged.scores.global_N, switched_on.global_N)

@@ -1,0 +1,203 @@
+"""The loop end to end, under the real launcher: ranks agree, a killed run ends as one never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srum_ds.common.errors import UserError
+from srum_ds.models import load_model
+from srum_ds.prompts.shards import write_shards
+from srum_ds.train import main
+from srum_ds.worlds.shapes.world import enumerate_prompts
+from tests.support.paths import ROOT
+
+MODEL = ROOT / "srum_ds/assets/tiny_bagel"
+RECIPE = str(ROOT / "launch/recipes/tiny.yaml")
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten prompts: with four a step, the epoch ends in the middle of step 2."""
+    folder = tmp_path_factory.mktemp("shards")
+    prompts = list(enumerate_prompts("color", "train"))[:10]
+    write_shards(folder, "train", [p.to_prompt(f"train-{i}") for i, p in enumerate(prompts)])
+    write_shards(folder, "validation", [p.to_prompt(f"validation-{i}") for i, p in enumerate(prompts)])
+    return folder
+
+
+def settings(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    return [
+        RECIPE,
+        f"run.dir={run_dir}",
+        f"data.shards={shards}",
+        f"train.steps={STEPS}",
+        "train.save_every=4",
+        "train.timesteps_per_image=2",
+        "rollout.prompts_per_step=4",
+        "rollout.micro_batch_prompts=2",
+        "rollout.images_per_prompt=2",
+        "rollout.num_timesteps=4",
+        "log.tensorboard=false",
+        *more,
+    ]
+
+
+def launch(ranks: int, words: list[str]) -> subprocess.Popen[str]:
+    """The documented command, in a process group of its own."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
+    command += ["--master_port", str(21000 + os.getpid() % 20000 + ranks), "launch/train.sh", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def kill_after(process: subprocess.Popen[str], run_dir: Path, lines: int, file: str = "metrics.jsonl") -> None:
+    """kill -9 of the launcher and every rank once ``file`` (a line a step) has so many lines."""
+    deadline = time.time() + 240
+    path = run_dir / file
+    while time.time() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= lines:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[0][-4000:]
+    os.killpg(process.pid, signal.SIGKILL)
+    for line in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
+        if f"run.dir={run_dir}" in line:
+            try:
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "two"
+    finish(launch(2, settings(shards, run_dir)))
+    return run_dir
+
+
+def test_run_folder_holds_what_the_readme_says(two_ranks: Path) -> None:
+    record = metrics(two_ranks)
+    assert [line["step"] for line in record] == list(range(STEPS))
+    wanted = {"loss", "reward_global", "reward_local", "reward_std_zero_share", "parse_failures", "grad_norm"}
+    wanted |= {"time_data", "time_rollout", "time_judge", "time_train"}
+    assert wanted <= record[0].keys()
+    environment = json.loads((two_ranks / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert environment["sharded_share"] > 0.99
+    assert (two_ranks / "config.yaml").exists()
+
+
+def test_understanding_is_bit_identical_and_generation_has_moved(two_ranks: Path) -> None:
+    base, trained = load_model(MODEL), load_model(two_ranks / "export")
+    moved = 0
+    names = set(base.trainable("generation"))
+    before, after = dict(base.module.named_parameters()), dict(trained.module.named_parameters())
+    for name in before:
+        if name in names:
+            moved += not torch.equal(before[name], after[name])
+        else:
+            assert torch.equal(before[name], after[name]), name
+    assert moved > len(names) * 0.9
+    picture = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))]
+    question = ["does the picture show a red circle and a blue square?"]
+    answers = ("yes", "no")
+    assert torch.equal(
+        base.answer_logprobs(picture, question, answers), trained.answer_logprobs(picture, question, answers)
+    )
+
+
+def test_one_rank_gives_the_same_losses_and_rewards(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
+    finish(launch(1, settings(shards, tmp_path / "one")))
+    for one, two in zip(metrics(tmp_path / "one"), metrics(two_ranks), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+        close = 1e-4 if one["step"] < 3 else 1e-2
+        assert one["reward_global"] == pytest.approx(two["reward_global"], abs=close)
+        assert one["reward_local"] == pytest.approx(two["reward_local"], abs=close)
+
+
+def test_recomputed_blocks_give_the_same_losses_and_gradients(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
+    """Under ZeRO-3 on two ranks, with the understanding half frozen."""
+    more = ("train.steps=3", "train.save_every=3", "train.activation_checkpointing=true")
+    finish(launch(2, settings(shards, tmp_path / "again", *more)))
+    recomputed = metrics(tmp_path / "again")
+    assert len(recomputed) == 3
+    for ours, kept in zip(recomputed, metrics(two_ranks), strict=False):
+        assert ours["loss"] == pytest.approx(kept["loss"], rel=1e-6)
+        assert ours["grad_norm"] == pytest.approx(kept["grad_norm"], rel=1e-5)
+
+
+def test_a_frozen_copy_judges_the_whole_transformer_on_one_rank_and_two(shards: Path, tmp_path: Path) -> None:
+    words = ["model.trains=transformer", "train.steps=3", "log.tensorboard=true", "train.lr=0.002"]
+    for ranks in (1, 2):
+        output = finish(launch(ranks, settings(shards, tmp_path / str(ranks), *words)))
+        assert "trains transformer" in output and "the judge is a frozen copy" in output
+    for one, two in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+        assert one["reward_global"] == pytest.approx(two["reward_global"], abs=1e-3)
+    before, after = (load_file(path / "ema.safetensors") for path in (MODEL, tmp_path / "2" / "export"))
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert any("_moe_gen" not in name and ".mlp." in name for name in moved)
+    assert not any(name.startswith(("vit_model.", "connector.", "vit_pos_embed.")) for name in moved)
+
+
+def test_killed_twice_it_ends_with_the_same_weights(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    kill_after(launch(2, settings(shards, run_dir)), run_dir, 6)
+    kill_after(launch(2, settings(shards, run_dir)), run_dir, 13)
+    finish(launch(2, settings(shards, run_dir)))
+    assert [line["step"] for line in metrics(run_dir)] == list(range(STEPS))
+    ours, theirs = (load_file(folder / "export/ema.safetensors") for folder in (run_dir, two_ranks))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_finished_run_says_so_and_changed_settings_are_refused(
+    two_ranks: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(settings(shards, two_ranks)) == 0
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train\.lr was 0\.0005 and is now 0\.1"):
+        main(settings(shards, two_ranks, "train.lr=0.1"))
+
+
+def test_bad_input_is_named_before_anything_runs(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        main(settings(shards, tmp_path / "a", "model.path=/nowhere"))
+    with pytest.raises(UserError, match="index.json"):
+        main(settings(tmp_path / "empty", tmp_path / "b"))
+    with pytest.raises(UserError, match="prompts_per_step"):
+        main(settings(shards, tmp_path / "c", "rollout.prompts_per_step=3"))
+    with pytest.raises(UserError, match=r"rollout\.prompts_per_step"):
+        main(settings(shards, tmp_path / "d", "rollout.prompt_per_step=3"))

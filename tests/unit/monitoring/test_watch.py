@@ -1,0 +1,189 @@
+"""The watch: what rings, when, what it says; a real run that feeds back its own errors is ended, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srum_ds.common.errors import UserError
+from srum_ds.config.schema import WatchConfig as Settings
+from srum_ds.evaluation.checkers import load_checker
+from srum_ds.monitoring.health import Alarm, Watch, stopping
+from srum_ds.prompts.shards import write_shards
+from srum_ds.worlds.shapes.world import enumerate_prompts
+from tests.support.paths import ROOT
+
+SETTINGS = Settings(patience=3, first_steps=2, smoothing=1, reward_smoothing=4, max_reward_drop=0.15)
+
+
+def healthy(step: int, **changes: float) -> dict[str, Any]:
+    record = {
+        "step": step,
+        "latent_std": 1.0,
+        "group_diversity": 1.2,
+        "grad_norm": 0.1,
+        "reward_global": 0.0,
+        "reward_std_zero_share": 0.1,
+    }
+    return record | changes
+
+
+def ring(watch: Watch, records: list[dict[str, Any]]) -> list[tuple[int, Alarm]]:
+    return [(record["step"], alarm) for record in records for alarm in watch.see(record)[1]]
+
+
+def test_a_healthy_run_rings_nothing() -> None:
+    assert ring(Watch(SETTINGS), [healthy(step, latent_std=1.0 + 0.02 * (step % 2)) for step in range(50)]) == []
+
+
+def test_shrinking_latents_ring_once_after_the_patience_and_name_the_last_healthy_step() -> None:
+    # 1, 0.98, 0.96, 0.94 ...: the first two average 0.99, and 0.94 is the first below 0.95 * 0.99 = 0.9405.
+    records = [healthy(step, latent_std=1.0 - 0.02 * step) for step in range(12)]
+    found = ring(Watch(SETTINGS), records)
+    assert [(step, alarm.signal) for step, alarm in found] == [(5, "latent_std_ratio")]
+    alarm = found[0][1]
+    # Steps 3, 4 and 5 (from 0) are out, so that the first three are healthy.
+    assert alarm.healthy_until == 3 and alarm.stops
+    assert "below 0.95 for 3 steps up to step 6" in alarm.text
+    figures, _ = Watch(SETTINGS).see(records[0])
+    assert figures["latent_std_ratio"] == 1.0
+
+
+def test_a_single_outlier_rings_nothing() -> None:
+    records = [healthy(step, latent_std=0.5 if step % 3 == 2 else 1.0) for step in range(30)]
+    assert ring(Watch(SETTINGS), records) == []
+
+
+def test_what_depends_on_the_prompts_of_a_step_is_averaged_over_several() -> None:
+    noisy = [healthy(step, latent_std=(0.9, 1.08, 1.02)[step % 3]) for step in range(30)]
+    smooth = replace(SETTINGS, smoothing=3, first_steps=3, patience=1)
+    assert ring(Watch(smooth), noisy) == []
+    assert ring(Watch(replace(smooth, smoothing=1)), noisy) != []
+    # A fall from step 10 on shows in the mean of three at once; none of the three at step 8 has fallen.
+    fallen = noisy[:9] + [healthy(step, latent_std=0.7) for step in range(9, 20)]
+    ((step, alarm), *_) = ring(Watch(smooth), fallen)
+    assert (step, alarm.healthy_until) == (9, 7)
+
+
+@pytest.mark.parametrize(
+    "signal, change, stops",
+    [
+        ("latent_std_ratio", {"latent_std": 1.2}, True),
+        ("diversity_ratio", {"group_diversity": 0.8}, True),
+        ("grad_growth", {"grad_norm": 0.9}, True),
+        ("reward_std_zero_share", {"reward_std_zero_share": 1.0}, False),
+    ],
+)
+def test_each_sign_out_of_its_range_rings(signal: str, change: dict[str, float], stops: bool) -> None:
+    records = [healthy(step) for step in range(6)] + [healthy(step, **change) for step in range(6, 20)]
+    found = [alarm for _, alarm in ring(Watch(SETTINGS), records)]
+    assert [(alarm.signal, alarm.stops) for alarm in found] == [(signal, stops)]
+    assert (stopping(found, replace(SETTINGS, stop=True)) is not None) == stops
+    assert stopping(found, SETTINGS) is None
+
+
+def test_a_reward_past_its_best_rings_and_names_the_best_step() -> None:
+    rewards = [0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0]
+    found = ring(Watch(SETTINGS), [healthy(step, reward_global=r) for step, r in enumerate(rewards)])
+    # Means of four: best (0.3 + 0.4 + 0.4 + 0.2) / 4 = 0.325 and (0.2 + 0.3 + 0.4 + 0.4) / 4 = 0.325 at step 6
+    # from 1; 0.15, 0.05, 0.0 at steps 9, 10, 11 are more than 0.15 below it.
+    assert [(step, alarm.signal, alarm.healthy_until) for step, alarm in found] == [(10, "reward_drop", 6)]
+
+
+def test_a_reward_that_rises_while_diversity_falls_is_called_gamed() -> None:
+    records = [healthy(step, reward_global=0.05 * step, group_diversity=1.2 * 0.9**step) for step in range(10)]
+    (first, *_) = [alarm for _, alarm in ring(Watch(SETTINGS), records)]
+    assert first.signal == "diversity_ratio" and "gamed" in first.text
+    fallen = [healthy(step, reward_global=-0.05 * step, latent_std=0.9**step) for step in range(10)]
+    assert all("gamed" not in alarm.text for _, alarm in ring(Watch(SETTINGS), fallen))
+
+
+def test_the_truth_never_decides() -> None:
+    records = [healthy(step) | {"checker_exact": 1.0 - 0.1 * step} for step in range(10)]
+    assert ring(Watch(SETTINGS), records) == []
+
+
+def test_a_resumed_watch_goes_on_where_it_was() -> None:
+    records = [healthy(step, latent_std=1.0 - 0.02 * step, reward_global=0.1 * (step % 3)) for step in range(12)]
+    whole = ring(Watch(SETTINGS), records)
+    for cut in range(len(records)):
+        before = Watch(SETTINGS)
+        found = ring(before, records[:cut])
+        after = Watch(SETTINGS, json.loads(json.dumps(before.state(), allow_nan=False)))
+        assert found + ring(after, records[cut:]) == whole
+
+
+def test_what_is_not_known_is_passed_over() -> None:
+    watch = Watch(SETTINGS)
+    for step in range(10):
+        unknown = {"reward_global": float("nan"), "group_diversity": float("nan")}
+        figures, alarms = watch.see({"step": step, "latent_std": 1.0} | unknown)
+        assert figures == {"latent_std_ratio": 1.0} and alarms == []
+
+
+def test_checkers_by_name() -> None:
+    prompt = next(enumerate_prompts("color", "train"))
+    with pytest.raises(UserError, match="'shapes'"):
+        load_checker("pixels")
+    blank = torch.zeros(1, 3, 64, 64)
+    assert load_checker("shapes")([prompt.to_prompt("a")], blank) == [False]
+
+
+def test_a_run_that_feeds_back_its_errors_is_ended_and_an_earlier_checkpoint_kept(tmp_path: Path) -> None:
+    prompts = list(enumerate_prompts("color", "train"))[:10]
+    for split in ("train", "validation"):
+        write_shards(tmp_path / "shards", split, [p.to_prompt(f"{split}-{i}") for i, p in enumerate(prompts)])
+    run = tmp_path / "run"
+    # Two Euler steps contract the latents at once; a large rate and no average make the model follow.
+    words = [
+        str(ROOT / "launch/recipes/sft.yaml"),
+        f"run.dir={run}",
+        f"data.shards={tmp_path}/shards",
+        "rollout.weights=live",
+        "rollout.prompts_per_step=2",
+        "rollout.micro_batch_prompts=1",
+        "rollout.images_per_prompt=4",
+        "rollout.num_timesteps=4",
+        "train.timesteps_per_image=2",
+        "train.lr=1e-3",
+        "train.warmup_steps=0",
+        "train.steps=60",
+        "train.save_every=2",
+        "train.keep_checkpoints=6",
+        "watch.stop=true",
+        "watch.patience=2",
+        "watch.first_steps=1",
+        "watch.smoothing=1",
+        "watch.checker=shapes",
+        "watch.every=2",
+        "watch.prompts=3",
+        "log.tensorboard=false",
+        "regions.kind=none",
+    ]
+    starts = "import sys; from srum_ds.commands.main import main; sys.exit(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", starts, "train", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 76, output[-4000:]
+    said = json.loads((run / "stopped_by_watch.json").read_text())
+    assert said["step"] < 60 and said["kept_step"] < said["step"]
+    assert f"Kept: the weights after step {said['kept_step']}" in output
+    assert (run / "export" / "ema.safetensors").exists()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == said["step"]
+    assert [line["step"] for line in lines if "checker_exact" in line] == list(range(1, said["step"], 2))
