@@ -27,7 +27,7 @@ from srum_ds.common.files import write_atomic
 from srum_ds.config.choices import OBJECTIVES
 from srum_ds.config.marks import OneOf, PathOrName, TemplateName, find_path
 from srum_ds.config.messages import expected, is_options, is_text, marks, nearest
-from srum_ds.config.schema import Config
+from srum_ds.config.tree import Config
 
 DEFAULT_RECIPE = Path("launch/recipes/tiny.yaml")
 COMMAND_LINE = "on the command line"

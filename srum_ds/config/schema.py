@@ -9,24 +9,24 @@ holds the ``srum_ds`` package; they are resolved once, when a recipe is loaded.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 
 from srum_ds.config.choices import BENCHMARKS, CHECKERS, MODELS, OBJECTIVES, READOUTS, REGION_PROPOSERS
-from srum_ds.config.marks import OneOf, PathOrName, TemplateName
-
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0), Lt(float("inf"))]
-NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
-Share = Annotated[float, Ge(0), Le(1)]
-# The exponential averages: at 1 they would never take in anything.
-Decay = Annotated[float, Ge(0), Lt(1)]
-Text = Annotated[str, MinLen(1)]
-Options = dict[str, Any]
-PathText = Annotated[str, MinLen(1), PathOrName()]
-TemplateText = Annotated[str, MinLen(1), TemplateName()]
+from srum_ds.config.marks import (
+    Count,
+    Decay,
+    NotNegative,
+    OneOf,
+    Options,
+    PathText,
+    Positive,
+    Share,
+    TemplateText,
+    Text,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -382,38 +382,3 @@ class EvalConfig:
     batch: Count = 60
     # Which trained weights: their average or the last ones.
     weights: Literal["ema", "live"] = "ema"
-
-
-@dataclass(frozen=True)
-class Config:
-    """The whole tree."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    regions: RegionsConfig = field(default_factory=RegionsConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    # Key -> (as written, as resolved) of what reads the environment and of paths. No setting: it lets saved copies
-    # say `${oc.env:NAME}` again rather than the secret, and a path as it was given.
-    expressions: dict[str, tuple[str, Any]] = field(
-        default_factory=dict,
-        repr=False,
-        compare=False,
-        metadata={"omegaconf_ignore": True},
-    )
-
-    def written(self, key: str) -> Any:
-        """The setting ``section.name`` as it was written: a path as given, an expression with its `${...}`."""
-        section, name = key.split(".")
-        value = getattr(getattr(self, section), name)
-        written, resolved = self.expressions.get(key, (value, value))
-        return written if resolved == value else value

@@ -60,7 +60,7 @@ def centre_in_groups(values_M: Tensor, group_M: Tensor, groups: int, eps: float 
     """(value - mean) / (spread + eps) within each group, over its finite values.
 
     The spread is the population standard deviation. ``eps`` keeps a group whose values hardly
-    differ from being blown up to noise of size 1.
+    differ from being blown up to random differences of size 1.
 
     Args:
         values_M: float values, NaN where unknown.

@@ -48,7 +48,7 @@ def rollout(cfg: Config, out: Path) -> None:
     """Draws and judges ``train.steps`` steps of the recipe's prompts with the weights of ``model.path``.
 
     A step's images are those that an online run draws in it as long as its weights are these: same
-    prompts, seeds and noise. Raises UserError on bad input and for a folder of other settings.
+    prompts, same seeds. Raises UserError on bad input and for a folder of other settings.
     """
     check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     prompts = PromptReader(Path(cfg.data.shards), cfg.data.split)
