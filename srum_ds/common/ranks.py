@@ -1,4 +1,4 @@
-"""What the ranks of a job agree on outside an engine: work that succeeds on all of them, or fails on all."""
+"""Runs a function on all ranks of a job; if it fails on one, raises on all. For work outside an engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def together(work: Callable[[], Any], rank_zero: bool = False) -> list[Any]:
+def run_on_all_ranks(work: Callable[[], Any], rank_zero: bool = False) -> list[Any]:
     """Runs ``work`` on all ranks (or rank 0 alone) and returns what each rank's returned, on every rank.
 
     What ``work`` returns must be small: it is sent to all. Raises UserError on every rank where any

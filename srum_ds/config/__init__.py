@@ -3,12 +3,10 @@
 from srum_ds.config.loading import (
     COMMAND_LINE,
     DEFAULT_RECIPE,
-    ROOT,
     check,
     check_world,
     config_schema,
     diff_configs,
-    find_path,
     flat_config,
     known_keys,
     load_config,
@@ -16,7 +14,8 @@ from srum_ds.config.loading import (
     save_config,
     split_arguments,
 )
-from srum_ds.config.schema import Config
+from srum_ds.config.marks import ROOT, find_path
+from srum_ds.config.tree import Config
 
 __all__ = [
     "COMMAND_LINE",

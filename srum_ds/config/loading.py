@@ -1,10 +1,10 @@
 """Loads, checks, saves and compares configurations.
 
 One recipe (YAML, perhaps on top of a ``base:`` recipe) and any number of ``key=value`` make one
-:class:`Config`, whose keys, defaults and ranges stand in ``srum_ds.config.schema``. Whatever is not
-in the tree, or does not fit its type or range, is an error that names the key, the place and what
-was expected. Environment variables (``${oc.env:NAME}``) are resolved for the run and stay
-unresolved in every copy that is written.
+:class:`Config`, whose keys, defaults and ranges stand in ``srum_ds.config.schema``. Paths are resolved
+here, once. Whatever is not in the tree, or does not fit its type or range, is an error that names the
+key, the place and what was expected. Environment variables (``${oc.env:NAME}``) are resolved for the run
+and stay unresolved in every copy that is written.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
-from srum_ds.config.messages import expected, is_text, nearest
-from srum_ds.config.schema import Config
+from srum_ds.config.choices import OBJECTIVES
+from srum_ds.config.marks import OneOf, PathOrName, TemplateName, find_path
+from srum_ds.config.messages import expected, is_options, is_text, marks, nearest
+from srum_ds.config.tree import Config
 
-# The folder that holds the package: a clone of the repository, or site-packages.
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_RECIPE = Path("launch/recipes/tiny.yaml")
 COMMAND_LINE = "on the command line"
 
@@ -37,19 +37,6 @@ class _Setting(NamedTuple):
     key: str
     value: Any
     where: str
-
-
-def find_path(text: str | Path) -> Path:
-    """The file or folder a setting names.
-
-    Relative paths are looked up from the working directory, then from the folder that holds the
-    package; one that exists in neither comes back unchanged, for its reader to complain about.
-    """
-    path = Path(text).expanduser()
-    if path.is_absolute() or path.exists():
-        return path
-    beside_package = ROOT / path
-    return beside_package if beside_package.exists() else path
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
@@ -90,16 +77,15 @@ def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> Config:
     cfg = _resolve(merged, origin)
     for key, value in flat_config(cfg).items():
         _check_value(key, value, origin.get(key, ""))
-    check(cfg)
+    _check_together(cfg)
     return cfg
 
 
 def plain_config(cfg: Config) -> dict[str, Any]:
     """The tree as nested dicts and lists; what reads the environment stands as it was written."""
     tree: dict[str, Any] = {}
-    for key, value in flat_config(cfg).items():
-        written, resolved = cfg.expressions.get(key, (value, value))
-        shown = written if resolved == value else value
+    for key in known_keys():
+        shown = cfg.written(key)
         section, name = key.split(".")
         tree.setdefault(section, {})[name] = list(shown) if isinstance(shown, tuple) else shown
     return tree
@@ -123,6 +109,9 @@ def diff_configs(old: Config, new: Config, ignore: Iterable[str] = ()) -> list[t
     changed = []
     for key, value in flat_config(new).items():
         if key in skipped or key.split(".")[0] in skipped:
+            continue
+        if key == "model.kind" and "auto" in (before[key], value):
+            # The folder says it, and that one is compared.
             continue
         if before[key] != value:
             changed.append((key, before[key], value))
@@ -158,9 +147,14 @@ def known_keys() -> dict[str, Any]:
 
 
 def check(cfg: Config) -> None:
-    """What must hold between settings. Raises UserError with the keys, their values and a cure."""
+    """Whether settings made in Python are what a recipe may say. Raises UserError with key, value and a cure."""
     for key, value in flat_config(cfg).items():
         _check_value(key, value, "")
+    _check_together(cfg)
+
+
+def _check_together(cfg: Config) -> None:
+    """What must hold between settings. Raises UserError with the keys, their values and a cure."""
     rollout = cfg.rollout
     if rollout.prompts_per_step % rollout.micro_batch_prompts:
         raise UserError(
@@ -172,16 +166,11 @@ def check(cfg: Config) -> None:
             f"rollout.interval={list(rollout.interval)} is empty: its first number must be the "
             "smaller one. To draw without guidance set rollout.text_scale=1."
         )
-    compares = cfg.objective.name in ("nft", "group", "awm", "dpo")
-    if compares and rollout.images_per_prompt < 2:
+    objective = OBJECTIVES.get(cfg.objective.name)
+    if objective.compares_samples and rollout.images_per_prompt < 2:
         raise UserError(
             f"objective.name={cfg.objective.name} compares the samples of a prompt: "
             f"rollout.images_per_prompt={rollout.images_per_prompt} must be at least 2."
-        )
-    if cfg.model.judge == "shared" and cfg.model.trains == "transformer":
-        raise UserError(
-            "model.judge=shared would judge with weights that model.trains=transformer changes: set "
-            "model.judge=frozen_copy (or auto), or model.trains=generation or lora."
         )
     if cfg.train.mode == "offline" and cfg.data.rollouts is None:
         raise UserError(
@@ -193,7 +182,7 @@ def check(cfg: Config) -> None:
             f"train.mode=rounds: train.steps={cfg.train.steps} is not a multiple of train.rounds={cfg.train.rounds}: "
             "change one of them."
         )
-    judged = cfg.objective.name != "sft"
+    judged = objective.uses_reward
     local = cfg.reward.local_weight > 0
     if judged and local and cfg.regions.kind == "none":
         raise UserError(
@@ -295,6 +284,9 @@ def _flatten(content: Mapping[Any, Any], prefix: str, where: str) -> Iterator[_S
     for name, value in content.items():
         key = f"{prefix}{name}"
         _check_known(key, where)
+        if _in_options(key):
+            yield _Setting(key, value, where)
+            continue
         if key not in keys:
             if value is None:
                 # A section whose settings are all commented out.
@@ -311,8 +303,15 @@ def _flatten(content: Mapping[Any, Any], prefix: str, where: str) -> Iterator[_S
 
 def _check_known(key: str, where: str) -> None:
     known = known_keys()
-    if key not in known and key not in _sections():
+    if key not in known and key not in _sections() and not _in_options(key):
         raise UserError(f"unknown key '{key}' {where}. The nearest known key is '{nearest(key, list(known))}'.")
+
+
+def _in_options(key: str) -> bool:
+    """Whether a key lies inside a setting that holds further ones (``objective.options.margin``)."""
+    parts = key.split(".")
+    above = ".".join(parts[:2])
+    return len(parts) > 2 and above in known_keys() and is_options(known_keys()[above])
 
 
 def _sections() -> list[str]:
@@ -343,7 +342,24 @@ def _resolve(merged: Any, origin: Mapping[str, str]) -> Config:
             ) from error
         if secret and "${" in repr(raw):
             expressions[key] = (raw, value)
-    cfg = typing.cast(Config, OmegaConf.to_object(merged))
+    return _with_paths(replace(typing.cast(Config, OmegaConf.to_object(merged)), expressions=expressions))
+
+
+def _with_paths(cfg: Config) -> Config:
+    """The same with its paths found and the package's templates by their bare names; both stay known as written."""
+    expressions = dict(cfg.expressions)
+    for key, kind in known_keys().items():
+        section, name = key.split(".")
+        given = getattr(getattr(cfg, section), name)
+        for mark in marks(kind):
+            if not isinstance(mark, PathOrName | TemplateName) or not isinstance(given, str) or not given:
+                continue
+            found = mark.resolve(given)
+            if found == given:
+                continue
+            cfg = replace(cfg, **{section: replace(getattr(cfg, section), **{name: found})})
+            if isinstance(mark, PathOrName):
+                expressions[key] = (expressions.get(key, (given, given))[0], found)
     return replace(cfg, expressions=expressions)
 
 
@@ -357,6 +373,11 @@ def _check_value(key: str, value: Any, where: str) -> None:
         _adapter(key).validate_python(value)
     except ValidationError as error:
         raise _wrong_value(key, value, where) from error
+    for mark in marks(known_keys()[key]):
+        if isinstance(mark, OneOf) and value != mark.word and value not in mark.registry.names():
+            if ":" not in value:
+                raise _wrong_value(key, value, where)
+            mark.check(value)
     # YAML reads a bare yes or no as a truth value; OmegaConf would then keep the text "True".
     if isinstance(value, tuple) and "True" in value and "False" in value:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from srum_ds.common.errors import UserError
+from srum_ds.config.marks import OneOf
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
@@ -36,6 +37,20 @@ def is_text(kind: Any) -> bool:
     return kind is str or typing.get_origin(kind) is Literal
 
 
+def is_options(kind: Any) -> bool:
+    """Whether values of this type are mappings of further settings."""
+    return typing.get_origin(kind) is dict
+
+
+def marks(kind: Any) -> list[Any]:
+    """What an annotated type says beside its type, in all of its alternatives."""
+    if typing.get_origin(kind) is Annotated:
+        return list(typing.get_args(kind)[1:])
+    if typing.get_origin(kind) in (typing.Union, UnionType):
+        return [mark for part in typing.get_args(kind) for mark in marks(part)]
+    return []
+
+
 def expected(kind: Any) -> str:
     """What values an annotated type allows, such as "a whole number of at least 1"."""
     origin = typing.get_origin(kind)
@@ -48,7 +63,12 @@ def expected(kind: Any) -> str:
         return f"a list of {len(arguments)}: each {expected(arguments[0])}"
     if origin in (typing.Union, UnionType):
         return " or ".join(expected(part) for part in arguments)
+    if origin is dict:
+        return "settings by name"
     if origin is Annotated:
+        names = [mark for mark in arguments[1:] if isinstance(mark, OneOf)]
+        if names:
+            return f"one of {', '.join(names[0].names())}, or your own as module:name or file.py:name"
         limits = [_limit(part) for part in arguments[1:]]
         return " ".join([expected(arguments[0]), " and ".join(limit for limit in limits if limit)]).strip()
     words = {

@@ -1,25 +1,32 @@
 """Every setting of a run, its default and its range. ``srum_ds.config.loading`` loads and checks them.
 
 A key is written ``section.name`` in recipes (as nested YAML) and on the command line
-(``section.name=value``). Paths are relative to the working directory, or else to the folder that
-holds the ``srum_ds`` package (see ``srum_ds.config.loading.find_path``).
+(``section.name=value``). Settings of type ``Options`` hold further keys that only the chosen code knows
+(``objective.options.margin=0.5``). Paths are relative to the working directory, or else to the folder that
+holds the ``srum_ds`` package; they are resolved once, when a recipe is loaded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0), Lt(float("inf"))]
-NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
-Share = Annotated[float, Ge(0), Le(1)]
-# The exponential averages: at 1 they would never take in anything.
-Decay = Annotated[float, Ge(0), Lt(1)]
-Text = Annotated[str, MinLen(1)]
+from srum_ds.config.choices import BENCHMARKS, CHECKERS, MODELS, OBJECTIVES, READOUTS, REGION_PROPOSERS
+from srum_ds.config.marks import (
+    Count,
+    Decay,
+    NotNegative,
+    OneOf,
+    Options,
+    PathText,
+    Positive,
+    Share,
+    TemplateText,
+    Text,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class RunConfig:
 
     # Folder of everything the run writes; the same folder again means: resume.
     dir: Text = "runs/tiny"
-    # Seeds the order of the prompts, the sampling noise, the training noise and the timesteps.
+    # Seeds the order of the prompts, the samples, their training views and times.
     seed: Whole = 0
 
 
@@ -37,11 +44,12 @@ class ModelConfig:
     """The unified model that draws and judges."""
 
     # Checkpoint folder in its design's released layout.
-    path: Text = "srum_ds/assets/tiny_bagel"
-    # Which adapter reads that folder.
-    kind: Literal["bagel"] = "bagel"
-    # What learns: the generation half, the whole transformer, or a LoRA adapter (section `lora`).
-    trains: Literal["generation", "transformer", "lora"] = "generation"
+    path: PathText = "srum_ds/assets/tiny_bagel"
+    # Which design it is; auto asks the folder.
+    kind: Annotated[str, OneOf(MODELS, "auto")] = "auto"
+    # What learns, by the design's own names: the generation half (generation), the whole transformer
+    # (transformer), or a LoRA adapter (lora, with the section `lora`).
+    trains: Text = "generation"
     # Who judges: the live model (only where training provably leaves understanding untouched; with
     # LoRA, the live model with LoRA off), a frozen copy of the model as it was at the start, or
     # whichever of the two `trains` calls for.
@@ -66,16 +74,16 @@ class DataConfig:
     """The prompts."""
 
     # Folder of prompt shards (tars) with their index.
-    shards: Text = "data_shards/shapes"
+    shards: PathText = "data_shards/shapes"
     # Split the loop trains on.
     split: Text = "train"
     # Folder of rollouts that train.mode=offline trains from; `srum-ds rollout` writes one.
-    rollouts: Text | None = None
+    rollouts: PathText | None = None
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How the pictures of a step are drawn."""
+    """How the images of a step are drawn."""
 
     # Prompts in a step of the whole job (all ranks together).
     prompts_per_step: Count = 8
@@ -83,40 +91,44 @@ class RolloutConfig:
     images_per_prompt: Count = 8
     # Prompts a rank draws and trains at once. Shapes follow from this, never from the world size.
     micro_batch_prompts: Count = 4
-    # Picture size in pixels: height, width.
+    # Image size in pixels: height, width.
     image_size: tuple[Count, Count] = (64, 64)
+    # The sampler. A design takes those of the following that it knows; `sampler` holds its further ones.
+    sampler: Options = field(default_factory=dict)
     # Time points of the sampler; the Euler updates are one fewer.
     num_timesteps: Annotated[int, Ge(2)] = 11
-    # t -> shift * t / (1 + (shift - 1) * t): above 1, more of the steps go to high noise.
+    # t -> shift * t / (1 + (shift - 1) * t): above 1, more of the steps go to the beginning.
     timestep_shift: Positive = 2.0
     # Classifier-free guidance by the text; 1 is without.
     text_scale: NotNegative = 1.25
     # Guidance applies where interval[0] < t <= interval[1].
     interval: tuple[Share, Share] = (0.0, 1.0)
-    # Which norm guidance gives back to the velocity: over the whole picture, a channel, or the
-    # channels of the text-guided velocity.
+    # Over what guidance restores the length of a prediction: the whole image, a channel, or the channels of the
+    # prediction that is guided by the text alone.
     renorm: Literal["global", "channel", "text_channel"] = "global"
     # Smallest factor that renormalisation may scale by.
     renorm_min: Share = 0.0
     # Which weights draw: the slow average of the trained ones, the trained ones, the untrained ones.
     weights: Literal["old", "live", "reference"] = "old"
-    # Keep every step's pictures, latents and scores as shards in the run's folder `rollouts`.
+    # Keep every step's images, tokens and scores as shards in the run's folder `rollouts`.
     keep: bool = False
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """How the understanding half is asked about a picture."""
+    """How the understanding half is asked about a image."""
 
-    # How its opinion is read: the answers' probabilities after one prefill; how much likelier the picture
+    # How its opinion is read: the answers' probabilities after one prefill; how much likelier the image
     # makes the prompt (a crop the phrase) than a blank one does; a written reply, parsed.
-    readout: Literal["logprob", "likelihood", "generate"] = "logprob"
+    readout: Annotated[str, OneOf(READOUTS)] = "logprob"
+    # Settings of a readout of your own.
+    options: Options = field(default_factory=dict)
     # Regions: each cut out and asked about alone, or all listed as text in one question about the
-    # whole picture (as released; generate only).
+    # whole image (as released; generate only).
     regional: Literal["crop", "boxes"] = "crop"
-    # Jinja templates of the question on the whole picture and of the one on a crop.
-    global_template: Text = "shapes_global"
-    local_template: Text = "shapes_local"
+    # Jinja templates of the question on the whole image and of the one on a crop.
+    global_template: TemplateText = "shapes_global"
+    local_template: TemplateText = "shapes_local"
     # The good answer, the bad answer (generate: as a reply's only word). In YAML in quotes: a bare yes is
     # a truth value there.
     answers: tuple[Text, Text] = ("yes", "no")
@@ -126,9 +138,9 @@ class JudgeConfig:
     # logprob: smallest probability of all answers together that counts as an answer at all.
     min_mass: Share = 0.05
     # likelihood: question that the prompt or phrase is scored as the answer to; null: it follows the
-    # picture at once.
-    caption_template: Text | None = None
-    # likelihood: nats a token by which a text must be likelier than on a blank picture for a score of 1/2.
+    # image at once.
+    caption_template: TemplateText | None = None
+    # likelihood: nats per token by which a text must be likelier than on a blank image for a score of 1/2.
     likelihood_temperature: Positive = 1.0
     # generate: length of every reply in tokens, and whether the templates ask to think first.
     max_new_tokens: Count = 512
@@ -139,14 +151,14 @@ class JudgeConfig:
     # temperature.
     retries: Whole = 2
     retry_temperature: Positive = 0.7
-    # A second judge: a checkpoint folder that is asked the same, or module:function from (pictures
-    # [N, 3, H, W], prompts) to N scores in [-1, 1] of the whole pictures. null: none.
-    external: Text | None = None
+    # A second judge: a checkpoint folder that is asked the same, or module:function from (images
+    # [N, 3, H, W], prompts) to N scores in [-1, 1] of the whole images. null: none.
+    external: PathText | None = None
     # Its share of every score it gives; the rest is the model's own.
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (56, 56)
-    # Pictures or crops asked about at once.
+    # Images or crops asked about at once.
     batch: Count = 64
     # The run stops when a larger share of a step's answers could not be used.
     max_failed_share: Share = 0.5
@@ -156,53 +168,55 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class RegionsConfig:
-    """Which boxes of a picture are judged locally."""
+    """Which boxes of a image are judged locally."""
 
     # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
     # a grid, or no boxes at all.
-    kind: Literal["components", "sam", "ground", "grid", "none"] = "components"
-    # At most so many boxes of a picture, the largest first.
+    kind: Annotated[str, OneOf(REGION_PROPOSERS)] = "components"
+    # Settings of a proposer of your own.
+    options: Options = field(default_factory=dict)
+    # At most so many boxes of a image, the largest first.
     max_count: Count = 6
     # Of two boxes that overlap by more than this (intersection over union) the smaller goes; 1 keeps both.
     overlap: Share = 1.0
     # Whether the judge is asked which boxes concern the prompt, by which question, and about how many boxes
-    # of a picture at most, the largest first.
+    # of a image at most, the largest first.
     filter: bool = False
-    filter_template: Text = "region_filter"
+    filter_template: TemplateText = "region_filter"
     candidates: Count = 10
     # Where the object phrases come from that boxes are judged against: the prompt set; the judge, asked by
     # this question for a list of so many tokens; a plain split of the prompt; or the first of these that
     # has any.
     phrases: Literal["auto", "shard", "ask", "split"] = "auto"
-    phrases_template: Text = "phrases"
+    phrases_template: TemplateText = "phrases"
     phrases_tokens: Count = 96
     # Sam: folder of a SAM or SAM 2 checkpoint, or its id in the local Hugging Face cache; points of the
     # grid along each side.
-    sam_model: Text = "facebook/sam-vit-huge"
+    sam_model: PathText = "facebook/sam-vit-huge"
     sam_points: Count = 32
     # Ground: the question, the length of a reply in tokens, and whether the judge writes pixels of the
-    # picture as Qwen2.5-VL sees it, thousandths as Qwen3-VL, or pixels of the picture itself.
-    ground_template: Text = "ground_boxes"
+    # image as Qwen2.5-VL sees it, thousandths as Qwen3-VL, or pixels of the image itself.
+    ground_template: TemplateText = "ground_boxes"
     ground_tokens: Count = 512
     ground_convention: Literal["qwen2.5-vl", "qwen3-vl", "pixels"] = "qwen2.5-vl"
     # Components: contrast to the background, in (0, 1), from which a pixel is foreground.
     threshold: Annotated[float, Gt(0), Lt(1)] = 0.2
     # Grid: cells along each side.
     grid_side: Count = 2
-    # Smallest box, as a share of the picture's area.
+    # Smallest box, as a share of the image's area.
     min_area: Share = 0.003
-    # Margin added on each side of a box, as a share of the picture's side.
+    # Margin added on each side of a box, as a share of the image's side.
     pad: Annotated[float, Ge(0), Lt(0.5)] = 0.03
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How scores become a map of weights over latent tokens.
+    """How scores become a map of weights over tokens.
 
     Objective `weighted` takes the paper's map instead, whose arithmetic is fixed.
     """
 
-    # Weights of the whole-picture score and of the boxes' scores.
+    # Weights of the whole-image score and of the boxes' scores.
     global_weight: NotNegative = 1.0
     local_weight: NotNegative = 1.0
     # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
@@ -210,12 +224,12 @@ class RewardConfig:
     combine: Literal["max", "strongest", "mean", "smallest"] = "strongest"
     # What a token outside all boxes has for a local score, in spreads above the mean.
     background: Annotated[float, Ge(-10), Le(10)] = 0.0
-    # The whole picture's score stands beside the boxes', or fades them by (score + 1) / 2 as released.
+    # The whole image's score stands beside the boxes', or fades them by (score + 1) / 2 as released.
     global_factor: Literal["additive", "multiplicative"] = "additive"
     # From boxes to tokens: by the exact share of a token that a box covers, or painted on pixels and read
     # off bilinearly around the token's centre, as released.
     resize: Literal["area", "bilinear"] = "area"
-    # Taken off the whole-picture score, times the share of asked-for objects that no box shows.
+    # Taken off the whole-image score, times the share of asked-for objects that no box shows.
     missing_penalty: NotNegative = 0.5
     # A box that no phrase claims (a surplus object) scores minus this.
     surplus_penalty: Share = 1.0
@@ -223,22 +237,24 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """How rewards weigh the velocity loss."""
+    """How rewards weigh the loss of each token."""
 
     # nft: implicit negatives (DiffusionNFT); weighted: the paper's positive weights; sft: none;
     # signed: negative rewards push away; group: the clipped advantage of each token within a prompt's
-    # samples; awm: the same with the clip on whole pictures; dpo: a prompt's best against its worst.
-    name: Literal["nft", "weighted", "sft", "signed", "group", "awm", "dpo"] = "nft"
+    # samples; awm: the same with the clip on whole images; dpo: a prompt's best against its worst.
+    name: Annotated[str, OneOf(OBJECTIVES)] = "nft"
+    # Settings of an objective of your own.
+    options: Options = field(default_factory=dict)
     # Strength of the implicit policies of `nft`.
     beta: Positive = 1.0
-    # `nft`: errors count in proportion to their size instead of its square, and more at high noise.
+    # `nft`: errors count in proportion to their size instead of its square, and early steps of the sampler more.
     adaptive: bool = True
     # `signed`: the error at which repulsion has run out. `group`, `awm`: how far a ratio may move. `dpo`:
     # how much a pair's margin counts.
     bound: Positive = 2.0
     clip: Annotated[float, Gt(0), Lt(1)] = 0.2
     dpo_beta: Positive = 100.0
-    # What holds the generator: the untrained model's velocity, the sampled target, or nothing.
+    # What holds the generator: the untrained model's prediction, the sampled target, or nothing.
     constraint: Literal["reference", "target", "none"] = "reference"
     # Its weight beside the rewarded loss (unused with `none`).
     constraint_weight: NotNegative = 0.3
@@ -248,7 +264,7 @@ class ObjectiveConfig:
 class TrainConfig:
     """The optimiser and the schedule."""
 
-    # Where a step's pictures come from. online: drawn in that step by the present weights. offline: read
+    # Where a step's images come from. online: drawn in that step by the present weights. offline: read
     # from data.rollouts. rounds: drawn for a whole round by the weights at its start, then trained from.
     mode: Literal["online", "offline", "rounds"] = "online"
     # Rounds of train.mode=rounds; each takes train.steps / train.rounds steps.
@@ -271,12 +287,12 @@ class TrainConfig:
     weight_decay: NotNegative = 0.0
     # Gradients are scaled down to this norm.
     max_grad_norm: Positive = 1.0
-    # Noise levels each picture is trained at in a step.
+    # Training views of each image in a step, each at a time of its own where the design has times.
     timesteps_per_image: Count = 6
     # Density they are drawn from, and its shift (as in rollout.timestep_shift).
     timestep_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
     timestep_shift: Positive = 2.0
-    # Share of pictures trained without their prompt, which keeps guidance possible.
+    # Share of images trained without their prompt, which keeps guidance possible.
     caption_dropout: Share = 0.1
     # Decay a step of the slow average that draws (rollout.weights=old).
     old_decay: Decay = 0.5
@@ -291,7 +307,7 @@ class DeepSpeedConfig:
     """The engine underneath."""
 
     # DeepSpeed's own settings (JSON); batch sizes and precision are filled in from the recipe.
-    config: Text = "ds_configs/cpu.json"
+    config: PathText = "ds_configs/cpu.json"
     # Ranks a node that `srum-ds train` starts; `deepspeed --num_gpus` decides when called itself.
     ranks: Count = 2
 
@@ -300,7 +316,7 @@ class DeepSpeedConfig:
 class LogConfig:
     """What a run shows while it runs."""
 
-    # Scalars and pictures for TensorBoard.
+    # Scalars and images for TensorBoard.
     tensorboard: bool = True
     # Steps between two grids of the fixed prompts.
     image_every: Count = 20
@@ -321,7 +337,7 @@ class WatchConfig:
     first_steps: Count = 10
     smoothing: Count = 10
     reward_smoothing: Count = 15
-    # Spread of the rollouts' latents against the first steps'.
+    # Spread of the rollouts' tokens against the first steps'.
     min_std_ratio: Share = 0.95
     max_std_ratio: Annotated[float, Ge(1), Lt(float("inf"))] = 1.1
     # Distance between the samples of a prompt against the first steps'.
@@ -334,7 +350,7 @@ class WatchConfig:
     max_zero_share: Share = 0.9
     # Who looks at held-out prompts (split `validation`), every so many steps (0: never), and at how many.
     # It knows the truth, so it is reported and stops nothing.
-    checker: Literal["none", "shapes"] = "none"
+    checker: Annotated[str, OneOf(CHECKERS, "none")] = "none"
     every: Whole = 20
     prompts: Count = 48
 
@@ -345,10 +361,14 @@ class EvalConfig:
 
     # Split the prompts come from.
     split: Text = "test"
-    # Prompts, one picture each of either model.
+    # Prompts, one image each of either model.
     prompts: Count = 900
-    # Seeds the noise of the pictures.
+    # Seeds the images.
     seed: Whole = 1234
+    # What scores them.
+    benchmark: Annotated[str, OneOf(BENCHMARKS)] = "shapes"
+    # Settings of the sampler that only its design knows; else what rollout.sampler says.
+    sampler: Options = field(default_factory=dict)
     # The sampler: guidance by the text, timestep shift, guided times, which norm is given back, its
     # smallest factor. null takes what rollout.* says.
     text_scale: NotNegative | None = None
@@ -358,35 +378,7 @@ class EvalConfig:
     renorm_min: Share | None = None
     # Time points of the sampler.
     num_timesteps: Annotated[int, Ge(2)] = 17
-    # Pictures drawn at once.
+    # Images drawn at once.
     batch: Count = 60
     # Which trained weights: their average or the last ones.
     weights: Literal["ema", "live"] = "ema"
-
-
-@dataclass(frozen=True)
-class Config:
-    """The whole tree."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    regions: RegionsConfig = field(default_factory=RegionsConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    # Expressions that read the environment: key -> (as written, as resolved). No setting: it lets
-    # saved copies say `${oc.env:NAME}` again rather than the secret.
-    expressions: dict[str, tuple[str, Any]] = field(
-        default_factory=dict,
-        repr=False,
-        compare=False,
-        metadata={"omegaconf_ignore": True},
-    )

@@ -67,7 +67,7 @@ class FlowSampling:
 
 def initial_noise(keys: Sequence[Key], shape: tuple[int, int]) -> Tensor:
     """Standard normal noise [N, T, C] of the pictures that ``keys`` seed, float32 on the CPU."""
-    return torch.stack([seeds.noise(shape, *key) for key in keys])
+    return torch.stack([seeds.normal(shape, *key) for key in keys])
 
 
 def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
@@ -83,13 +83,13 @@ def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
 def noised_views(samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
     """``settings.copies`` noised copies of every picture, each with its own noise, time and prompt dropout.
 
-    x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and ``dropped_NM``
-    (bool), the copies that are trained without their prompt. Every token counts.
+    x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and
+    ``dropped_NM`` (bool), the copies that are trained without their prompt. Every token counts.
     """
     x0_NTC = samples.tokens.float()
     device = x0_NTC.device
     shape = (settings.copies, *x0_NTC.shape[1:])
-    noise = torch.stack([seeds.noise(shape, *key) for key in keys.of("noise")]).to(device)
+    noise = torch.stack([seeds.normal(shape, *key) for key in keys.of("noise")]).to(device)
     u_N2M = torch.stack([seeds.uniform((2, settings.copies), *key) for key in keys.of("time")]).to(device)
     t_NM = timesteps(u_N2M[:, 0], settings.time_distribution, settings.time_shift)
     t = t_NM[:, :, None, None]

@@ -17,11 +17,8 @@ from torch import Tensor
 class FlowMatching:
     """Velocities: x_t = (1 - t) x0 + t noise, target = noise - x0, |.|^2 the mean of squares over a token's channels.
 
-    Source: flow matching, arXiv 2210.02747; rectified flow, arXiv 2209.03003. The default ``bound`` is |target|^2 for
-    latents of unit scale, the energy of a velocity that knows nothing.
+    Source: flow matching, arXiv 2210.02747; rectified flow, arXiv 2209.03003.
     """
-
-    bound: float = 2.0
 
     def energy(self, prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         """|v - target|^2 in float32: [B, T]. Only the prediction receives a gradient."""
@@ -49,16 +46,10 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class CategoricalTokens:
-    """Logits over V codes: the energy of a token is -log p(code), and so a difference of energies a log-ratio.
-
-    The default ``bound`` is 1, with which ``signed`` turns a negative weight w into |w| (p - 1): bounded, and it
-    fades as p goes to 0.
-    """
-
-    bound: float = 1.0
+    """Logits over V codes: the energy of a token is -log p(code), and so a difference of energies a log-ratio."""
 
     def energy(self, prediction_BTV: Tensor, target_BT: Tensor) -> Tensor:
-        """-log softmax(logits)[code] in float32: [B, T]. target: int64 codes; one below 0 is no code and has energy 0."""
+        """-log softmax(logits)[code] in float32: [B, T]. target: int64 codes; -1 is no code and has energy 0."""
         logits_BVT = prediction_BTV.float().transpose(1, 2)
         return F.cross_entropy(logits_BVT, target_BT.detach(), ignore_index=-1, reduction="none")
 
@@ -69,7 +60,7 @@ class CategoricalTokens:
         return (own_BTV.exp() * (own_BTV - other_BTV)).sum(dim=-1)
 
     def mix(self, old_BTV: Tensor, new_BTV: Tensor, share: float) -> Tensor:
-        """The logits (1 - share) old + share new, a geometric mixture of the two distributions; ``old`` is a constant."""
+        """The logits (1 - share) old + share new: a geometric mixture of both distributions; ``old`` is a constant."""
         return (1 - share) * old_BTV.detach().float() + share * new_BTV.float()
 
     def inverse_size(self, prediction_BTV: Tensor, target_BT: Tensor, time_B: Tensor | None) -> Tensor:

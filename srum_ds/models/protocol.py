@@ -1,8 +1,8 @@
 """What a model must offer: it judges, it draws, and a part of it trains. Nothing here is of any family.
 
-A family stands in a folder of its own under ``srum_ds/models`` (README.md there says how to add one), is registered in
-``srum_ds/config/choices.py`` or by the entry point ``srum_ds.models``, and is opened by ``models.load_model``. The loop,
-the rewards and the evaluation know these protocols alone; ``srum-ds check-adapter`` tests a family against them.
+A family stands in a folder of its own under ``srum_ds/models`` (README.md there says how to add one), is registered
+in ``srum_ds/config/choices.py`` or by the entry point ``srum_ds.models``, and is opened by ``models.load_model``. The
+loop, the rewards and the evaluation know these protocols alone; ``srum-ds check-adapter`` tests a family against them.
 """
 
 from __future__ import annotations
@@ -97,9 +97,6 @@ class Matching(Protocol):
     [B, T, V]. All results are float32; only the first argument receives a gradient.
     """
 
-    bound: float
-    """The energy of a prediction that knows nothing: where the repulsion of ``signed`` runs out by default."""
-
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         """How badly each token is matched [B, T], >= 0: squared velocity error, or -log p of the code."""
         ...
@@ -189,9 +186,20 @@ class Generator(Protocol):
 class Trainable(Protocol):
     """What an engine and the export need of a model."""
 
-    module: torch.nn.Module
-    folder: Path
-    lora: Binding | None
+    @property
+    def module(self) -> torch.nn.Module:
+        """What an engine wraps: every parameter that may train, and every pass that has a gradient."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint folder that it was loaded from."""
+        ...
+
+    @property
+    def lora(self) -> Binding | None:
+        """What the LoRA adapter is bound to, where there is one."""
+        ...
 
     @property
     def device(self) -> torch.device:
@@ -199,7 +207,7 @@ class Trainable(Protocol):
         ...
 
     def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains; ``lora`` needs ``add_lora`` first. UserError for no mode of it."""
+        """Names of the parameters that ``mode`` trains (``lora``: after ``add_lora``). UserError for another mode."""
         ...
 
     def judge_unchanged_by(self, mode: str) -> bool:

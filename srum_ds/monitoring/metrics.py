@@ -1,4 +1,7 @@
-"""A step's figures: seconds by phase, sums over all ranks, and what they must not say."""
+"""A step's metrics: sums over all ranks, label-free signals of collapse, and what they must not say.
+
+The training loop calls ``measure`` after every step; ``monitoring.writer`` writes what it gives.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,25 @@ from torch import Tensor
 from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.engine import Engine
-from srum_ds.monitoring.diagnostics import group_diversity, reward_std_zero_share, status_counts
-from srum_ds.objectives.apply import Batch
-from srum_ds.types import Judged
+from srum_ds.types import Judged, Samples, Status, TokenSpec
 
 
 def measure(
-    engine: Engine, batches: Sequence[Batch], loss: Tensor, count: float, clock: Clock, stop: bool
-) -> dict[str, Any]:
-    """A step's figures over all ranks: sums by one all-reduce, phases as the slowest rank's seconds.
+    engine: Engine,
+    token_spec: TokenSpec,
+    batches: Sequence[Judged],
+    loss: Tensor,
+    count: float,
+    clock: Clock,
+    stop_asked: bool,
+) -> tuple[dict[str, Any], bool]:
+    """A step's metrics over all ranks, and whether any rank was asked to stop.
+
+    Sums by one all-reduce, phases as the slowest rank's seconds. loss: this rank's sum of token losses, divided by
+    ``count``, the tokens that count on all ranks.
 
     ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
-    reply lay off the scale or could not be used, ``masked`` the pictures left out of the loss.
+    reply lay off the scale or could not be used, ``masked`` the images left out of the loss.
     ``region_answers`` and ``region_failures`` count what the judge was asked to find regions;
     ``phrases_split`` the prompts whose objects nobody named, so that they were split off their text.
     """
@@ -39,9 +49,9 @@ def measure(
     global_sum, global_count = parts(globals_N)
     local_sum, local_count = parts(locals_R)
     parsed, clamped, failed = torch.stack([status_counts(requests_of(b)) for b in batches]).sum(dim=0).tolist()
-    latents = torch.cat([b.samples.tokens for b in batches]).double()
-    diversity = [group_diversity(b.samples.tokens, b.samples.group_N) for b in batches]
-    # One picture a prompt has nothing to be compared with.
+    token_sum, token_squares, token_count = token_spec.moments(torch.cat([b.samples.tokens for b in batches]))
+    diversity = [group_diversity(token_spec, b.samples) for b in batches]
+    # One image per prompt has nothing to be compared with.
     compared = [(d * g, float(g)) for d, g in zip(diversity, groups, strict=True) if d == d]
     own = {
         "diversity_sum": sum(d for d, _ in compared),
@@ -63,16 +73,16 @@ def measure(
         "phrases_split": sum(
             p.meta.get("phrases_from") in ("split", "spacy") for b in batches for p in b.samples.prompts
         ),
-        "latent_sum": float(latents.sum()),
-        "latent_squares": float(latents.square().sum()),
-        "latents": latents.numel(),
-        "stop": float(stop),
+        "token_sum": token_sum,
+        "token_squares": token_squares,
+        "token_count": token_count,
+        "stop": float(stop_asked),
     }
     summed = engine.all_reduce(torch.tensor(list(own.values()), dtype=torch.float64, device=engine.device)).tolist()
     s = dict(zip(own, summed, strict=True))
     phases = torch.tensor(list(clock.seconds.values()), dtype=torch.float64, device=engine.device)
     slowest = engine.all_reduce(phases, "max").tolist()
-    mean = s["latent_sum"] / s["latents"]
+    mean = s["token_sum"] / s["token_count"]
     judged = s["parsed"] + s["clamped"] + s["failed"]
     record = {
         "loss": s["loss"] / max(count, 1.0),
@@ -90,10 +100,50 @@ def measure(
         "region_answers": int(s["region_answers"]),
         "region_failures": int(s["region_failures"]),
         "phrases_split": int(s["phrases_split"]),
-        "latent_std": max(0.0, s["latent_squares"] / s["latents"] - mean**2) ** 0.5,
-        "stop": s["stop"],
+        "latent_std": max(0.0, s["token_squares"] / s["token_count"] - mean**2) ** 0.5,
     }
-    return record | {f"time_{name}": value for name, value in zip(clock.seconds, slowest, strict=True)}
+    record |= {f"time_{name}": value for name, value in zip(clock.seconds, slowest, strict=True)}
+    return record, s["stop"] > 0
+
+
+def status_counts(status_M: Tensor) -> Tensor:
+    """How many answers were [parsed, clamped, failed]: int64 [3], to be summed over ranks."""
+    return torch.bincount(status_M.flatten().long(), minlength=len(Status))
+
+
+def reward_std_zero_share(global_N: Tensor, group_N: Tensor, tolerance: float = 1e-6) -> float:
+    """Share of prompts whose samples all got the same reward, and so teach nothing.
+
+    Args:
+        global_N: rewards, NaN where failed (left out).
+        group_N: prompt of each image, int64.
+        tolerance: largest population standard deviation that counts as none.
+
+    Returns:
+        Share in [0, 1] of the groups present. A group with fewer than two valid rewards counts, since
+        it has nothing to compare.
+    """
+    groups = torch.unique(group_N).tolist()
+    flat = 0
+    for index in groups:
+        values = global_N[group_N == index].double()
+        values = values[torch.isfinite(values)]
+        if values.numel() < 2 or float(values.std(correction=0)) <= tolerance:
+            flat += 1
+    return flat / len(groups) if groups else 0.0
+
+
+def group_diversity(token_spec: TokenSpec, samples: Samples) -> float:
+    """How different the samples of one prompt are: mean distance of their pairs (``TokenSpec.mean_distance``).
+
+    Averaged over the pairs of a prompt, then over prompts. NaN when no prompt has two samples.
+    """
+    per_group: list[float] = []
+    for index in torch.unique(samples.group_N).tolist():
+        members = samples.tokens[samples.group_N == index]
+        if members.shape[0] >= 2:
+            per_group.append(token_spec.mean_distance(members))
+    return sum(per_group) / len(per_group) if per_group else float("nan")
 
 
 def requests_of(batch: Judged) -> Tensor:

@@ -1,30 +1,5 @@
-"""Objectives: ``losses`` holds each loss as a pure function, ``registry`` what it needs and its constraint."""
+"""Objectives: ``losses`` holds each as a pure function, ``registry`` says what one is, ``apply`` runs it on a batch."""
 
-from srum_ds.objectives.losses import awm, dpo, group, nft, sft, signed, square_error, weighted
-from srum_ds.objectives.registry import (
-    CONSTRAINTS,
-    OBJECTIVES,
-    Constraint,
-    Objective,
-    WeightKind,
-    compute_losses,
-    get_objective,
-)
+from srum_ds.objectives.registry import Objective, Terms, get_objective
 
-__all__ = [
-    "CONSTRAINTS",
-    "OBJECTIVES",
-    "Constraint",
-    "Objective",
-    "WeightKind",
-    "awm",
-    "compute_losses",
-    "dpo",
-    "get_objective",
-    "group",
-    "nft",
-    "sft",
-    "signed",
-    "square_error",
-    "weighted",
-]
+__all__ = ["Objective", "Terms", "get_objective"]

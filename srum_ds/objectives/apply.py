@@ -1,162 +1,135 @@
-"""The pieces of a training step: each takes a recipe and plain tensors, and gives the next piece its input."""
+"""An objective over a micro-batch: constraint, mask, and the sum that the engine takes backward.
+
+The training loop calls ``token_losses``; the pure part is ``compute_losses``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from srum_ds.config import Config
-from srum_ds.models.flow import Noised, add_noise
-from srum_ds.objectives import compute_losses, get_objective
-from srum_ds.rewards.token_weights import best_and_worst, dense_weights, group_map, paper_map, signed_map
-from srum_ds.types import Judged
+from srum_ds.config.schema import ObjectiveConfig
+from srum_ds.models.protocol import Matching
+from srum_ds.objectives.registry import Objective, Terms
+from srum_ds.types import Judged, TokenWeights, TrainView
 
 
 @dataclass(frozen=True)
 class Batch(Judged):
-    """One micro-batch on its way through a step."""
+    """One micro-batch on its way through a training step."""
 
-    noised: Noised
+    view: TrainView
+    weights: TokenWeights
 
-
-def with_noise(cfg: Config, judged: Judged, step: int) -> Batch:
-    """A micro-batch with the noised copies that this step trains on."""
-    t = cfg.train
-    noised = add_noise(
-        judged.samples,
-        t.timesteps_per_image,
-        t.timestep_distribution,
-        t.timestep_shift,
-        t.caption_dropout,
-        cfg.run.seed,
-        step,
-        shared=get_objective(cfg.objective.name).weights == "pair",
-    )
-    return Batch(judged.samples, judged.regions, judged.scores, noised)
+    @property
+    def counts_NMT(self) -> Tensor:
+        """bool: the tokens that count in the loss, on the CPU or wherever the view lies."""
+        counts_N = self.weights.counts_N.to(self.view.counts_NMT.device)
+        return counts_N[:, None, None] & self.view.counts_NMT
 
 
-def velocity(forward: Any, model: Any, batch: Batch) -> Tensor:
-    """Velocities [N, M, T, C] of a micro-batch's noised copies, through the engine or a gathered module."""
-    groups = batch.samples.group_N.tolist()
-    ids = model.prompt_ids([batch.samples.prompts[g] for g in groups])
-    length_N = torch.tensor([len(i) for i in ids], device=ids[0].device)
-    ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    n = batch.noised
-    grid_2 = torch.tensor(batch.samples.grid)
-    return forward("denoise", ids_NL, length_N, n.dropped_NM, n.x_NMTC, n.t_NM, grid_2)
-
-
-def reward_weights(cfg: Config, kind: str, batch: Batch) -> Tensor | None:
-    """The map of weights over latent tokens [N, h, w]: of the kind that an objective asks for, or none."""
-    scores, regions, rollout = batch.scores, batch.regions, batch.samples
-    if kind == "none":
-        return None
-    if kind == "positive":
-        height, width = cfg.rollout.image_size
-        return paper_map(
-            regions.owner_R, regions.boxes_R4, scores.local_R, scores.global_N, (height, width), rollout.grid
-        )[1]
-    r = cfg.reward
-    canvas = None if r.resize == "area" else cfg.rollout.image_size
-    if kind == "group":
-        local_Nhw = signed_map(
-            regions.owner_R,
-            regions.boxes_R4,
-            scores.local_R,
-            scores.global_N.numel(),
-            rollout.grid,
-            combine=r.combine,
-            background=r.background,
-            resolution=canvas,
-            resize=r.resize,
-        )
-        whole_N = scores.global_N
-        if scores.missing_N is not None:
-            whole_N = whole_N - r.missing_penalty * scores.missing_N
-        map_Nhw = r.global_weight * whole_N[:, None, None] + r.local_weight * local_Nhw
-        return group_map(map_Nhw, rollout.group_N, torch.isfinite(scores.global_N))
-    weights_Nhw = dense_weights(
-        scores.global_N,
-        scores.local_R,
-        regions.owner_R,
-        regions.boxes_R4,
-        rollout.group_N,
-        rollout.grid,
-        missing_N=scores.missing_N,
-        global_weight=r.global_weight,
-        local_weight=r.local_weight,
-        missing_penalty=r.missing_penalty,
-        combine=r.combine,
-        background=r.background,
-        global_factor=r.global_factor,
-        resolution=canvas,
-        resize=r.resize,
-    )
-    if kind == "signed":
-        return weights_Nhw
-    reward_N = torch.where(torch.isfinite(scores.global_N), weights_Nhw.mean(dim=(1, 2)), torch.nan)
-    sign_N, _ = best_and_worst(reward_N, rollout.group_N)
-    return sign_N[:, None, None].expand_as(weights_Nhw)
-
-
-def token_mask(batch: Batch, kind: str, weights_Nhw: Tensor | None) -> Tensor:
-    """bool [N, M, T]: left out of the loss are pictures whose global score failed, or that are in no pair."""
-    n, m, t, _ = batch.noised.x_NMTC.shape
-    counts_N = torch.isfinite(batch.scores.global_N)
-    if kind == "pair" and weights_Nhw is not None:
-        counts_N = counts_N & (weights_Nhw != 0).flatten(1).any(dim=1)
-    return counts_N[:, None, None].expand(n, m, t)
-
-
-def partners(weights_Nhw: Tensor, group_N: Tensor, copies: int) -> Tensor:
-    """int64 [N * copies]: for each noised copy the row of the same copy of its pair's other picture."""
-    _, partner_N = best_and_worst(weights_Nhw.flatten(1)[:, 0], group_N)
-    return (partner_N[:, None] * copies + torch.arange(copies)).flatten()
+def count_tokens(batches: Sequence[Batch]) -> Tensor:
+    """How many tokens of this rank's micro-batches count, as a float64 scalar."""
+    return torch.stack([batch.counts_NMT.double().sum() for batch in batches]).sum()
 
 
 def token_losses(
-    cfg: Config,
-    velocity_NMTC: Tensor,
+    objective: Objective,
+    settings: ObjectiveConfig,
+    matching: Matching,
+    prediction: Tensor,
     batch: Batch,
-    weights_Nhw: Tensor | None,
-    mask_NMT: Tensor,
-    old_NMTC: Tensor | None,
-    reference_NMTC: Tensor | None,
+    old: Tensor | None = None,
+    reference: Tensor | None = None,
 ) -> Tensor:
-    """Losses [N * M, T] of the recipe's objective, 0 where masked."""
-    n, m, t, _ = velocity_NMTC.shape
-    device = velocity_NMTC.device
+    """Losses [N * M, T] of a micro-batch, 0 where a token does not count.
+
+    prediction, old, reference: [N, M, T, ...], see ``Terms``. ValueError where the objective misses one of them.
+    """
+    n, m, t = batch.counts_NMT.shape
+    device = prediction.device
 
     def flat(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(device).reshape(n * m, t, -1)
+        return None if x is None else x.to(device).flatten(0, 1)
 
-    weights_BT = None
-    if weights_Nhw is not None:
-        weights_BT = weights_Nhw.reshape(n, 1, t).expand(n, m, t).reshape(n * m, t).to(device)
-    objective = get_objective(cfg.objective.name)
-    partner_B = None
-    if objective.weights == "pair" and weights_Nhw is not None:
-        partner_B = partners(weights_Nhw, batch.samples.group_N, m).to(device)
-    return compute_losses(
-        cfg.objective.name,
-        velocity_NMTC.reshape(n * m, t, -1),
-        batch.noised.target_NMTC.to(device).reshape(n * m, t, -1),
-        weights_BT=weights_BT,
-        old_velocity_BTC=flat(old_NMTC),
-        reference_velocity_BTC=flat(reference_NMTC),
-        constraint=cfg.objective.constraint,
-        constraint_weight=cfg.objective.constraint_weight,
-        partner_B=partner_B,
-        t_B=batch.noised.t_NM.to(device).flatten(),
-        mask_BT=mask_NMT.reshape(n * m, t).to(device),
-        options={name: getattr(cfg.objective, name) for name in objective.options},
+    weights_BT = partner_B = None
+    if batch.weights.map_Nhw is not None:
+        weights_BT = batch.weights.map_Nhw.reshape(n, 1, t).expand(n, m, t).reshape(n * m, t).to(device)
+    if batch.weights.partner_N is not None:
+        partner_B = partner_rows(batch.weights.partner_N, m).to(device)
+    terms = Terms(
+        matching,
+        prediction.flatten(0, 1),
+        batch.view.target.to(device).flatten(0, 1),
+        weights_BT,
+        flat(old),
+        flat(reference),
+        partner_B,
+        flat(batch.view.time_NM),
     )
+    return compute_losses(objective, terms, settings, batch.counts_NMT.reshape(n * m, t).to(device))
 
 
-def sum_of(masks: Sequence[Tensor]) -> Tensor:
-    """How many tokens count, as a float64 scalar."""
-    return torch.stack([mask.double().sum() for mask in masks]).sum()
+def compute_losses(
+    objective: Objective,
+    terms: Terms,
+    settings: ObjectiveConfig,
+    counts_BT: Tensor | None = None,
+    constraint_target: Tensor | None = None,
+) -> Tensor:
+    """Per-token losses of an objective with its constraint, [B, T] float32.
+
+    objective + constraint_weight * C, where C of ``target`` is the energy against the target of the reference data
+    (released: the sample itself unless good data are given), that of ``reference`` the divergence from the untrained
+    model: for flow models this is the KL to it.
+
+    Args:
+        objective: what to compute.
+        terms: what it may use.
+        settings: ``objective.*``: the constraint and the objective's own.
+        counts_BT: bool, tokens that count. The others have loss 0 and no gradient, even with NaN weights.
+        constraint_target: the target of the constraint ``target``; None: the sample's own.
+
+    Raises:
+        ValueError: something needed is missing, a shape does not fit, or a weight that counts is out of
+            the objective's range.
+    """
+    if objective.uses_reward:
+        terms = _with_checked_weights(terms, objective, counts_BT)
+    losses_BT = objective.losses(terms, settings)
+    if settings.constraint == "target":
+        target = terms.target if constraint_target is None else constraint_target
+        losses_BT = losses_BT + settings.constraint_weight * terms.matching.energy(terms.prediction, target)
+    elif settings.constraint == "reference" and settings.constraint_weight > 0:
+        if terms.reference is None:
+            raise ValueError("the constraint 'reference' needs the reference model's prediction")
+        drift_BT = terms.matching.divergence(terms.prediction, terms.reference)
+        losses_BT = losses_BT + settings.constraint_weight * drift_BT
+    if counts_BT is not None:
+        losses_BT = torch.where(counts_BT, losses_BT, 0.0)
+    return losses_BT
+
+
+def partner_rows(partner_N: Tensor, copies: int) -> Tensor:
+    """int64 [N * copies]: for each view the row of the same view of its pair's other image."""
+    return (partner_N[:, None] * copies + torch.arange(copies, device=partner_N.device)).flatten()
+
+
+def _with_checked_weights(terms: Terms, objective: Objective, counts_BT: Tensor | None) -> Terms:
+    """The terms with weights 0 where a token does not count, after a check of the others' range."""
+    weights_BT = terms.weights
+    tokens = tuple(terms.prediction.shape[:2])
+    if tuple(weights_BT.shape) != tokens:
+        raise ValueError(f"weights {tuple(weights_BT.shape)} do not fit tokens {tokens}")
+    if counts_BT is not None:
+        # NaN times a zero gradient is NaN: take failed weights out before they meet the prediction.
+        weights_BT = torch.where(counts_BT, weights_BT, 0.0)
+    low, high = (0.0, torch.inf) if objective.weights == "positive" else (-1.0, 1.0)
+    if not bool(((weights_BT >= low) & (weights_BT <= high)).all()):
+        raise ValueError(
+            f"the objective takes {objective.weights} weights in [{low:g}, {high:g}]; some are outside or not a number"
+        )
+    return replace(terms, weights_BT=weights_BT)

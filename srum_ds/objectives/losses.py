@@ -1,9 +1,10 @@
-"""The losses: from velocities and token weights to one loss for every latent token.
+"""The losses: from energies and token weights to one loss for every token.
 
-Notation: x_t = (1 - t) x0 + t noise, target = noise - x0, v the trained velocity, e = v - target, and |.|^2
-the mean of squares over a token's channels. Every function returns [B, T] float32, whatever precision
-comes in; the caller sums and divides by the number of tokens that count on all ranks. Nothing but
-``velocity_BTC`` receives a gradient.
+E is the energy of the trained prediction (how badly it matches its target), E_old and E_ref that of the policy that
+drew the samples and of the untrained model, D the divergence of the trained prediction from the old one. What these
+are is the model's affair (``srum_ds/models/matching.py``): a squared error where a model predicts continuous tokens,
+-log p and a KL divergence where it predicts codes. Every function is pure and returns [B, T] float32; the caller
+sums and divides by the number of tokens that count on all ranks. Only E, D and mixed predictions carry a gradient.
 """
 
 from __future__ import annotations
@@ -12,198 +13,183 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def square_error(velocity_BTC: Tensor, other_BTC: Tensor) -> Tensor:
-    """|v - other|^2, the mean over channels in float32: [B, T]. ``other`` is taken as a constant."""
-    return (velocity_BTC.float() - other_BTC.detach().float()).square().mean(dim=-1)
+from srum_ds.config.schema import ObjectiveConfig
+from srum_ds.objectives.registry import Objective, Terms
 
 
-def sft(velocity_BTC: Tensor, target_BTC: Tensor) -> Tensor:
-    """Plain flow matching on the model's own samples: |e|^2. The baseline without a reward.
+def weighted(energy_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Reward-weighted matching: R E with R >= 0.
 
-    Source: flow matching, arXiv 2210.02747; rectified flow, arXiv 2209.03003.
-    """
-    return square_error(velocity_BTC, target_BTC)
-
-
-def weighted(velocity_BTC: Tensor, target_BTC: Tensor, weights_BT: Tensor) -> Tensor:
-    """Reward-weighted flow matching: R |e|^2 with R >= 0.
-
-    The released loss is this plus 0.5 |v - target_ref|^2, the ``target`` constraint.
+    The released loss is this plus 0.5 E_ref, the constraint ``target``.
 
     Source: SRUM, arXiv 2510.12784 and its code a53ba18.
     """
-    return weights_BT.detach().float() * square_error(velocity_BTC, target_BTC)
+    return weights_BT * energy_BT
 
 
-def signed(velocity_BTC: Tensor, target_BTC: Tensor, weights_BT: Tensor, *, bound: float = 2.0) -> Tensor:
+def signed(energy_BT: Tensor, weights_BT: Tensor, bound: float = 2.0) -> Tensor:
     """Signed weights: good tokens attract, bad ones repel, and repulsion runs out.
 
-    w |e|^2 for w >= 0, and w c (1 - exp(-|e|^2 / c)) for w < 0. Near the target the second equals w |e|^2,
-    and it never falls below w c: without the bound the loss has no minimum. The default c = 2 is
-    |target|^2 for latents of unit scale, the error of a velocity that knows nothing.
+    w E for w >= 0, and w c (1 - exp(-E / c)) for w < 0. Near the target the second equals w E, and it never falls
+    below w c: without the bound the loss has no minimum. For codes (E = -log p) and c = 1 it is |w| (p - 1).
 
     Source: this project; the released map cannot express a negative weight.
 
     Args:
-        weights_BT: in [-1, 1].
+        energy_BT: E >= 0.
+        weights_BT: w in [-1, 1].
         bound: c > 0.
     """
-    weights_BT = weights_BT.detach().float()
-    error_BT = square_error(velocity_BTC, target_BTC)
-    repelling_BT = -bound * torch.expm1(-error_BT / bound)
-    return weights_BT * torch.where(weights_BT >= 0, error_BT, repelling_BT)
+    repelling_BT = -bound * torch.expm1(-energy_BT / bound)
+    return weights_BT * torch.where(weights_BT >= 0, energy_BT, repelling_BT)
 
 
-def nft(
-    velocity_BTC: Tensor,
-    target_BTC: Tensor,
-    weights_BT: Tensor,
-    old_velocity_BTC: Tensor,
-    t_B: Tensor | None = None,
-    *,
-    beta: float = 1.0,
-    adaptive: bool = False,
-) -> Tensor:
-    """Implicit positive and negative policies, token by token.
+def nft(energy_BT: Tensor, old_energy_BT: Tensor, divergence_BT: Tensor, weights_BT: Tensor, beta: float) -> Tensor:
+    """Implicit positive and negative policies, token by token: E_old / b + w (E - E_old - D) + b D.
 
-    r = (w + 1) / 2, v+ = (1 - b) v_old + b v, v- = (1 + b) v_old - b v,
-    loss = (r |v+ - target|^2 + (1 - r) |v- - target|^2) / b.
+    It equals (r E(v+) + (1 - r) E(v-)) / b with r = (w + 1) / 2, v+ = (1 - b) v_old + b v and v- = (1 + b) v_old - b v,
+    wherever E and D are the squared error and the squared distance.
 
-    At v = v_old its gradient is w times that of |e|^2, so that weight 0 does not move the model. Away
-    from v_old it is drawn back by b |v - v_old|^2 at any weight: it is bounded from below.
+    At v = v_old its gradient is w times that of E, so that weight 0 does not move the model. Away
+    from v_old it is drawn back by b D at any weight: it is bounded from below.
 
-    With ``adaptive`` both squares are errors of the predicted picture, t e, each divided by its own mean
-    absolute size over the picture: t^2 |e|^2 / mean(t |e|). A picture that is matched badly then pulls in
-    proportion to its error instead of the error's square, and high noise counts for more than low.
-
-    Source: DiffusionNFT, arXiv 2509.16117 (the adaptive form: its code divides so), with r
-    for each token instead of each picture.
+    Source: DiffusionNFT, arXiv 2509.16117, with r for each token instead of each image.
 
     Args:
-        weights_BT: in [-1, 1].
-        old_velocity_BTC: velocity of the policy that drew the samples, at the same x_t and t.
-        t_B: in [0, 1], the noise level of each row; needed by ``adaptive``.
+        energy_BT, old_energy_BT: E and E_old.
+        divergence_BT: D, of the trained prediction from the old one.
+        weights_BT: w in [-1, 1].
         beta: b > 0.
     """
-    velocity_BTC = velocity_BTC.float()
-    old_velocity_BTC = old_velocity_BTC.detach().float()
-    probability_BT = (weights_BT.detach().float() + 1) / 2
-    positive_BTC = (1 - beta) * old_velocity_BTC + beta * velocity_BTC
-    negative_BTC = (1 + beta) * old_velocity_BTC - beta * velocity_BTC
-    attract_BT = square_error(positive_BTC, target_BTC)
-    repel_BT = square_error(negative_BTC, target_BTC)
-    if adaptive:
-        if t_B is None:
-            raise ValueError("the adaptive form of nft needs t_B")
-        attract_BT = attract_BT * _relative(positive_BTC, target_BTC, t_B)
-        repel_BT = repel_BT * _relative(negative_BTC, target_BTC, t_B)
+    gain_BT = energy_BT - old_energy_BT - divergence_BT
+    return old_energy_BT / beta + weights_BT * gain_BT + beta * divergence_BT
+
+
+def nft_of_mixtures(attract_BT: Tensor, repel_BT: Tensor, weights_BT: Tensor, beta: float) -> Tensor:
+    """The same from the two policies' own energies: (r E(v+) + (1 - r) E(v-)) / b with r = (w + 1) / 2.
+
+    The adaptive form scales either energy by its image's size first, which no divergence of v from v_old can say.
+    """
+    probability_BT = (weights_BT + 1) / 2
     return (probability_BT * attract_BT + (1 - probability_BT) * repel_BT) / beta
 
 
-def _relative(velocity_BTC: Tensor, target_BTC: Tensor, t_B: Tensor) -> Tensor:
-    """t^2 / mean(t |v - target|) of each row, a constant: [B, 1]."""
-    size_B = (velocity_BTC - target_BTC).detach().float().abs().mean(dim=(1, 2))
-    return (t_B.float() ** 2 / (t_B.float() * size_B).clamp(min=1e-5))[:, None]
-
-
-def group(
-    velocity_BTC: Tensor,
-    target_BTC: Tensor,
-    weights_BT: Tensor,
-    old_velocity_BTC: Tensor,
-    *,
-    clip: float = 0.2,
-) -> Tensor:
+def group(energy_BT: Tensor, old_energy_BT: Tensor, advantage_BT: Tensor, clip: float = 0.2) -> Tensor:
     """Clipped policy gradient on dense group advantages.
 
-    rho = exp(|e_old|^2 - |e|^2), loss = -min(A rho, A clamp(rho, 1 - c, 1 + c)); A is meant to be
-    ``reward_map.group_map``, each token's map value against its group's.
+    rho = exp(E_old - E), loss = -min(A rho, A clamp(rho, 1 - c, 1 + c)); A is meant to be
+    ``token_weights.group_map``, each token's map value against its group's.
 
-    At v = v_old its gradient is A times that of |e|^2; once a token has moved by the clip range in its
-    advantage's direction, its gradient is 0.
+    At v = v_old its gradient is A times that of E; once a token has moved by the clip range in its
+    advantage's direction, its gradient is 0. For codes rho is the ratio p / p_old of GRPO itself.
 
     Source: flow policy optimization, arXiv 2507.21053 (the ratio), with GRPO's group advantages, arXiv
-    2402.03300; token by token instead of one ratio a sample.
+    2402.03300; token by token instead of one ratio per sample.
 
     Args:
-        weights_BT: A, in [-1, 1].
-        old_velocity_BTC: velocity of the policy that drew the samples, at the same x_t and t.
+        energy_BT, old_energy_BT: E and E_old, the latter of the policy that drew the samples.
+        advantage_BT: A in [-1, 1].
         clip: c in (0, 1).
     """
-    advantage_BT = weights_BT.detach().float()
-    gain_BT = square_error(old_velocity_BTC, target_BTC).detach() - square_error(velocity_BTC, target_BTC)
-    ratio_BT = gain_BT.exp()
+    ratio_BT = (old_energy_BT - energy_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - clip, 1 + clip)
     return -torch.minimum(advantage_BT * ratio_BT, advantage_BT * clipped_BT)
 
 
-def awm(
-    velocity_BTC: Tensor,
-    target_BTC: Tensor,
-    weights_BT: Tensor,
-    old_velocity_BTC: Tensor,
-    *,
-    clip: float = 0.2,
-) -> Tensor:
-    """Advantage-weighted matching: flow matching weighted by A, with one ratio for each noised picture.
+def awm(energy_BT: Tensor, old_energy_BT: Tensor, advantage_BT: Tensor, clip: float = 0.2) -> Tensor:
+    """Advantage-weighted matching: matching weighted by A, with one ratio for each view of an image.
 
-    -|e|^2 stands for the log-likelihood, so that rho = exp(mean_T(|e_old|^2 - |e|^2)) is the picture's
-    ratio of policies, and loss = -min(A s, A clamp(s, 1 - c, 1 + c)) with s = rho in value, while its
-    gradient is -rho times that of the token's own |e|^2.
+    -E stands for the log-likelihood, so that rho = exp(mean_T(E_old - E)) is the image's ratio of policies, and
+    loss = -min(A s, A clamp(s, 1 - c, 1 + c)) with s = rho in value, while its
+    gradient is -rho times that of the token's own E.
 
-    At v = v_old its gradient is A times that of |e|^2. With one A for the whole picture its mean over
+    At v = v_old its gradient is A times that of E. With one A for the whole image its mean over
     tokens has the gradient of the published loss -min(A rho, A clamp(rho)). It differs from ``group`` in
-    what the clip looks at: the picture as a whole instead of each token.
+    what the clip looks at: the image as a whole instead of each token.
 
     Source: AWM, arXiv 2509.25050 (uniform weighting over t, its code 12b1397); a token's gradient through
     a ratio of the whole: GSPO-token, arXiv 2507.18071.
 
     Args:
-        weights_BT: A, in [-1, 1].
-        old_velocity_BTC: velocity of the policy that drew the samples, at the same x_t and t.
+        energy_BT, old_energy_BT: E and E_old, the latter of the policy that drew the samples.
+        advantage_BT: A in [-1, 1].
         clip: c in (0, 1).
     """
-    advantage_BT = weights_BT.detach().float()
-    error_BT = square_error(velocity_BTC, target_BTC)
-    old_error_BT = square_error(old_velocity_BTC, target_BTC).detach()
-    ratio_B1 = (old_error_BT - error_BT.detach()).mean(dim=1, keepdim=True).exp()
-    # exp(0) in value; its gradient is that of -|e|^2.
-    ratio_BT = ratio_B1 * (error_BT.detach() - error_BT).exp()
+    ratio_B1 = (old_energy_BT - energy_BT.detach()).mean(dim=1, keepdim=True).exp()
+    # exp(0) in value; its gradient is that of -E.
+    ratio_BT = ratio_B1 * (energy_BT.detach() - energy_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - clip, 1 + clip)
     return -torch.minimum(advantage_BT * ratio_BT, advantage_BT * clipped_BT)
 
 
 def dpo(
-    velocity_BTC: Tensor,
-    target_BTC: Tensor,
-    weights_BT: Tensor,
-    reference_velocity_BTC: Tensor,
-    partner_B: Tensor,
-    *,
-    dpo_beta: float = 100.0,
+    energy_BT: Tensor, reference_energy_BT: Tensor, sign_BT: Tensor, partner_B: Tensor, dpo_beta: float = 100.0
 ) -> Tensor:
-    """Direct preference: the best picture of a prompt against its worst.
+    """Direct preference: the best image of a prompt against its worst.
 
-    g = mean_T(|v_ref - target|^2 - |v - target|^2) is how much better than the reference a picture is
-    matched, and the loss of a pair is -log sigmoid(b (g_best - g_worst)). It stands at every token of both
-    pictures, so that the mean over the tokens that count is the mean over pairs. 0 where there is no pair.
+    g = mean_T(E_ref - E) is how much better than the reference an image is matched, and the loss of a pair is
+    -log sigmoid(b (g_best - g_worst)). It stands at every token of both images, so that the mean over the tokens that
+    count is the mean over pairs. 0 where there is no pair.
 
-    At v = v_ref it is log 2, and its gradient is b / 2 times that of |e_best|^2 - |e_worst|^2.
+    At v = v_ref it is log 2, and its gradient is b / 2 times that of E_best - E_worst.
 
-    Source: Diffusion-DPO, arXiv 2311.12908, whose b is beta T w(lambda), with the velocities of flow
-    matching in place of the noises. Both pictures of a pair need the same noise and t.
+    Source: Diffusion-DPO, arXiv 2311.12908, whose b is beta T w(lambda). Both images of a pair need the same views.
 
     Args:
-        weights_BT: 1 on the tokens of a best picture, -1 on those of a worst one, 0 elsewhere.
-        reference_velocity_BTC: velocity of the reference model at the same x_t and t.
-        partner_B: int64, the row of the other picture of the pair; a row without one names itself.
+        energy_BT, reference_energy_BT: E and E_ref.
+        sign_BT: 1 on the tokens of a best image, -1 on those of a worst one, 0 elsewhere.
+        partner_B: int64, the row of the other image of the pair; a row without one names itself.
         dpo_beta: b > 0.
     """
-    sign_B1 = weights_BT.detach().float()[:, :1]
-    error_BT = square_error(velocity_BTC, target_BTC)
-    reference_BT = square_error(reference_velocity_BTC, target_BTC).detach()
-    gain_B1 = (reference_BT - error_BT).mean(dim=1, keepdim=True)
+    sign_B1 = sign_BT[:, :1]
+    gain_B1 = (reference_energy_BT - energy_BT).mean(dim=1, keepdim=True)
     margin_B1 = sign_B1 * (gain_B1 - gain_B1[partner_B])
     losses_B1 = torch.where(sign_B1 != 0, -F.logsigmoid(dpo_beta * margin_B1), 0.0)
-    return losses_B1.expand_as(error_BT)
+    return losses_B1.expand_as(energy_BT)
+
+
+# ---- what the loop calls: each loss with the terms and settings that it takes
+
+
+def _nft(terms: Terms, settings: ObjectiveConfig) -> Tensor:
+    matching, old, beta = terms.matching, terms.old_prediction, settings.beta
+    if not settings.adaptive:
+        divergence_BT = matching.divergence(terms.prediction, old)
+        return nft(terms.energy, terms.old_energy, divergence_BT, terms.weights, beta)
+    energies = []
+    for share in (beta, -beta):
+        mixed = matching.mix(old, terms.prediction, share)
+        scale_B1 = matching.inverse_size(mixed, terms.target, terms.time_B)
+        energies.append(matching.energy(mixed, terms.target) * scale_B1)
+    return nft_of_mixtures(energies[0], energies[1], terms.weights, beta)
+
+
+NFT = Objective(_nft, "signed", source="DiffusionNFT, arXiv 2509.16117", needs_old=True, compares_samples=True)
+WEIGHTED = Objective(
+    lambda terms, _: weighted(terms.energy, terms.weights), "positive", source="SRUM, arXiv 2510.12784"
+)
+SFT = Objective(lambda terms, _: terms.energy, "none", source="flow matching, arXiv 2210.02747; the baseline")
+SIGNED = Objective(
+    lambda terms, settings: signed(terms.energy, terms.weights, settings.bound), "signed", source="this project"
+)
+GROUP = Objective(
+    lambda terms, settings: group(terms.energy, terms.old_energy, terms.weights, settings.clip),
+    "group",
+    source="arXiv 2507.21053, arXiv 2402.03300",
+    needs_old=True,
+    compares_samples=True,
+)
+AWM = Objective(
+    lambda terms, settings: awm(terms.energy, terms.old_energy, terms.weights, settings.clip),
+    "signed",
+    source="AWM, arXiv 2509.25050",
+    needs_old=True,
+    compares_samples=True,
+)
+DPO = Objective(
+    lambda terms, settings: dpo(terms.energy, terms.reference_energy, terms.weights, terms.partners, settings.dpo_beta),
+    "pair",
+    source="Diffusion-DPO, arXiv 2311.12908",
+    needs_reference=True,
+    compares_samples=True,
+)

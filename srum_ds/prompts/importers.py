@@ -146,7 +146,7 @@ def read_geneval(source: Path) -> dict[str, list[Prompt]]:
     """GenEval's prompts as one split, "test".
 
     source: ``evaluation_metadata.jsonl`` or its folder. Ids are the record's place (from 0, as in
-    the folder names of GenEval's pictures); phrases are the classes to include, with their colour;
+    the folder names of GenEval's images); phrases are the classes to include, with their colour;
     ``meta`` is the whole record, and ``counts``: how many of each phrase. Raises UserError naming the first bad line.
     """
     path = source / "evaluation_metadata.jsonl" if source.is_dir() else source

@@ -1,8 +1,8 @@
-"""One judged picture as three members of a tar, and back: JSON, PNG and safetensors; nothing is pickled.
+"""One judged image as three members of a tar, and back: JSON, PNG and safetensors; nothing is pickled.
 
     <key>.json          prompt, seeds, scores with statuses and raw replies, regions, who made it
-    <key>.png           the picture, 8 bits (models hand out multiples of 1/255)
-    <key>.safetensors   latents_TC, float32, exactly as sampled
+    <key>.png           the image, 8 bits (models hand out multiples of 1/255)
+    <key>.safetensors   tokens exactly as sampled, [T, C] float32 or [T] int64 (format 1: latents_TC)
 
 Numbers in JSON are float32 values written so that they read back bit for bit; a score that failed is null.
 """
@@ -29,6 +29,9 @@ from srum_ds.prompts.shards import prompt_from_json, prompt_to_json
 from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores, Status
 
 EXTENSIONS = ("json", "png", "safetensors")
+TOKENS = "tokens"
+# What format 1 called them.
+FORMER_TOKENS = "latents_TC"
 
 
 def sample_key(step: int, place: int, sample: int) -> str:
@@ -41,12 +44,12 @@ def encode(
 ) -> Iterator[dict[str, str | bytes]]:
     """The samples of a micro-batch, as ``webdataset.TarWriter`` takes them.
 
-    first_place: the place of its first prompt in the step's global batch. seed: the run's, of which the
-    sampling noise was drawn. made: who made them, kept with every sample.
+    first_place: the place of its first prompt in the step's global batch. seed: the run's, which seeded the images.
+    made: who made them, kept with every sample.
     """
-    rollout, scores = judged.samples, judged.scores
+    samples, scores = judged.samples, judged.scores
     owners = judged.regions.owner_R.tolist()
-    members: list[list[int]] = [[] for _ in range(len(rollout.sample_N))]
+    members: list[list[int]] = [[] for _ in range(len(samples.sample_N))]
     for region, owner in enumerate(owners):
         members[owner].append(region)
     looked = {"asked": judged.regions.asked, "failed": judged.regions.failed}
@@ -60,8 +63,8 @@ def encode(
         region = own.index(failure.region) if failure.region >= 0 else -1
         failures[failure.picture].append({"region": region, **said})
     raw = scores.raw or ("",) * (len(members) + len(owners))
-    for n, (group, k) in enumerate(zip(rollout.group_N.tolist(), rollout.sample_N.tolist(), strict=True)):
-        prompt = rollout.prompts[group]
+    for n, (group, k) in enumerate(zip(samples.group_N.tolist(), samples.sample_N.tolist(), strict=True)):
+        prompt = samples.prompts[group]
         place = first_place + group
         record = {
             "prompt": json.loads(prompt_to_json(prompt)),
@@ -69,8 +72,8 @@ def encode(
             "step": step,
             "place": place,
             "sample": k,
-            "noise_seed": [seed, "rollout", step, prompt.name, k],
-            "grid": list(rollout.grid),
+            "seed": [seed, "rollout", step, prompt.name, k],
+            "grid": list(samples.grid),
             "global": _score(scores.global_N[n], scores.global_status_N[n], raw[n]),
             "missing": None if scores.missing_N is None else float(scores.missing_N[n]),
             "regions": [
@@ -82,7 +85,7 @@ def encode(
                 for r in members[n]
             ],
             "failures": failures[n],
-            # Of the whole micro-batch, kept with its first picture.
+            # Of the whole micro-batch, kept with its first image.
             "requests": requests if n == 0 or requests is None else {},
             "looked": looked if n == 0 else {},
             "made": dict(made),
@@ -90,8 +93,8 @@ def encode(
         yield {
             "__key__": sample_key(step, place, k),
             "json": json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
-            "png": _png(rollout.images_NCHW[n]),
-            "safetensors": save_tensors({"latents_TC": rollout.tokens[n].detach().float().cpu().contiguous()}),
+            "png": _png(samples.images_NCHW[n]),
+            "safetensors": save_tensors({TOKENS: samples.tokens[n].detach().cpu().contiguous()}),
         }
 
 
@@ -117,15 +120,15 @@ def _decode(samples: Sequence[Mapping[str, bytes]], where: str) -> Judged:
     places = list(prompts)
     grids = {tuple(record["grid"]) for record in records}
     if len(grids) != 1:
-        raise ValueError(f"latent grids {sorted(grids)} in one step")
+        raise ValueError(f"token grids {sorted(grids)} in one step")
     regions = [(n, region) for n, record in enumerate(records) for region in record["regions"]]
     missing = [record["missing"] for record in records]
-    rollout = Samples(
+    drawn = Samples(
         prompts=tuple(prompts.values()),
         group_N=torch.tensor([places.index(record["place"]) for record in records]),
         sample_N=torch.tensor([record["sample"] for record in records]),
         images_NCHW=torch.stack([_pixels(sample["png"]) for sample in samples]),
-        tokens=torch.stack([load_tensors(sample["safetensors"])["latents_TC"] for sample in samples]),
+        tokens=torch.stack([_tokens(sample["safetensors"]) for sample in samples]),
         grid=grids.pop(),
     )
     wholes = [record["global"] for record in records]
@@ -144,7 +147,12 @@ def _decode(samples: Sequence[Mapping[str, bytes]], where: str) -> Judged:
     owner_R = torch.tensor([n for n, _ in regions], dtype=torch.int64)
     boxes_R4 = torch.tensor([part["box"] for part in parts], dtype=torch.float32).reshape(-1, 4)
     asked, failed = (sum(record["looked"].get(key, 0) for record in records) for key in ("asked", "failed"))
-    return Judged(rollout, Regions(owner_R, boxes_R4, asked, failed), scores)
+    return Judged(drawn, Regions(owner_R, boxes_R4, asked, failed), scores)
+
+
+def _tokens(data: bytes) -> Tensor:
+    tensors = load_tensors(data)
+    return tensors[FORMER_TOKENS] if FORMER_TOKENS in tensors else tensors[TOKENS]
 
 
 def _score(score: Tensor, status: Tensor, raw: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 
 The index's line is what makes a step exist: it is written, and on the disk, once every rank's tar is.
 Whatever was stopped in between leaves tars that no line lists, which the next writer removes. A reader
-of any world size takes the same pictures in the same order, whatever ranks wrote them.
+of any world size takes the same images in the same order, whatever ranks wrote them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from webdataset import TarWriter
 from srum_ds.common import ranks
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import replacing, write_atomic
+from srum_ds.config.marks import find_template
 from srum_ds.prompts.shards import Shard, check_sizes, scan_tar, shard_from_json, shard_to_json
 from srum_ds.rollouts.codec import EXTENSIONS, decode, encode, sample_key
-from srum_ds.types import Judged
+from srum_ds.types import Judged, TokenSpec
 
 FORMAT = "srum-ds-rollout-shards"
-VERSION = 1
+VERSION = 2
+"""2: the header says what a token is; 1 knew continuous tokens alone."""
 INDEX = "index.jsonl"
 _COPY = "copy the folder again, or write it anew with `srum-ds rollout`"
 
@@ -47,9 +49,9 @@ class StepEntry:
 class Header:
     """What all steps of a folder share; the fields are JSON's.
 
-    ``model``: SHA-256 of the model folder that ``model.path`` named. ``settings``: what drew and judged,
-    key by key. ``judge``: its readout, and name and hash of its
-    questions. ``made_by``: package and commit.
+    ``tokens``: what one token is. ``model``: SHA-256 of the model folder that ``model.path`` named. ``settings``:
+    what drew and judged, key by key. ``judge``: its readout, and name and hash of its questions. ``made_by``: package
+    and commit.
     """
 
     seed: int
@@ -57,7 +59,7 @@ class Header:
     prompts_per_step: int
     images_per_prompt: int
     grid: tuple[int, int]
-    token_channels: int
+    tokens: TokenSpec
     settings: Mapping[str, Any]
     judge: Mapping[str, Any]
     made_by: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -92,10 +94,7 @@ def load_index(folder: Path) -> Index:
         raise UserError(f"{path}: cannot be read ({error})") from error
     steps = {}
     try:
-        head = json.loads(lines[0])
-        if (head.pop("format"), head.pop("version")) != (FORMAT, VERSION):
-            raise ValueError(f"not of format {FORMAT} version {VERSION}")
-        header = Header(**{**head, "grid": tuple(head["grid"])})
+        header = _read_header(json.loads(lines[0]))
         # Every whole line ends in a newline, so what follows the last one was cut off.
         for line in lines[1:-1]:
             item = json.loads(line)
@@ -117,9 +116,9 @@ class RolloutWriter:
         """
         self.folder = folder
         self.header = header
-        ranks.together(lambda: self._begin(None if keep is None else set(keep)), rank_zero=True)
+        ranks.run_on_all_ranks(lambda: self._begin(None if keep is None else set(keep)), rank_zero=True)
         found: list[Index] = []
-        ranks.together(lambda: found.append(load_index(folder)))
+        ranks.run_on_all_ranks(lambda: found.append(load_index(folder)))
         self.index = found[0]
 
     def _begin(self, keep: set[int] | None) -> None:
@@ -149,8 +148,8 @@ class RolloutWriter:
 
         Raises UserError on all ranks where one cannot write; the steps before are untouched.
         """
-        entry = StepEntry(step, policy, tuple(ranks.together(lambda: self._write_tar(step, policy, batches))))
-        ranks.together(lambda: self._append(_step_line(entry)), rank_zero=True)
+        entry = StepEntry(step, policy, tuple(ranks.run_on_all_ranks(lambda: self._write_tar(step, policy, batches))))
+        ranks.run_on_all_ranks(lambda: self._append(_step_line(entry)), rank_zero=True)
         self.index.steps[step] = entry
 
     def _write_tar(self, step: int, policy: int, batches: Sequence[Judged]) -> Shard:
@@ -243,8 +242,25 @@ class RolloutReader:
         return data
 
 
+def _read_header(head: dict[str, Any]) -> Header:
+    """The header of an index; ValueError for another format or a newer version."""
+    found, version = head.pop("format"), head.pop("version")
+    if found != FORMAT or version not in (1, VERSION):
+        raise ValueError(f"format {found!r} version {version!r}, expected {FORMAT} version 1 to {VERSION}")
+    if version == 1:
+        tokens = TokenSpec("continuous", head.pop("token_channels"))
+        # Version 1 named the package's templates by their former path.
+        settings = {
+            key: find_template(value) if key.endswith("_template") and isinstance(value, str) else value
+            for key, value in head.pop("settings").items()
+        }
+        return Header(**{**head, "grid": tuple(head["grid"])}, tokens=tokens, settings=settings)
+    spec = head.pop("tokens")
+    return Header(**{**head, "grid": tuple(head["grid"])}, tokens=TokenSpec(spec["kind"], spec["size"]))
+
+
 def _header_line(header: Header) -> str:
-    record = {"format": FORMAT, "version": VERSION, **vars(header)}
+    record = {"format": FORMAT, "version": VERSION, **vars(header), "tokens": vars(header.tokens)}
     return json.dumps(record, separators=(",", ":")) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""``srum-ds rollout`` and ``srum-ds rescore``: pictures drawn and judged ahead of training, by any number of ranks.
+"""``srum-ds rollout`` and ``srum-ds rescore``: images drawn and judged ahead of training, by any number of ranks.
 
     deepspeed [launcher flags] --module srum_ds.rollouts.worker rollout DIR RECIPE key=value ...
     deepspeed [launcher flags] --module srum_ds.rollouts.worker rescore DIR DIR2 key=value ...
@@ -15,73 +15,76 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from srum_ds.commands.rollouts import KEPT, RESCORABLE
 from srum_ds.common import ranks
 from srum_ds.common.clock import Clock
-from srum_ds.common.errors import UserError
+from srum_ds.common.errors import UserError, guarded
 from srum_ds.common.files import weights_sha256
-from srum_ds.config import Config, check_world, find_path, load_config, save_config, split_arguments
+from srum_ds.config import Config, check_world, load_config, save_config, split_arguments
 from srum_ds.config.messages import refuse_others
 from srum_ds.engine import leave_distributed, start_distributed
 from srum_ds.engine.base import DTYPES
 from srum_ds.models import load_model
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rewards.judge.host import Seat
-from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rewards.judge.host import JudgeHost
+from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rollouts.collect import Collector, sampling_of, to_device
 from srum_ds.rollouts.header import rollout_header
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter
-from srum_ds.rollouts.sources import draw, judged, to_device
 from srum_ds.types import Judged
+
+RESCORABLE = ("judge", "regions", "reward", "log", "deepspeed", "model.path", "rollout.micro_batch_prompts")
+"""Sections and settings that ``rescore`` may be given."""
+KEPT = "rescoring keeps the images as they were drawn; `srum-ds rollout` draws others."
 
 
 @torch.no_grad()
 def rollout(cfg: Config, out: Path) -> None:
     """Draws and judges ``train.steps`` steps of the recipe's prompts with the weights of ``model.path``.
 
-    A step's pictures are those that an online run draws in it as long as its weights are these: same
-    prompts, seeds and noise. Raises UserError on bad input and for a folder of other settings.
+    A step's images are those that an online run draws in it as long as its weights are these: same
+    prompts, same seeds. Raises UserError on bad input and for a folder of other settings.
     """
     check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
-    prompts = PromptReader(find_path(cfg.data.shards), cfg.data.split)
-    ask = Questions(cfg, out).ready()
+    prompts = PromptReader(Path(cfg.data.shards), cfg.data.split)
+    judging = JudgePipeline(cfg, out).ready()
     device = join_ranks()
     with only_writer(out):
-        model = whole_model(cfg, device)
-        writer = open_writer(cfg, model, ask, out)
+        collector = whole_collector(cfg, judging, device)
+        writer = open_writer(collector, out)
         for step in unfinished(writer, range(cfg.train.steps)):
             own = prompts.batch(step, cfg.rollout.prompts_per_step, cfg.run.seed, ranks.rank(), ranks.world_size())
             with ExitStack() as held:
-                batches = draw(cfg, model, Seat(model), ask, own, step, Clock(), held)
+                batches = collector.collect(own, step, Clock(), held)
             writer.write(step, 0, batches)
 
 
 @torch.no_grad()
 def rescore(source: Path, out: Path, overrides: Sequence[str]) -> None:
-    """Judges the pictures of ``source`` again, under its settings with ``overrides`` on top, into ``out``.
+    """Judges the images of ``source`` again, under its settings with ``overrides`` on top, into ``out``.
 
-    Pictures and latents are carried over bit for bit; boxes too, unless a ``regions`` setting is given.
-    Raises UserError for settings that would draw other pictures, and where the model is another one.
+    Images and latents are carried over bit for bit; boxes too, unless a ``regions`` setting is given.
+    Raises UserError for settings that would draw other images, and where the model is another one.
     """
     refuse_others(overrides, RESCORABLE, KEPT)
     cfg = load_config(source / run_folder.CONFIG, overrides)
     check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     reader = RolloutReader(source)
     reader.check(range(0))
-    ask = Questions(cfg)
+    judging = JudgePipeline(cfg)
     device = join_ranks()
     with only_writer(out):
-        ranks.together(lambda: check_model(cfg, reader), rank_zero=True)
-        model = whole_model(cfg, device)
-        writer = open_writer(cfg, model, ask, out)
+        ranks.run_on_all_ranks(lambda: check_model(cfg, reader), rank_zero=True)
+        collector = whole_collector(cfg, judging, device)
+        writer = open_writer(collector, out)
         anew = any(word.startswith("regions.") for word in overrides)
         for step in unfinished(writer, sorted(reader.index.steps)):
-            batches = [judge_again(model, ask, old, anew) for old in read_together(cfg, reader, step)]
+            batches = [judge_again(collector, old, anew) for old in read_together(cfg, reader, step)]
             writer.write(step, reader.policy(step), batches)
 
 
@@ -99,20 +102,20 @@ def join_ranks() -> torch.device:
     return device
 
 
-def whole_model(cfg: Config, device: torch.device) -> Any:
-    """The model of ``model.path``, whole, on this rank's device, its weights in ``train.precision``."""
-    model = load_model(find_path(cfg.model.path), cfg.model.kind, device=device)
+def whole_collector(cfg: Config, judging: JudgePipeline, device: torch.device) -> Collector:
+    """What draws and judges: ``model.path`` whole on this rank's device, its weights in ``train.precision``."""
+    model = load_model(cfg.model.path, cfg.model.kind, device=device)
     # Parameters only, as the engines do: tables keep the precision they were made in.
     for parameter in model.module.parameters():
         parameter.data = parameter.data.to(DTYPES[cfg.train.precision])
-    return model
+    return Collector(cfg, model, JudgeHost(model), judging, sampling_of(cfg))
 
 
-def open_writer(cfg: Config, model: Any, ask: Questions, out: Path) -> RolloutWriter:
+def open_writer(collector: Collector, out: Path) -> RolloutWriter:
     """The folder, begun or gone on with, and the settings beside it."""
-    header = ranks.together(lambda: rollout_header(cfg, model, ask), rank_zero=True)[0]
+    header = ranks.run_on_all_ranks(lambda: rollout_header(collector), rank_zero=True)[0]
     writer = RolloutWriter(out, header)
-    ranks.together(lambda: save_config(cfg, out / run_folder.CONFIG), rank_zero=True)
+    ranks.run_on_all_ranks(lambda: save_config(collector.cfg, out / run_folder.CONFIG), rank_zero=True)
     return writer
 
 
@@ -123,25 +126,26 @@ def read_together(cfg: Config, reader: RolloutReader, step: int) -> list[Judged]
     def read() -> None:
         found.extend(reader.batches(step, cfg.rollout.micro_batch_prompts, ranks.rank(), ranks.world_size()))
 
-    ranks.together(read)
+    ranks.run_on_all_ranks(read)
     return found
 
 
-def judge_again(model: Any, ask: Questions, old: Judged, anew: bool) -> Judged:
-    """The same pictures with other scores, and with other boxes where ``anew``."""
-    old = to_device(old, model.module.device)
+def judge_again(collector: Collector, old: Judged, anew: bool) -> Judged:
+    """The same images with other scores, and with other boxes where ``anew``."""
+    model: UnifiedModel = collector.model
+    old = to_device(old, model.device)
     with model.judging():
         if anew:
-            return judged(model, ask, old.samples)
-        return replace(old, scores=ask.about(model, old.samples, old.regions))
+            return collector.judging.judged(model, old.samples)
+        return replace(old, scores=collector.judging.scores(model, old.samples, old.regions))
 
 
 def check_model(cfg: Config, reader: RolloutReader) -> None:
     """Raises UserError where ``model.path`` is not the model that drew and judged."""
-    if weights_sha256(find_path(cfg.model.path)) != reader.header.model:
+    if weights_sha256(Path(cfg.model.path)) != reader.header.model:
         raise UserError(
-            f"model.path={cfg.model.path} is another model than the one that {reader.folder} was made with (SHA-256 "
-            f"{reader.header.model}): give its folder as model.path=..."
+            f"model.path={cfg.written('model.path')} is another model than the one that {reader.folder} was made "
+            f"with (SHA-256 {reader.header.model}): give its folder as model.path=..."
         )
 
 
@@ -149,7 +153,7 @@ def check_model(cfg: Config, reader: RolloutReader) -> None:
 def only_writer(out: Path) -> Iterator[None]:
     """Holds the folder for this job; UserError on all ranks where another job writes there."""
     with ExitStack() as held:
-        ranks.together(lambda: held.enter_context(run_folder.locked(out)), rank_zero=True)
+        ranks.run_on_all_ranks(lambda: held.enter_context(run_folder.locked(out)), rank_zero=True)
         yield
 
 
@@ -180,6 +184,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from srum_ds.common.errors import guarded
-
     sys.exit(guarded(lambda: main(sys.argv[1:])))

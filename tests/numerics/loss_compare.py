@@ -144,7 +144,9 @@ def _tensors(name: Path, before: Mapping[str, torch.Tensor], after: Mapping[str,
     if before.keys() != after.keys():
         return [f"{name}: other tensors are stored"]
     different = [key for key, tensor in before.items() if not torch.equal(tensor, after[key])]
-    return [f"{name}: {len(different)} of {len(before)} tensors differ, the first is {different[0]}"] * bool(different)
+    if not different:
+        return []
+    return [f"{name}: {len(different)} of {len(before)} tensors differ, the first is {different[0]}"]
 
 
 def main() -> int:

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.registry import load_attribute
 from srum_ds.types import Failure, Prompt, Samples, Scores, Status
 
 Scorer = Callable[[Tensor, Sequence[Prompt]], Any]
-"""(pictures [N, 3, H, W] in [0, 1], their N prompts) -> N scores in [-1, 1], NaN for one it cannot give."""
+"""(images [N, 3, H, W] in [0, 1], their N prompts) -> N scores in [-1, 1], NaN for one it cannot give."""
 
 
 def load_function(name: str) -> Scorer:
-    """The function that ``module:function`` names. UserError where there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"judge.external={name}: cannot be imported ({error}); expected module:function") from error
+    """The function that ``module:function`` or ``file.py:function`` names. UserError where there is none."""
+    found = load_attribute(name, "judge.external")
     if not callable(found):
         raise UserError(f"judge.external={name}: is {type(found).__name__}, expected a function")
-    return found
+    return cast(Scorer, found)
 
 
-def function_scores(function: Scorer, name: str, rollout: Samples) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
-    """A function's scores of N pictures: (score_N float32, status_N int64, failures).
+def function_scores(function: Scorer, name: str, samples: Samples) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
+    """A function's scores of N images: (score_N float32, status_N int64, failures).
 
     NaN is FAILED; what lies off [-1, 1] is CLAMPED. Raises UserError where it does not give N numbers.
     """
-    prompts = [rollout.prompts[group] for group in rollout.group_N.tolist()]
-    score_N = torch.as_tensor(function(rollout.images_NCHW, prompts)).detach().float().cpu()
+    prompts = samples.prompt_of_each()
+    score_N = torch.as_tensor(function(samples.images_NCHW, prompts)).detach().float().cpu()
     if tuple(score_N.shape) != (len(prompts),):
         raise UserError(f"judge.external={name}: gave {tuple(score_N.shape)} for {len(prompts)} pictures")
     status_N = torch.full(score_N.shape, int(Status.PARSED))
@@ -47,7 +43,7 @@ def function_scores(function: Scorer, name: str, rollout: Samples) -> tuple[Tens
 
 
 def mix(own: Scores, other: Scores, weight: float) -> Scores:
-    """(1 - weight) own + weight other, for pictures and for regions; FAILED where either failed.
+    """(1 - weight) own + weight other, for images and for regions; FAILED where either failed.
 
     Phrases are the own judge's; missing shares are mixed where both have them. Requests, failures and replies
     are those of both.
@@ -68,16 +64,16 @@ def mix(own: Scores, other: Scores, weight: float) -> Scores:
         missing_N=missing_N,
         raw=tuple(f"{a} | {b}" for a, b in zip(own.raw, other.raw, strict=True)),
     )
-    return _together(mixed, other.status_Q, other.failures)
+    return _with_requests(mixed, other.status_Q, other.failures)
 
 
 def mix_global(own: Scores, score_N: Tensor, status_N: Tensor, failures: tuple[Failure, ...], weight: float) -> Scores:
-    """The same with a judge of whole pictures alone: the regions' scores stay the own judge's."""
+    """The same with a judge of whole images alone: the regions' scores stay the own judge's."""
     global_N, global_status_N = mix_levels(own.global_N, own.global_status_N, score_N, status_N, weight)
     said = [f" | {value:.4g}" for value in score_N.tolist()]
     raw = tuple(text + (said[k] if k < len(said) else "") for k, text in enumerate(own.raw))
     mixed = replace(own, global_N=global_N, global_status_N=global_status_N, raw=raw)
-    return _together(mixed, status_N, failures)
+    return _with_requests(mixed, status_N, failures)
 
 
 def mix_levels(
@@ -87,6 +83,6 @@ def mix_levels(
     return (1 - weight) * own_M + weight * other_M, torch.maximum(own_status_M, other_status_M)
 
 
-def _together(mixed: Scores, status_Q: Tensor | None, failures: tuple[Failure, ...]) -> Scores:
+def _with_requests(mixed: Scores, status_Q: Tensor | None, failures: tuple[Failure, ...]) -> Scores:
     both = None if mixed.status_Q is None or status_Q is None else torch.cat([mixed.status_Q, status_Q])
     return replace(mixed, status_Q=both, failures=(*mixed.failures, *failures))

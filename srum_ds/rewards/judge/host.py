@@ -1,25 +1,26 @@
-"""Who judges a run's pictures: the live model, or a frozen copy that an engine of its own holds."""
+"""Who judges a run's images: the live model, or a frozen copy that an engine of its own holds."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from srum_ds.common.errors import UserError
-from srum_ds.config import Config, find_path
+from srum_ds.config import Config
 from srum_ds.engine import FrozenEngine, compute_device, read_ds_config, shard_loader
 from srum_ds.models import load_model
+from srum_ds.models.protocol import UnifiedModel
 
 
 @dataclass(frozen=True)
-class Seat:
+class JudgeHost:
     """A judge and its engine; without one, the judge is the live model, which the training engine holds."""
 
-    judge: Any
+    judge: UnifiedModel
     engine: FrozenEngine | None = None
 
-    def take(self, gathered: ExitStack) -> Any:
+    def take(self, gathered: ExitStack) -> UnifiedModel:
         """The judge, ready to be asked, where ``gathered`` holds the live model whole.
 
         A frozen copy takes the live model's place there: two whole models are never held at once. The
@@ -33,22 +34,22 @@ class Seat:
         return self.judge
 
 
-def choose_judge(cfg: Config, model: Any) -> Seat:
+def choose_judge(cfg: Config, model: UnifiedModel) -> JudgeHost:
     """The live model where it judges as it did untrained (with LoRA: LoRA off), else a frozen copy.
 
     The copy is the understanding half of ``model.path`` as it was before training, under ZeRO-3 loaded
-    straight into shards of its own. All ranks call it.
+    straight into shards of its own. All ranks call it. UserError where the recipe shares a judge that would change.
     """
     unchanged = model.judge_unchanged_by(cfg.model.trains)
     if cfg.model.judge == "shared" and not unchanged:
         raise UserError(
             f"model.judge=shared, but model.trains={cfg.model.trains} changes the understanding half: the judge "
-            f"would drift with what it judges. Use model.judge=frozen_copy."
+            f"would drift with what it judges. Use model.judge=frozen_copy (or auto), or another model.trains."
         )
     if cfg.model.judge != "frozen_copy" and unchanged:
-        return Seat(model)
-    ds_config = read_ds_config(find_path(cfg.deepspeed.config))
+        return JudgeHost(model)
+    ds_config = read_ds_config(Path(cfg.deepspeed.config))
     materialise = shard_loader(ds_config, cfg.train.precision)
-    path, device = find_path(cfg.model.path), compute_device()
-    copy = load_model(path, cfg.model.kind, device=device, materialise=materialise, only_looks=True)
-    return Seat(copy, FrozenEngine(copy.module, ds_config, cfg.train.precision))
+    device = compute_device()
+    copy = load_model(cfg.model.path, cfg.model.kind, device=device, materialise=materialise, only_judges=True)
+    return JudgeHost(copy, FrozenEngine(copy.module, ds_config, cfg.train.precision))

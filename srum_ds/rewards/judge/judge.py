@@ -1,11 +1,7 @@
-"""The judging of one step: a global score for each picture, a local score for each region.
+"""The judging of a micro-batch: a global score for each image, a local score for each region.
 
-How an opinion is read is the readout's affair (``asking.py``); this module decides what is asked about.
-Where the judge's parameters are sharded every model call is collective, so that every rank must make the
-same number of them: one a batch (more only as ``asking.GenerateReadout`` agrees on), ``ceil(N / batch)``
-batches of pictures (N is the same everywhere) and ``ceil(M / batch)`` of crops, where M is the largest
-number of crops any rank has (``agree``, or ``pad_to``). Batch k then holds the same number of pictures on
-every rank. Where no call communicates, nothing is padded.
+How an opinion is read is the readout's affair (``readouts.py``); this module decides what is asked about, and matches
+regions to phrases. ``pipeline.JudgePipeline`` calls ``judge_samples`` with what a recipe says. Nothing communicates.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import Agree, GenerateReadout, Readout, Replies, Request, alone, check_template
+from srum_ds.rewards.judge.readouts import GenerateReadout, Readout, Replies, Request
 from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions import crop
 from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
@@ -28,7 +24,7 @@ from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which phrase each region of one picture shows.
+    """Which phrase each region of one image shows.
 
     ``phrase`` [R]: index into the prompt's phrases, -1 where no phrase claims the region.
     ``missing``: share of the asked-for objects, in [0, 1], that no region shows.
@@ -57,7 +53,7 @@ def phrase_counts(prompt: Prompt) -> tuple[int, ...]:
 
 
 def assign_phrases(scores_RP: np.ndarray, counts: Sequence[int]) -> Assignment:
-    """Matches the regions of one picture to the objects its prompt asks for, best total score first.
+    """Matches the regions of one image to the objects its prompt asks for, best total score first.
 
     Each phrase offers as many places as it asks for objects and each region takes at most one, so
     that one phrase cannot bless two objects. An answer that failed counts as 0 in the matching:
@@ -82,76 +78,69 @@ def assign_phrases(scores_RP: np.ndarray, counts: Sequence[int]) -> Assignment:
     return Assignment(phrase=tuple(int(p) for p in phrase), missing=share)
 
 
-def judge_rollout(
-    judge: Judge,
-    rollout: Samples,
-    regions: Regions,
-    global_template: Template | None,
-    local_template: Template | None,
-    readout: Readout,
-    *,
-    regional: str = "crop",
-    crop_size: tuple[int, int] = (64, 64),
-    batch: int = 64,
-    pad_to: int | None = None,
-    agree: Agree = alone,
-    surplus_penalty: float = 1.0,
-) -> Scores:
-    """Asks about every picture and every region, and matches regions to phrases.
+@dataclass(frozen=True)
+class Asking:
+    """How the judge is asked about images and their regions.
 
-    Global: one question a picture, with its prompt. Local, by ``regional``:
+    whole: the question about an image, with ``prompt``; None for a readout that needs no question. part: the one about
+    a region, with ``phrase`` (and ``prompt``, if it likes); for ``boxes`` with ``prompt`` and ``boxes``. regional:
+    ``crop`` or ``boxes``, see ``judge_samples``. crop_size: height and width of every crop in pixels. batch: most
+    images or crops in one call, >= 1. surplus_penalty: in [0, 1], what a region costs that no phrase claims.
+
+    UserError for a template that cannot serve the readout.
+    """
+
+    whole: Template | None
+    part: Template | None
+    readout: Readout
+    regional: str = "crop"
+    crop_size: tuple[int, int] = (64, 64)
+    batch: int = 64
+    surplus_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_template(self.whole, self.readout, "prompt")
+        check_template(self.part, self.readout, "boxes" if self.regional == "boxes" else "phrase")
+
+
+def judge_samples(judge: Judge, samples: Samples, regions: Regions, asking: Asking) -> Scores:
+    """Asks about every image and every region, and matches regions to phrases.
+
+    Global: one question per image, with its prompt. Local, by ``asking.regional``:
 
     - ``crop``: each crop is asked about each phrase of its prompt; regions are then matched to phrases
       (``assign_phrases``) and a region's score is that for its phrase. A region that no phrase claims is a
       surplus object and scores ``-surplus_penalty``. A region whose own answer failed, or which is
       unclaimed while any of its answers failed, is FAILED.
-    - ``boxes`` (as released): one written reply a picture about all of its boxes, listed in the question.
+    - ``boxes`` (as released): one written reply per image about all of its boxes, listed in the question.
       Nothing is matched: ``phrase_R`` is -1, ``missing_N`` None.
 
-    The result does not depend on ``batch``, ``pad_to`` or ``agree`` beyond the model's rounding.
+    The result does not depend on ``asking.batch`` beyond the model's rounding.
 
     Args:
-        judge: whoever answers.
-        rollout: N pictures with their prompts.
-        regions: R boxes over these pictures.
-        global_template: question with ``prompt``; None for a readout that needs no question.
-        local_template: question with ``phrase`` (and ``prompt``, if it likes); for ``boxes`` with
-            ``prompt`` and ``boxes``.
-        readout: how the judge's opinion is read.
-        crop_size: height and width of every crop in pixels.
-        batch: most pictures or crops in one call, >= 1.
-        pad_to: crops (or pictures with boxes) to ask about, at least as many as there are: the largest
-            number over all ranks. Those beyond are blank and their answers are thrown away. None: as
-            ``agree`` has it.
-        agree: the largest of a number over all ranks, for a judge whose calls communicate; see
-            ``asking``.
-        surplus_penalty: in [0, 1].
+        judge: whoever answers; its parameters are whole on this rank.
+        samples: N images with their prompts.
+        regions: R boxes over these images.
+        asking: what is asked, and how.
 
     Returns:
         Scores on the CPU, float32.
 
     Raises:
-        UserError: a template without its variable, a prompt without phrases that has crops, bad
-            counts, or a setting out of range.
-        ValueError: ``pad_to`` too small, prompts that do not match the groups, or a judge that breaks
-            its protocol.
+        UserError: a prompt without phrases that has crops, or bad counts.
+        ValueError: prompts that do not match the groups, or a judge that breaks its protocol.
     """
-    _check_settings(global_template, local_template, readout, regional, batch, surplus_penalty)
-    prompts = _prompt_of_each(rollout)
-    names = [(p.name, s) for p, s in zip(prompts, rollout.sample_N.tolist(), strict=True)]
-    questions = [render(global_template, readout, prompt=prompt.text) for prompt in rollout.prompts]
+    prompts = samples.prompt_of_each()
+    names = [(p.name, s) for p, s in zip(prompts, samples.sample_N.tolist(), strict=True)]
+    questions = [render(asking.whole, asking.readout, prompt=prompt.text) for prompt in samples.prompts]
     asked = [
-        [Request(0, questions[group], rollout.prompts[group].text, (*name, "whole"))]
-        for group, name in zip(rollout.group_N.tolist(), names, strict=True)
+        [Request(0, questions[group], samples.prompts[group].text, (*name, "whole"))]
+        for group, name in zip(samples.group_N.tolist(), names, strict=True)
     ]
-    whole = ask_all(judge, list(rollout.images_NCHW), asked, readout, batch, agree)
-    failures = _failures(whole, [a[0] for a in asked], range(len(prompts)), [-1] * len(prompts), global_template)
-    if regional == "boxes":
-        local = _judge_boxes(judge, rollout, regions, names, local_template, readout, batch, pad_to, agree)
-    else:
-        local = _judge_crops(
-            judge, rollout, regions, names, local_template, readout, crop_size, batch, pad_to, agree, surplus_penalty
-        )
+    whole = ask_all(judge, list(samples.images_NCHW), asked, asking.readout, asking.batch)
+    failures = _failures(whole, [a[0] for a in asked], range(len(prompts)), [-1] * len(prompts), asking.whole)
+    judge_regions = _judge_boxes if asking.regional == "boxes" else _judge_crops
+    local = judge_regions(judge, samples, regions, names, asking)
     return Scores(
         global_N=whole.score_Q,
         global_status_N=whole.status_Q,
@@ -183,58 +172,11 @@ class _Local:
     failures: tuple[Failure, ...]
 
 
-def _check_settings(
-    global_template: Template | None,
-    local_template: Template | None,
-    readout: Readout,
-    regional: str,
-    batch: int,
-    surplus_penalty: float,
-) -> None:
-    check_template(global_template, readout, "prompt")
-    if regional not in ("crop", "boxes"):
-        raise UserError(f"judge.regional is {regional!r}, expected crop or boxes")
-    if regional == "boxes" and not isinstance(readout, GenerateReadout):
-        raise UserError("judge.regional=boxes is answered in writing: it needs judge.readout=generate")
-    check_template(local_template, readout, "boxes" if regional == "boxes" else "phrase")
-    if batch < 1:
-        raise UserError(f"judge batch is {batch}, expected at least 1")
-    if not 0.0 <= surplus_penalty <= 1.0:
-        raise UserError(f"surplus_penalty is {surplus_penalty}, expected a cost in [0, 1]")
-
-
-def _prompt_of_each(rollout: Samples) -> list[Prompt]:
-    """The prompt of each of the N pictures; ``rollout.prompts`` holds one a group."""
-    groups = int(rollout.group_N.max()) + 1 if rollout.group_N.numel() else 0
-    if len(rollout.prompts) != groups:
-        raise ValueError(f"the rollout has {len(rollout.prompts)} prompts for {groups} groups of pictures")
-    return [rollout.prompts[group] for group in rollout.group_N.tolist()]
-
-
-def _padding(count: int, pad_to: int | None, agree: Agree) -> int:
-    """How many blank pictures make up the number that every rank asks about."""
-    total = agree(count) if pad_to is None else pad_to
-    if total < count:
-        raise ValueError(f"pad_to is {total}, but there are {count} regions")
-    return total - count
-
-
 def _judge_crops(
-    judge: Judge,
-    rollout: Samples,
-    regions: Regions,
-    names: Sequence[tuple[str, int]],
-    template: Template | None,
-    readout: Readout,
-    crop_size: tuple[int, int],
-    batch: int,
-    pad_to: int | None,
-    agree: Agree,
-    surplus_penalty: float,
+    judge: Judge, samples: Samples, regions: Regions, names: Sequence[tuple[str, int]], asking: Asking
 ) -> _Local:
     """Each crop against each phrase of its prompt."""
-    padding = _padding(len(regions), pad_to, agree)
-    prompts = _prompt_of_each(rollout)
+    prompts = samples.prompt_of_each()
     owners = regions.owner_R.tolist()
     for owner in owners:
         if not prompts[owner].phrases:
@@ -243,12 +185,12 @@ def _judge_crops(
                 f"'phrases' to its record in the prompt shard, or propose no regions (kind 'none')"
             )
     first_of = {owner: owners.index(owner) for owner in set(owners)}
-    groups = rollout.group_N.tolist()
+    groups = samples.group_N.tolist()
     # A prompt's crops are asked the same questions: each is rendered once.
     asked_of = {
         group: [
-            (render(template, readout, prompt=rollout.prompts[group].text, phrase=phrase), phrase)
-            for phrase in rollout.prompts[group].phrases
+            (render(asking.part, asking.readout, prompt=samples.prompts[group].text, phrase=phrase), phrase)
+            for phrase in samples.prompts[group].phrases
         ]
         for group in dict.fromkeys(groups[owner] for owner in owners)
     }
@@ -259,66 +201,48 @@ def _judge_crops(
         ]
         for region, owner in enumerate(owners)
     ]
-    crops = crop(rollout.images_NCHW, regions, crop_size)
-    if padding:
-        first = prompts[0]
-        phrase = first.phrases[0] if first.phrases else first.text
-        filler = Request(0, render(template, readout, prompt=first.text, phrase=phrase), phrase, ("padding",))
-        crops.extend([torch.zeros(3, *crop_size, device=rollout.images_NCHW.device)] * padding)
-        asked.extend([[filler]] * padding)
-    replies = ask_all(judge, crops, asked, readout, batch, agree)
-    flat = [request for of_crop in asked[: len(owners)] for request in of_crop]
-    replies = Replies(replies.score_Q[: len(flat)], replies.status_Q[: len(flat)], replies.raw[: len(flat)])
-    region_Q = [region for region, of_crop in enumerate(asked[: len(owners)]) for _ in of_crop]
-    failures = _failures(replies, flat, [owners[region] for region in region_Q], region_Q, template)
-    return _settle(prompts, owners, replies, surplus_penalty, failures)
+    crops = crop(samples.images_NCHW, regions, asking.crop_size)
+    replies = ask_all(judge, crops, asked, asking.readout, asking.batch)
+    flat = [request for of_crop in asked for request in of_crop]
+    region_Q = [region for region, of_crop in enumerate(asked) for _ in of_crop]
+    failures = _failures(replies, flat, [owners[region] for region in region_Q], region_Q, asking.part)
+    return _settle(prompts, owners, replies, asking.surplus_penalty, failures)
 
 
 def _judge_boxes(
-    judge: Judge,
-    rollout: Samples,
-    regions: Regions,
-    names: Sequence[tuple[str, int]],
-    template: Template | None,
-    readout: Readout,
-    batch: int,
-    pad_to: int | None,
-    agree: Agree,
+    judge: Judge, samples: Samples, regions: Regions, names: Sequence[tuple[str, int]], asking: Asking
 ) -> _Local:
-    """One written reply a picture about all of its boxes. A region of a reply counts as one request."""
+    """One written reply per image about all of its boxes. A region of a reply counts as one request."""
+    readout = asking.readout
     assert isinstance(readout, GenerateReadout)
-    prompts = _prompt_of_each(rollout)
+    prompts = samples.prompt_of_each()
     owner_R = regions.owner_R
     shown = torch.unique(owner_R).tolist()
-    height, width = rollout.images_NCHW.shape[2:]
+    height, width = samples.images_NCHW.shape[2:]
     sides_4 = torch.tensor([width, height, width, height], dtype=torch.float64)
 
     def request(owner: int, boxes_B4: Tensor) -> Request:
         pixels = (boxes_B4.double().cpu() * sides_4).round().int().tolist()
         text = prompts[owner].text
-        question = render(template, readout, prompt=text, boxes=pixels, width=width, height=height)
+        question = render(asking.part, asking.readout, prompt=text, boxes=pixels, width=width, height=height)
         return Request(0, question, text, (*names[owner], "boxes"))
 
     requests = [request(owner, regions.boxes_R4[owner_R == owner]) for owner in shown]
     counts = [int((owner_R == owner).sum()) for owner in shown]
-    pictures = [rollout.images_NCHW[owner] for owner in shown]
-    for _ in range(_padding(len(shown), pad_to, agree)):
-        requests.append(request(0, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
-        counts.append(0)
-        pictures.append(torch.zeros_like(rollout.images_NCHW[0]))
+    pictures = [samples.images_NCHW[owner] for owner in shown]
     score: list[float] = []
     status: list[int] = []
     raw: list[str] = []
     failures: list[Failure] = []
-    for start in range(0, len(requests), batch):
-        asked = [replace(r, picture=k) for k, r in enumerate(requests[start : start + batch])]
-        own = counts[start : start + batch]
-        found, texts = readout.read_regions(judge, pictures[start : start + batch], asked, own, agree)
+    for start in range(0, len(requests), asking.batch):
+        asked = [replace(r, picture=k) for k, r in enumerate(requests[start : start + asking.batch])]
+        own = counts[start : start + asking.batch]
+        found, texts = readout.read_regions(judge, pictures[start : start + asking.batch], asked, own)
         for position, (of_picture, text) in enumerate(zip(found, texts, strict=True)):
             for reply in of_picture:
                 if reply.status == Status.FAILED:
                     where = (shown[start + position], len(score))
-                    failures.append(Failure(*where, asked[position].question, text, _label(template)))
+                    failures.append(Failure(*where, asked[position].question, text, _label(asking.part)))
                 score.append(reply.score)
                 status.append(int(reply.status))
                 raw.append(text)
@@ -340,14 +264,13 @@ def ask_all(
     requests: Sequence[Sequence[Request]],
     readout: Readout,
     batch: int,
-    agree: Agree,
 ) -> Replies:
-    """All requests about all pictures, in order; those about one picture share it in the call."""
+    """All requests about all images, in order; those about one image share it in the call."""
     parts = [Replies(torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())]
     for start in range(0, len(pictures), batch):
         asked = requests[start : start + batch]
         flat = [replace(request, picture=k) for k, of_picture in enumerate(asked) for request in of_picture]
-        parts.append(readout.read(judge, pictures[start : start + batch], flat, agree))
+        parts.append(readout.read(judge, pictures[start : start + batch], flat))
     return Replies(
         torch.cat([part.score_Q for part in parts]),
         torch.cat([part.status_Q for part in parts]),
@@ -411,3 +334,26 @@ def _settle(
                 local_R[region] = -surplus_penalty
                 status_R[region] = int(Status.PARSED)
     return _Local(local_R, status_R, phrase_R, tuple(raw_R), missing_N, status_Q, failures)
+
+
+def check_template(template: Template | None, readout: Readout, variable: str) -> None:
+    """UserError where a template cannot serve a readout that is about ``variable`` (prompt or phrase)."""
+    if not readout.needs_question:
+        if template is not None and template.variables & {"prompt", "phrase"}:
+            raise UserError(
+                f"judge template {template.name} mentions the prompt or phrase, which gives away the text whose "
+                f"likelihood is read; choose one that does not, such as describe"
+            )
+        return
+    if template is None:
+        raise UserError("this readout needs a judge template; only likelihood does without")
+    if variable not in template.variables:
+        raise UserError(
+            f"judge template {template.name} never mentions {{{{ {variable} }}}}: every question would "
+            f"be the same; use the variable or choose another template"
+        )
+    if readout.think and "think" not in template.variables:
+        raise UserError(
+            f"judge.think is on, but judge template {template.name} never mentions {{{{ think }}}}: choose one "
+            f"that asks for thinking, such as global_layout_score"
+        )

@@ -163,7 +163,7 @@ def parse_regions(text: str, count: int) -> list[RegionReply]:
     Only what follows the thinking counts.
 
     Returns:
-        One reply a region, in order; FAILED with NaN where the reply has no score for it.
+        One reply per region, in order; FAILED with NaN where the reply has no score for it.
     """
     reply = _after_thinking(text)
     if reply is None or count < 1:

@@ -14,7 +14,6 @@ import torch
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import Agree, alone
 from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.phrases.extract import Phrases, noun_chunks, parse_phrases, split_prompt
 from srum_ds.types import Prompt
@@ -46,7 +45,7 @@ class PhraseBook:
         mode: see above.
         template: question with ``prompt``, for ``ask`` and ``auto``.
         max_new_tokens: length of each reply.
-        picture_hw: size of the blank picture that goes with a question: judges answer about pictures.
+        picture_hw: size of the blank image that goes with a question: judges answer about images.
         batch: most prompts in one call.
         folder: where entries are kept; None: nowhere.
         rank: this process's.
@@ -84,12 +83,11 @@ class PhraseBook:
                 self.entries.update(self._read(path))
             self._saved = len(self.entries) if own else 0
 
-    def complete(self, judge: Judge, prompts: Sequence[Prompt], agree: Agree = alone) -> tuple[Prompt, ...]:
+    def complete(self, judge: Judge, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """The prompts with ``phrases``, ``meta["counts"]`` and ``meta["phrases_from"]`` filled in.
 
-        What is not known yet is found out, ``ceil(agree(unknown prompts) / batch)`` calls of the judge if
-        it is asked, and saved. ``agree``: for a judge whose calls are collective, the largest of all ranks'
-        numbers; questions whose answers are thrown away make up the difference. Default: this rank's own.
+        What is not known yet is found out, ``ceil(unknown prompts / batch)`` calls of the judge if
+        it is asked, and saved.
 
         Raises:
             UserError: mode ``shard`` and a prompt without phrases.
@@ -102,7 +100,7 @@ class PhraseBook:
                 f"record in the prompt shard, or set regions.phrases=auto"
             )
         if self.mode in ("ask", "auto"):
-            self._ask(judge, unknown, agree(len(unknown)))
+            self._ask(judge, unknown)
         else:
             self.entries.update((text, split(text)) for text in unknown)
         if len(self.entries) > self._saved:
@@ -112,15 +110,14 @@ class PhraseBook:
     def _has(self, prompt: Prompt) -> bool:
         return self.mode in ("shard", "auto") and bool(prompt.phrases)
 
-    def _ask(self, judge: Judge, texts: Sequence[str], total: int) -> None:
+    def _ask(self, judge: Judge, texts: Sequence[str]) -> None:
         assert self.template is not None
         blank = torch.zeros(3, *self.picture_hw)
-        asked = [*texts, *["a picture"] * (total - len(texts))]
-        for start in range(0, total, self.batch):
-            batch = asked[start : start + self.batch]
+        for start in range(0, len(texts), self.batch):
+            batch = texts[start : start + self.batch]
             questions = [self.template.render(prompt=text) for text in batch]
             replies = judge.answer([blank], questions, self.max_new_tokens, [0] * len(questions))
-            for text, reply in list(zip(batch, replies, strict=True))[: max(0, len(texts) - start)]:
+            for text, reply in zip(batch, replies, strict=True):
                 found = parse_phrases(reply, text)
                 self.entries[text] = (
                     Entry(found.phrases, found.counts, "ask", reply)

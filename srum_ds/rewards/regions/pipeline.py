@@ -1,26 +1,88 @@
-"""Where a recipe has the judge look: the prompts' object phrases and the pictures' regions."""
+"""Where a recipe has the judge look: the prompts' object phrases and the images' regions.
+
+``RegionPipeline`` is built once per run from the settings; the judge's pipeline asks it for every micro-batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
-from srum_ds.config import Config, find_path
+from srum_ds.config import Config
+from srum_ds.config.choices import REGION_PROPOSERS
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import Agree, alone
-from srum_ds.rewards.judge.templates import load_template
+from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.phrases.cache import PhraseBook
-from srum_ds.rewards.regions.boxes import Proposer, no_regions
-from srum_ds.rewards.regions.components import Components, Grid
-from srum_ds.rewards.regions.finder import Filter, RegionFinder
-from srum_ds.rewards.regions.ground import Ground
-from srum_ds.rewards.regions.sam import load_segment_anything
+from srum_ds.rewards.regions.boxes import NoProposer, Proposer, first_of_each, no_regions, select
+from srum_ds.rewards.regions.relevance import keep_relevant
 from srum_ds.types import Prompt, Regions, Samples
 
 PHRASES = "phrases"
 
 
-class Looker:
+@dataclass(frozen=True)
+class Filter:
+    """The judge's yes/no question about each proposal; see ``keep_relevant``.
+
+    ``candidates``: most proposals of an image that it is asked about, the largest first.
+    """
+
+    template: Template
+    answers: Sequence[str]
+    candidates: int
+    crop_size: tuple[int, int] = (64, 64)
+    batch: int = 64
+    min_mass: float = 0.05
+
+
+@dataclass(frozen=True)
+class RegionFinder:
+    """Finds the regions of a micro-batch's images: a proposer, the selection, and the judge's filter, in this order.
+
+    proposer: where boxes come from. max_count, min_area, overlap, pad: see ``select``. filter: None keeps
+    whatever was proposed; otherwise it sees the boxes as they will be judged, and the count is limited
+    after it.
+    """
+
+    proposer: Proposer
+    max_count: int
+    min_area: float = 0.0
+    overlap: float = 1.0
+    pad: float = 0.0
+    filter: Filter | None = None
+
+    def __call__(self, judge: Judge, samples: Samples) -> Regions:
+        """Regions of the N images."""
+        prompts = samples.prompt_of_each()
+        found = self.proposer(samples.images_NCHW, prompts, judge)
+        regions = select(
+            found,
+            max_count=self.max_count if self.filter is None else self.filter.candidates,
+            min_area=self.min_area,
+            overlap=self.overlap,
+            pad=self.pad,
+        )
+        if self.proposer.asks:
+            regions = replace(regions, asked=len(found))
+        if self.filter is None:
+            return regions
+        regions = keep_relevant(
+            judge,
+            samples.images_NCHW,
+            regions,
+            prompts,
+            self.filter.template,
+            self.filter.answers,
+            crop_size=self.filter.crop_size,
+            batch=self.filter.batch,
+            min_mass=self.filter.min_mass,
+        )
+        return first_of_each(regions, self.max_count)
+
+
+class RegionPipeline:
     """Phrases and regions as ``regions.*`` says. What it needs is loaded, and missed, at the start.
 
     ``run_dir``: phrases that are found out are kept there, in the folder ``phrases``; None keeps them in
@@ -28,24 +90,27 @@ class Looker:
     """
 
     def __init__(self, cfg: Config, run_dir: Path | None = None, rank: int = 0) -> None:
+        proposer = proposer_of(cfg)
         self.book: PhraseBook | None = None
         self.find: RegionFinder | None = None
-        if cfg.regions.kind != "none":
+        # A box that is no object is never one too many.
+        self.surplus_penalty = cfg.reward.surplus_penalty if proposer.finds_objects else 0.0
+        if not isinstance(proposer, NoProposer):
             self.book = phrase_book_of(cfg, run_dir, rank)
-            self.find = finder_of(cfg)
+            self.find = finder_of(cfg, proposer)
 
-    def phrases(self, judge: Judge, prompts: Sequence[Prompt], agree: Agree = alone) -> tuple[Prompt, ...]:
+    def phrases(self, judge: Judge, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """The prompts with their object phrases (untouched where no regions are wanted); see ``PhraseBook``."""
-        return tuple(prompts) if self.book is None else self.book.complete(judge, prompts, agree)
+        return tuple(prompts) if self.book is None else self.book.complete(judge, prompts)
 
-    def regions(self, judge: Judge, rollout: Samples, agree: Agree = alone) -> Regions:
-        """Boxes over the pictures; none where local rewards are switched off. See ``RegionFinder``."""
-        return no_regions() if self.find is None else self.find(judge, rollout, agree)
+    def regions(self, judge: Judge, samples: Samples) -> Regions:
+        """Boxes over the images; none where local rewards are switched off. See ``RegionFinder``."""
+        return no_regions() if self.find is None else self.find(judge, samples)
 
 
-def surplus_penalty(cfg: Config) -> float:
-    """What a region that no phrase claims costs. A grid's cell is no object, and so never one too many."""
-    return 0.0 if cfg.regions.kind == "grid" else cfg.reward.surplus_penalty
+def proposer_of(cfg: Config) -> Proposer:
+    """The proposer that ``regions.kind`` names: built in, of a package, or the user's own ``module:name``."""
+    return cast(Proposer, REGION_PROPOSERS.get(cfg.regions.kind)(cfg))
 
 
 def phrase_book_of(cfg: Config, run_dir: Path | None, rank: int) -> PhraseBook:
@@ -53,7 +118,7 @@ def phrase_book_of(cfg: Config, run_dir: Path | None, rank: int) -> PhraseBook:
     r = cfg.regions
     return PhraseBook(
         r.phrases,
-        load_template(find_path(r.phrases_template)) if r.phrases in ("auto", "ask") else None,
+        load_template(r.phrases_template) if r.phrases in ("auto", "ask") else None,
         r.phrases_tokens,
         cfg.rollout.image_size,
         cfg.judge.batch,
@@ -62,24 +127,11 @@ def phrase_book_of(cfg: Config, run_dir: Path | None, rank: int) -> PhraseBook:
     )
 
 
-def finder_of(cfg: Config) -> RegionFinder:
+def finder_of(cfg: Config, proposer: Proposer) -> RegionFinder:
     """The region finder of a recipe."""
     r, j = cfg.regions, cfg.judge
     wanted = None
     if r.filter:
-        template = load_template(find_path(r.filter_template))
+        template = load_template(r.filter_template)
         wanted = Filter(template, j.answers, r.candidates, j.crop_size, j.batch, j.min_mass)
-    return RegionFinder(proposer_of(cfg), r.max_count, r.min_area, r.overlap, r.pad, wanted)
-
-
-def proposer_of(cfg: Config) -> Proposer:
-    """The proposer that ``regions.kind`` names."""
-    r = cfg.regions
-    if r.kind == "sam":
-        return load_segment_anything(str(find_path(r.sam_model)), r.sam_points)
-    if r.kind == "ground":
-        template = load_template(find_path(r.ground_template))
-        return Ground(template, r.ground_convention, r.ground_tokens, cfg.judge.batch)
-    if r.kind == "grid":
-        return Grid(r.grid_side)
-    return Components(r.threshold)
+    return RegionFinder(proposer, r.max_count, r.min_area, r.overlap, r.pad, wanted)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import Agree, alone
-from srum_ds.rewards.judge.scores import yes_no_score
+from srum_ds.rewards.judge.readouts import yes_no_score
 from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import take
 from srum_ds.rewards.regions.crops import crop
@@ -29,25 +28,22 @@ def keep_relevant(
     crop_size: tuple[int, int] = (64, 64),
     batch: int = 64,
     min_mass: float = 0.05,
-    agree: Agree = alone,
 ) -> Regions:
     """Keeps the regions of which the judge says yes: their crop shows something the prompt is about.
 
-    One yes/no question a crop, ``ceil(agree(R) / batch)`` prefills. With a template that uses ``phrase`` a
+    One yes/no question per crop, ``ceil(R / batch)`` prefills. With a template that uses ``phrase`` a
     crop is asked about each phrase of its prompt and one yes is enough. An answer that cannot be used
     speaks neither for nor against: such a crop stays, unless another of its answers is known and none
     is yes. All answers are counted in ``Regions.asked``, the unusable ones in ``Regions.failed``.
 
     Args:
         judge: whoever answers.
-        images_NCHW: pictures in [0, 1].
+        images_NCHW: images in [0, 1].
         regions: R boxes over them.
-        prompts: the prompt of each of the N pictures.
+        prompts: the prompt of each of the N images.
         template: question with ``prompt`` or ``phrase``.
         answers: yes and no as the model writes them.
         crop_size, batch, min_mass: see ``judge_rollout``.
-        agree: for a judge whose calls are collective, the largest of all ranks' numbers of crops: blank
-            crops whose answers are thrown away make up the difference. Default: this rank's own.
 
     Raises:
         UserError: a template that uses neither variable, or needs phrases where a prompt has none.
@@ -57,16 +53,9 @@ def keep_relevant(
     owners = regions.owner_R.tolist()
     questions = [_questions(template, prompts[owner]) for owner in owners]
     pictures = crop(images_NCHW, regions, crop_size)
-    total = agree(len(regions))
-    if total > len(regions):
-        # No prompt may be at hand on a rank without regions, and any question will do.
-        filler = _questions(template, prompts[0])[:1]
-        blank = torch.zeros(3, *crop_size, device=images_NCHW.device)
-        pictures.extend([blank] * (total - len(regions)))
-        questions.extend([filler] * (total - len(regions)))
     kept: list[int] = []
     asked = failed = 0
-    for start in range(0, total, batch):
+    for start in range(0, len(regions), batch):
         of_crops = questions[start : start + batch]
         flat = [question for of_one in of_crops for question in of_one]
         index = [place for place, of_one in enumerate(of_crops) for _ in of_one]
@@ -78,8 +67,6 @@ def keep_relevant(
             strict=True,
         )
         for region, (score_P, status_P) in enumerate(pieces, start):
-            if region >= len(regions):
-                break
             unknown_P = status_P == int(Status.FAILED)
             asked += len(score_P)
             failed += int(unknown_P.sum())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, non_maximum
 from srum_ds.types import Prompt
@@ -27,7 +28,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class SegmentAnything:
-    """Automatic masks of a whole picture, in its own copy on every rank: nothing communicates.
+    """Automatic masks of a whole image, in its own copy on every rank: nothing communicates.
 
     A mask is kept when the model's own estimate of its quality exceeds ``min_quality`` and its area
     changes little (``min_stability``) as the cut moves by 1 to either side of 0. Of two masks whose boxes
@@ -41,6 +42,7 @@ class SegmentAnything:
     """
 
     asks = False
+    finds_objects = True
 
     def __init__(
         self,
@@ -64,14 +66,14 @@ class SegmentAnything:
         self.min_stability = min_stability
         self.overlap = overlap
 
-    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge | None) -> list[Candidates]:
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:
         """See ``Proposer``: boxes around the masks, ranked by the masks' areas; prompts and judge are not needed."""
         self.model.to(images_NCHW.device)
         return [self.masks_of(image_CHW) for image_CHW in images_NCHW]
 
     @torch.no_grad()
     def masks_of(self, image_CHW: Tensor) -> Candidates:
-        """Boxes and areas of the masks of one picture [3, H, W] in [0, 1], best quality first."""
+        """Boxes and areas of the masks of one image [3, H, W] in [0, 1], best quality first."""
         height, width = image_CHW.shape[-2:]
         pixels_1CSS, used_hw = self.prepare(image_CHW)
         embeddings = self.model.get_image_embeddings(pixels_1CSS.to(self.model.dtype))
@@ -101,9 +103,9 @@ class SegmentAnything:
         return candidates_of(boxes_K4.tolist(), (area_K[best].double() / (height * width)).tolist())
 
     def prepare(self, image_CHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The model's input [1, 3, S, S], and how much of it (rows, columns) the picture fills.
+        """The model's input [1, 3, S, S], and how much of it (rows, columns) the image fills.
 
-        SAM keeps the picture's proportions and pads below or to the right, after normalising; SAM 2 stretches it.
+        SAM keeps the image's proportions and pads below or to the right, after normalising; SAM 2 stretches it.
         """
         side = self.model.config.prompt_encoder_config.image_size
         height, width = image_CHW.shape[-2:]
@@ -120,7 +122,7 @@ class SegmentAnything:
         return F.pad(pixels_1CHW, (0, side - used_hw[1], 0, side - used_hw[0])), used_hw
 
     def enlarge(self, logits_Mhw: Tensor, used_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
-        """Mask logits at the picture's size [M, H, W], its padding cut off."""
+        """Mask logits at the image's size [M, H, W], its padding cut off."""
         logits_M1hw = logits_Mhw[:, None]
         if self.model.config.model_type == "sam":
             side = self.model.config.prompt_encoder_config.image_size
@@ -185,3 +187,8 @@ def load_segment_anything(path: str, points_per_side: int = 32) -> SegmentAnythi
             f"facebook/sam-vit-huge"
         )
     return SegmentAnything(model, points_per_side=points_per_side)
+
+
+def sam_proposer(cfg: Config) -> SegmentAnything:
+    """``regions.kind=sam``. UserError where the weights are not here."""
+    return load_segment_anything(cfg.regions.sam_model, cfg.regions.sam_points)

@@ -1,0 +1,102 @@
+"""The types of settings: ranges, names of code, paths, names of templates. ``loading`` acts on what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from srum_ds.common.registry import Registry
+
+# The folder that holds the package: a clone of the repository, or site-packages.
+ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = Path("srum_ds/rewards/judge/questions")
+# Where templates stood in recipes of earlier versions.
+FORMER_QUESTIONS = Path("srum_ds/rewards/prompts")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A name of a registry, or one of some further words; ``module:name`` and ``file.py:name`` pass too."""
+
+    registry: Registry[Any]
+    word: str = ""
+
+    def names(self) -> list[str]:
+        """The names that are known, the further word first."""
+        return [*([self.word] if self.word else []), *self.registry.names()]
+
+    def check(self, name: str) -> None:
+        """UserError for a name that is not known and points at no code."""
+        if name != self.word:
+            self.registry.check_name(name)
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The known names for an editor's completion, and any text with a colon."""
+        title = handler(core).get("title")
+        known = {"anyOf": [{"enum": self.names()}, {"type": "string", "pattern": ":"}]}
+        return known if title is None else {**known, "title": title}
+
+
+@dataclass(frozen=True)
+class PathOrName:
+    """A path, or something that is none (``module:function``, an id of a cache): what exists is resolved."""
+
+    resolve: Callable[[str], str] = lambda text: str(find_path(text))
+
+
+@dataclass(frozen=True)
+class TemplateName:
+    """A judge question: one of the package's own by its bare name, or a file."""
+
+    resolve: Callable[[str], str] = lambda text: find_template(text)
+
+
+def find_path(text: str | Path) -> Path:
+    """The file or folder a setting names.
+
+    Relative paths are looked up from the working directory, then from the folder that holds the
+    package; one that exists in neither comes back unchanged, for its reader to complain about.
+    """
+    path = Path(text).expanduser()
+    if path.is_absolute() or path.exists():
+        return path
+    beside_package = ROOT / path
+    return beside_package if beside_package.exists() else path
+
+
+def find_template(text: str) -> str:
+    """A template's bare name where it is one of the package's own, else its resolved path.
+
+    A file in the working directory comes before a template of the package. Recipes of earlier versions name the
+    package's own by their former folder.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        return str(path)
+    if path.parent in (Path("."), FORMER_QUESTIONS, QUESTIONS):
+        name = path.name.removesuffix(".jinja")
+        if (ROOT / QUESTIONS / f"{name}.jinja").is_file():
+            return name
+    return str(find_path(path))
+
+
+# ---- the types of settings
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+Share = Annotated[float, Ge(0), Le(1)]
+# The exponential averages: at 1 they would never take in anything.
+Decay = Annotated[float, Ge(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
+Options = dict[str, Any]
+PathText = Annotated[str, MinLen(1), PathOrName()]
+TemplateText = Annotated[str, MinLen(1), TemplateName()]

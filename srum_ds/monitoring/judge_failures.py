@@ -1,0 +1,112 @@
+"""The record of what the judge said and nobody could use, and when that is too much to go on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from srum_ds.common.errors import UserError
+from srum_ds.types import Judged
+
+FAILURES = "judge_failures.jsonl"
+
+
+class FailureLog:
+    """``judge_failures.jsonl``: every reply that could not be used, one a line, until the file is full.
+
+    All ranks append to the one file, a step's lines at once under a lock. A step that is done again
+    after a kill is written again.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, megabytes: float) -> None:
+        self.path = run_dir / FAILURES
+        self.rank = rank
+        self.limit = int(megabytes * 1e6)
+
+    def write(self, step: int, batches: Sequence[Judged]) -> None:
+        """Appends a step's failures; those that no longer fit are left out. UserError where it cannot write."""
+        lines = [(json.dumps(record) + "\n").encode() for record in self._records(step, batches)]
+        if not lines:
+            return
+        try:
+            with open(self.path, "ab") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                room = self.limit - os.fstat(stream.fileno()).st_size
+                kept = []
+                for line in lines:
+                    room -= len(line)
+                    if room < 0:
+                        break
+                    kept.append(line)
+                stream.write(b"".join(kept))
+        except OSError as error:
+            raise UserError(f"{self.path}: could not be written ({error.strerror or error})") from error
+
+    def _records(self, step: int, batches: Sequence[Judged]) -> list[dict[str, Any]]:
+        records = []
+        for batch in batches:
+            owners = batch.regions.owner_R.tolist()
+            boxes = batch.regions.boxes_R4.tolist()
+            for failure in batch.scores.failures:
+                prompt = batch.samples.prompts[int(batch.samples.group_N[failure.picture])]
+                place = None
+                if failure.region >= 0:
+                    place = {
+                        "number": failure.region - owners.index(failure.picture),
+                        "box": [round(edge, 4) for edge in boxes[failure.region]],
+                    }
+                records.append(
+                    {
+                        "step": step,
+                        "rank": self.rank,
+                        "prompt_id": prompt.id,
+                        "prompt": prompt.text,
+                        "sample": int(batch.samples.sample_N[failure.picture]),
+                        "region": place,
+                        "question": failure.question,
+                        "reply": failure.reply,
+                        "template": failure.template,
+                    }
+                )
+        return records
+
+
+def refuse_broken_judge(
+    max_failed_share: float, cure: str, record: Mapping[str, Any], batches: Sequence[Judged]
+) -> None:
+    """Raises UserError, on every rank alike, when too many of the judge's answers were unusable.
+
+    max_failed_share: ``judge.max_failed_share``. cure: what the readout says should be looked at. The message shows
+    this rank's most frequent unusable replies.
+    """
+    share = record["parse_failed_share"]
+    if share <= max_failed_share:
+        return
+    raise UserError(
+        f"step {record['step']}: {share:.0%} of the judge's answers could not be used, more than "
+        f"judge.max_failed_share={max_failed_share:.0%}. Try its questions with `srum-ds ask`: {cure}. "
+        f"All are in {FAILURES}; of this rank's, the most frequent:\n{worst_replies(batches)}"
+    )
+
+
+def worst_replies(batches: Sequence[Judged], count: int = 3, length: int = 300) -> str:
+    """The most frequent replies that could not be used, each with how often and a question it answered."""
+    failures = [failure for batch in batches for failure in batch.scores.failures]
+    question_of = {failure.reply: failure.question for failure in reversed(failures)}
+    often = Counter(failure.reply for failure in failures).most_common(count)
+    shown = [f"  {times} x {_cut(reply, length)!r} to {_cut(question_of[reply], length)!r}" for reply, times in often]
+    return "\n".join(shown) or "  (none on this rank)"
+
+
+def worst_replies_of(replies: Sequence[str], count: int = 3, length: int = 300) -> list[str]:
+    """The most frequent of some replies, each with how often it came."""
+    return [f"{times} x {_cut(reply, length)!r}" for reply, times in Counter(replies).most_common(count)]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + " ..."
