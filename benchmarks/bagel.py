@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from srum_ds.common.environment import environment
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig, VisionConfig
 from srum_ds.models.bagel.packing import Latents, Text, pack
 from srum_ds.models.flow import FlowSampling
@@ -122,7 +122,7 @@ def main() -> None:
         vit_transform=ImageTransform(max_image_size=side, min_image_size=14, image_stride=14),
     )
     with tempfile.TemporaryDirectory() as folder:
-        model = load_model(write_tiny_bagel(Path(folder), config))
+        model = load_bagel(write_tiny_bagel(Path(folder), config))
     module, channels = model.module, config.token_channels
     report: dict[str, object] = {"threads": args.threads, "repeats": args.repeats}
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.configuration import ImageTransform
 from tests.numerics.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of
 
@@ -90,7 +90,7 @@ def read_set(folder: Path) -> ConformanceSet:
 
 def load_set_model(data: ConformanceSet) -> BagelAdapter:
     """The set's checkpoint with the image transforms that the set was made with."""
-    model = load_model(data.folder / "checkpoint")
+    model = load_bagel(data.folder / "checkpoint")
     given = data.settings.get("_global", {})
     transforms: dict[str, Any] = {
         name: ImageTransform(**given[f"{part}_image_transform"])

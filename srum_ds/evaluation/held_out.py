@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from srum_ds.common.errors import UserError
-from srum_ds.config import Config, find_path
+from srum_ds.config import Config
 from srum_ds.engine import Engine
 from srum_ds.evaluation.checkers import load_checker
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rollouts.collect import roll_out
-from srum_ds.rollouts.sources import sampling_of
+from srum_ds.rollouts.collect import roll_out, sampling_of
 
 SPLIT = "validation"
 
@@ -23,14 +23,14 @@ class HeldOut:
     Raises UserError for an unknown checker and for a split that cannot be read.
     """
 
-    def __init__(self, cfg: Config, engine: Engine, model: Any) -> None:
+    def __init__(self, cfg: Config, engine: Engine, model: UnifiedModel) -> None:
         self.cfg = cfg
         self.engine = engine
         self.model = model
         self.every = 0 if cfg.watch.checker == "none" else cfg.watch.every
         if self.every:
             self.checker = load_checker(cfg.watch.checker)
-            reader = PromptReader(find_path(cfg.data.shards), SPLIT)
+            reader = PromptReader(Path(cfg.data.shards), SPLIT)
             self.prompts = [reader[i] for i in range(min(cfg.watch.prompts, len(reader)))]
             if len(self.prompts) < engine.world_size:
                 raise UserError(
@@ -48,9 +48,8 @@ class HeldOut:
         cfg, engine, model = self.cfg, self.engine, self.model
         mine = self.prompts[engine.rank :: engine.world_size]
         with engine.gathered("ema"):
-            grid = model.grid_of(*cfg.rollout.image_size)
-            rollout = roll_out(model, mine, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
-        exact = self.checker(mine, rollout.images_NCHW)
+            samples = roll_out(model, mine, 1, cfg.rollout.image_size, sampling_of(cfg), cfg.run.seed, 0)
+        exact = self.checker(mine, samples.images_NCHW)
         sums = torch.tensor([float(sum(exact)), float(len(exact))], dtype=torch.float64, device=engine.device)
         good, count = engine.all_reduce(sums).tolist()
         return good / count

@@ -186,9 +186,20 @@ class Generator(Protocol):
 class Trainable(Protocol):
     """What an engine and the export need of a model."""
 
-    module: torch.nn.Module
-    folder: Path
-    lora: Binding | None
+    @property
+    def module(self) -> torch.nn.Module:
+        """What an engine wraps: every parameter that may train, and every pass that has a gradient."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint folder that it was loaded from."""
+        ...
+
+    @property
+    def lora(self) -> Binding | None:
+        """What the LoRA adapter is bound to, where there is one."""
+        ...
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.packing import Latents, Part, Picture, Text
 from tests.support.tiny_models import random_picture
 
@@ -81,13 +81,13 @@ def main(folder: Path) -> None:
     seen: dict[str, list[tuple[float, float]]] = {}
     for mode in ("transformer", "generation"):
         for checkpointing in (False, True):
-            model = load_model(folder / "model")
+            model = load_bagel(folder / "model")
             model.enable_checkpointing(checkpointing)
             engine = Engine.create(
                 model.module,
                 set(model.trainable(mode)),
                 read_ds_config(ROOT / "ds_configs/cpu.json"),
-                leaf_modules=model.leaf_modules(),
+                leaf_modules=model.shard_units(),
                 timeout_minutes=3,
                 **settings(),
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from srum_ds.engine.plain import PlainEngine
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from tests.integration.packed_worker import settings, train
 from tests.integration.test_engine import environment
 from tests.support.paths import ROOT
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_equal_one_process(folder: Path, mode: str, checkpointing: bool) -> None:
     """Losses and gradient norms of three steps; with recomputed blocks too, also where half of them is frozen."""
     seen = json.loads((folder / "world2.json").read_text())[f"{mode} {checkpointing}"]
-    model = load_model(folder / "model")
+    model = load_bagel(folder / "model")
     engine = PlainEngine.create(model.module, set(model.trainable(mode)), **settings())
     expected = train(engine, model)
     assert seen == [pytest.approx(step, rel=1e-5) for step in expected]

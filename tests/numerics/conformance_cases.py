@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.models import BagelAdapter
+from srum_ds.config.schema import ObjectiveConfig
+from srum_ds.models.bagel.adapter import BagelAdapter
 from srum_ds.models.bagel.drawing import Step
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.layout import Layout
@@ -23,8 +24,10 @@ from srum_ds.models.bagel.sampling import shift_timesteps, time_points
 from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.models.flow import FlowSampling
-from srum_ds.objectives import compute_losses, square_error
-from srum_ds.rewards.token_weights import paper_map
+from srum_ds.models.matching import FlowMatching
+from srum_ds.objectives import Terms, get_objective
+from srum_ds.objectives.apply import compute_losses
+from srum_ds.rewards.painting import paper_map
 
 Outputs = dict[str, Tensor]
 
@@ -143,7 +146,7 @@ def run_edit_text(model: BagelAdapter, case: Case) -> Outputs:
     # As released, the resized picture goes through the autoencoder's transform once more.
     encoded = model.resized(resized)
     tokens = model.encode(encoded[None])
-    grid = model.grid_of(encoded.shape[1], encoded.shape[2])
+    grid = model.grid(encoded.shape[1], encoded.shape[2])
     context = model.read_texts([case.settings["prompt_ids"]], model.read_pictures([image]))
     outputs, _ = _decode(model, case, context)
     outputs |= {
@@ -193,7 +196,7 @@ def _drawn(
 def run_t2i(model: BagelAdapter, case: Case) -> Outputs:
     sampling = _sampling(case.settings)
     prompts = case.settings["prompt_ids"]
-    grid = model.grid_of(*case.settings["image_hw"])
+    grid = model.grid(*case.settings["image_hw"])
     noise = case.input("init_noise")
     ids = [model.tokenizer.wrap(prompt) for prompt in prompts]
     seen = model.branches(ids)
@@ -211,7 +214,7 @@ def run_t2i(model: BagelAdapter, case: Case) -> Outputs:
 def run_edit_image(model: BagelAdapter, case: Case) -> Outputs:
     sampling = _sampling(case.settings["hyper"])
     image = picture(case.inputs[case.settings["input_image"]])
-    grid = model.grid_of(*model.edited_size(image))
+    grid = model.grid(*model.default_size(image))
     noise = case.input("init_noise")
     seen = model.branches([model.tokenizer.wrap(case.settings["prompt_ids"])], [image])
     trace: list[Step] = []
@@ -412,6 +415,7 @@ def run_srum(model: BagelAdapter, case: Case) -> Outputs:
     )
     weights_M = tokens_Nhw.flatten()
     strength = settings["lambda_constraint"]
+    matching = FlowMatching()
     outputs: Outputs = {
         "reward_map": pixels_NHW,
         "token_rewards": weights_M,
@@ -423,27 +427,21 @@ def run_srum(model: BagelAdapter, case: Case) -> Outputs:
         out = model.losses(packed, noise, _times(model, case, packed))
         v = out["velocity_MC"][None]
         outputs["velocity"] = v[0]
+        weighted = get_objective("weighted")
+        terms = Terms(matching, v, target_bad[None], weights_M[None])
         for prefix, reference in (("", target_gt), ("same_", target_bad)):
-            reward = compute_losses(
-                "weighted", v, target_bad[None], weights_BT=weights_M[None], constraint="none"
-            ).mean()
-            constraint = square_error(v, reference[None]).mean()
-            loss = compute_losses(
-                "weighted",
-                v,
-                target_bad[None],
-                weights_BT=weights_M[None],
-                constraint="target",
-                constraint_weight=strength,
-                constraint_target_BTC=reference[None],
-            ).mean()
+            reward = compute_losses(weighted, terms, ObjectiveConfig(constraint="none")).mean()
+            constraint = matching.energy(v, reference[None]).mean()
+            anchored = ObjectiveConfig(constraint="target", constraint_weight=strength)
+            loss = compute_losses(weighted, terms, anchored, constraint_target=reference[None]).mean()
             outputs[f"{prefix}loss_reward"] = reward
             outputs[f"{prefix}loss_constraint"] = constraint
             outputs[f"{prefix}loss"] = loss
             (outputs[f"{prefix}grad_llm2vae_bias"],) = torch.autograd.grad(
                 loss, [model.module.llm2vae.bias], retain_graph=True
             )
-        loss = compute_losses("sft", v, target_gt[None]).mean()
+        plain = ObjectiveConfig(constraint="none")
+        loss = compute_losses(get_objective("sft"), Terms(matching, v, target_gt[None]), plain).mean()
         outputs["nomap_loss"] = loss
         (outputs["nomap_grad_llm2vae_bias"],) = torch.autograd.grad(loss, [model.module.llm2vae.bias])
     return outputs

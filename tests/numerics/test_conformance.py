@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from tests.conformance import case_names, load_set_model, main, read_set, run_case
 from tests.numerics.conformance_cases import RUNNERS, Case, is_input, kind_of, picture
 from tests.support.paths import CONFORMANCE
@@ -55,7 +55,7 @@ def own_set(folder: Path) -> Path:
             "vae_image_transform": config["vae_transform"],
             "vit_image_transform": config["vit_transform"],
         },
-        "tokenizer": {"pairs": [["red", load_model(folder / "checkpoint").tokenizer.encode("red")]]},
+        "tokenizer": {"pairs": [["red", load_bagel(folder / "checkpoint").tokenizer.encode("red")]]},
         "position_ids": {"0": {"img_h": 48, "img_w": 32, "patch_size": 16, "max_num_patches_per_side": 4}},
         "t2i_pair": {
             "prompt_ids": [[1, 2, 3], [4]],
@@ -103,7 +103,7 @@ def own_set(folder: Path) -> Path:
         },
     }
     image = random_picture(33, 47)
-    size = load_model(folder / "checkpoint").edited_size(image)
+    size = load_bagel(folder / "checkpoint").default_size(image)
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor] = {
         "t2i_pair/init_noise": torch.randn(4, 16, generator=generator),
@@ -122,7 +122,7 @@ def own_set(folder: Path) -> Path:
         "srum/timestep_logits": torch.tensor([0.1, 0.1, -0.6, -0.6]),
     }
     assert torch.equal(picture(tensors["und_0/image_uint8"]), image)
-    patches = len(load_model(folder / "checkpoint").patches(image)[0])
+    patches = len(load_bagel(folder / "checkpoint").patches(image)[0])
     tensors["train_und/vit_token_seqlens"] = torch.tensor([patches])
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "tensors": {}}))
     save_file(tensors, folder / "cases.safetensors")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from srum_ds.engine.plain import PlainEngine
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from srum_ds.models.bagel.packing import Latents, Part, Text, pack
 from tests.support.paths import GOLDEN as FOLDER
 from tests.support.tiny_models import TINY, write_tiny_bagel
@@ -28,7 +28,7 @@ BF16_BAND = 5e-3
 
 def losses(folder: Path, precision: str) -> list[float]:
     """Mean squared velocity error of each of 50 steps, on packed samples of four sizes."""
-    model = load_model(write_tiny_bagel(folder / "model"))
+    model = load_bagel(write_tiny_bagel(folder / "model"))
     module = model.module
     engine = PlainEngine.create(
         module,

@@ -41,7 +41,7 @@ def export_adapted(
     source: Path,
     target: Path,
     binding: lora.Binding,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Tensor | None]],
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a BAGEL folder with an adapter merged into ``source``'s weights, and the adapter beside it.

@@ -1,4 +1,4 @@
-"""BAGEL behind the protocol of ``srum_ds.types``."""
+"""BAGEL behind the protocols of ``models/protocol.py``."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class BagelAdapter(BagelPainter):
 
     # ---- training
 
-    def leaf_modules(self) -> list[type[torch.nn.Module]]:
+    def shard_units(self) -> list[type[torch.nn.Module]]:
         """Module classes that ZeRO-3 gathers as one unit."""
         return [MoTLayer]
 
@@ -102,7 +102,7 @@ class BagelAdapter(BagelPainter):
         self,
         folder: Path,
         names: Iterable[str],
-        tensors: Iterable[tuple[str, Tensor]],
+        tensors: Iterable[tuple[str, Tensor | None]],
         dtype: torch.dtype | None = None,
     ) -> None:
         """Writes the folder this model came from with some tensors replaced, streamed one at a time.
@@ -115,25 +115,18 @@ class BagelAdapter(BagelPainter):
         else:
             export_adapted(self.folder, folder, self.lora, tensors, dtype)
 
-    def save(self, folder: Path) -> None:
-        """Writes a checkpoint folder with the module's present weights; with LoRA as ``export`` does."""
-        tensors = dict(self.module.named_parameters())
-        if self.lora is not None:
-            tensors = {name: tensors[name] for name in self.trainable("lora")}
-        self.export(folder, list(tensors), tensors.items())
-
 
 def load_bagel(
     folder: Path | str,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     materialise: Materialise | None = None,
-    only_looks: bool = False,
+    only_judges: bool = False,
 ) -> BagelAdapter:
     """Loads a BAGEL checkpoint folder (the released layout), strictly.
 
     materialise: what gives the module its memory and values instead (an engine that shards it, see
-    ``base.Materialise``); dtype and device then concern the autoencoder alone. only_looks: without the
+    ``protocol.Materialise``); dtype and device then concern the autoencoder alone. only_judges: without the
     generation experts, for a judge: it answers the same and cannot draw.
 
     Raises UserError naming the file or the keys when the folder is not whole or does not fit.
@@ -145,7 +138,7 @@ def load_bagel(
         module = Bagel(config, tokenizer.special)
         autoencoder = Autoencoder(config.vae)
     check_weights(module, folder)
-    if only_looks:
+    if only_judges:
         drop_generation(module)
     if materialise is None:
         module = module.to(dtype).to_empty(device=device)

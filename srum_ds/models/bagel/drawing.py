@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srum_ds.common import seeds as randomness
+from srum_ds.common.seeds import Key, SampleKeys
 from srum_ds.models.bagel.answering import BagelAnswerer
 from srum_ds.models.bagel.images import quantise
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.sampling import euler, guide
 from srum_ds.models.bagel.transformer import Cache, stack_caches
-from srum_ds.models.flow import FlowSampling
-from srum_ds.types import Prompt
+from srum_ds.models.flow import FlowSampling, initial_noise, noised_views
+from srum_ds.models.matching import FlowMatching
+from srum_ds.models.protocol import Forward, ViewSettings
+from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
 PLANNING_PROMPT = (
     "You should first think about the planning process in the mind and then generate the image. \n"
@@ -48,6 +50,20 @@ class Step:
 class BagelPainter(BagelAnswerer):
     """Draws."""
 
+    @property
+    def token_spec(self) -> TokenSpec:
+        """Latent tokens: numbers of the autoencoder's latent, ``latent_patch_size`` squared positions each."""
+        return TokenSpec("continuous", self.config.token_channels)
+
+    @property
+    def matching(self) -> FlowMatching:
+        """Predictions are velocities."""
+        return FlowMatching()
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """UserError, naming the prompt, for an empty one and for one that is too long."""
+        self.prompt_ids(prompts)
+
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """[bos] ids [eos] of each prompt; UserError for an empty one and for one that is too long."""
         return [self.text_ids(prompt.text, f"prompt {prompt.id!r}") for prompt in prompts]
@@ -56,46 +72,51 @@ class BagelPainter(BagelAnswerer):
     def generate(
         self,
         prompts: Sequence[Prompt],
-        noise_NTC: Tensor,
+        keys: Sequence[Key],
         grid: tuple[int, int],
         sampling: FlowSampling,
-        images: Sequence[Tensor] | None = None,
+        edits: Sequence[Tensor] | None = None,
         plans: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one picture a prompt from noise [N, T, C] ~ N(0, 1), T = grid[0] * grid[1].
+        """Draws one picture per prompt, picture n from the noise that ``keys[n]`` seeds.
 
-        images: an input picture [3, H, W] in [0, 1] for each prompt, to be edited (``edited_size`` says
-        the grid that suits it). plans: what ``think`` wrote for each prompt.
+        edits: an input picture [3, H, W] in [0, 1] for each prompt, to be edited (``default_size`` says the size
+        that suits it). plans: what ``plan`` wrote for each prompt.
 
         Returns the latent tokens as sampled [N, T, C] (float32) and the pictures [N, 3, H, W] in
-        [0, 1], quantised to 8 bits. The same prompt and noise give the same picture in any batch.
+        [0, 1], quantised to 8 bits. The same prompt and key give the same picture in any batch.
         """
+        if len(keys) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many keys, got {len(keys)}")
         ids = self.prompt_ids(prompts)
         plan_ids = None if plans is None else [self.tokenizer.segment(plan) for plan in plans]
-        seen = self.branches(ids, images, plan_ids)
-        targets, _ = self.sample(noise_NTC, grid, sampling, seen.full, seen.no_text, seen.no_image)
-        return targets, self.decode(targets, grid)
+        noise_NTC = initial_noise(keys, (grid[0] * grid[1], self.config.token_channels))
+        seen = self.branches(ids, edits, plan_ids)
+        tokens_NTC, _ = self.sample(noise_NTC, grid, sampling, seen.full, seen.no_text, seen.no_image)
+        return tokens_NTC, self.decode(tokens_NTC, grid)
 
-    def generate_text_to_image(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        size_hw: tuple[int, int],
-        sampling: FlowSampling,
-        images: Sequence[Tensor] | None = None,
-        plans: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Pictures [N, 3, H, W] in [0, 1] of plain texts, one seed a picture, of ``size_hw`` pixels.
+    # ---- training
 
-        A picture depends on its prompt, seed and size alone. images, plans: see ``generate``.
-        """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-        grid = self.grid_of(*size_hw)
-        shape = (grid[0] * grid[1], self.config.token_channels)
-        noise = torch.stack([randomness.noise(shape, "picture", seed) for seed in seeds])
-        named = [Prompt(str(number), text) for number, text in enumerate(prompts)]
-        return self.generate(named, noise, grid, sampling, images, plans)[1]
+    def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
+        """Noised copies of every picture; see ``flow.noised_views``."""
+        return noised_views(samples, settings, keys)
+
+    def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
+        """Velocities [N, M, T, C] of every view, through the engine or the gathered module; see ``Bagel.denoise``."""
+        ids = self.prompt_ids(prompts)
+        length_N = torch.tensor([len(i) for i in ids], device=ids[0].device)
+        ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        inputs = view.inputs
+        velocity_NMTC: Tensor = forward(
+            "denoise",
+            ids_NL,
+            length_N,
+            inputs["dropped_NM"],
+            inputs["x_NMTC"],
+            inputs["time_NM"],
+            torch.tensor(grid),
+        )
+        return velocity_NMTC
 
     # ---- contexts
 
@@ -138,11 +159,11 @@ class BagelPainter(BagelAnswerer):
         return self.module.read_text(texts).take(index)
 
     @torch.no_grad()
-    def think(
+    def plan(
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int,
-        images: Sequence[Tensor] | None = None,
+        edits: Sequence[Tensor] | None = None,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
@@ -152,8 +173,8 @@ class BagelPainter(BagelAnswerer):
         """
         ids = self.prompt_ids(prompts)
         context = self._read_planning_prompt(len(prompts))
-        if images is not None:
-            context = self.read_pictures(images, context)
+        if edits is not None:
+            context = self.read_pictures(edits, context)
         context = self.module.read_text(ids, context)
         logits, cache = self.start_answer(context)
         tokens, _ = self.decode_tokens(logits, cache, max_new_tokens, temperature, seeds)

@@ -42,7 +42,7 @@ class BagelReader:
 
     # ---- sizes
 
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """Latent tokens (rows, columns) of a picture in pixels; UserError where it does not fit."""
         unit = self.config.pixels_per_token
         side = self.config.max_latent_size
@@ -69,10 +69,18 @@ class BagelReader:
             )
         return ids
 
-    def edited_size(self, image_CHW: Tensor) -> tuple[int, int]:
-        """(height, width) in pixels that an input picture is resized to, and its edit has."""
-        _, height, width = self.resized(image_CHW).shape
+    def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
+        """(height, width) in pixels: the largest square, or what an input picture [3, H, W] is resized to."""
+        if edit is None:
+            side = self.config.max_latent_size * self.config.pixels_per_token
+            return side, side
+        _, height, width = self.resized(edit).shape
         return height, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes."""
+        return self.module.device
 
     # ---- pictures
 
@@ -194,6 +202,6 @@ class BagelReader:
         """
         resized = [self.resized(image) for image in images]
         encoded = [self.resized(image) for image in resized]
-        grids = [self.grid_of(image.shape[1], image.shape[2]) for image in encoded]
+        grids = [self.grid(image.shape[1], image.shape[2]) for image in encoded]
         tokens = [self.encode(image[None].to(self.module.device))[0] for image in encoded]
         return self.read_images(resized, self.read_latents(tokens, grids, past))

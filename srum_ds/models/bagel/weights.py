@@ -217,7 +217,7 @@ def _some(names: Iterable[str], limit: int = 8) -> str:
 def write_safetensors(
     path: Path,
     shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Tensor | None]],
 ) -> None:
     """Streams one safetensors file: the header first, then one tensor at a time, then the rename.
 
@@ -243,6 +243,8 @@ def write_safetensors(
             expected = iter(shapes.items())
             for key, tensor in tensors:
                 name, (dtype, shape) = next(expected)
+                if tensor is None:
+                    raise ValueError(f"{path}: {key} is on another rank")
                 if name != key or tuple(tensor.shape) != tuple(shape):
                     raise ValueError(f"expected {name} {shape}, got {key} {tuple(tensor.shape)}")
                 if tensor.numel():
@@ -268,7 +270,7 @@ def export_folder(
     source: Path,
     target: Path,
     names: Iterable[str],
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Tensor | None]],
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a BAGEL folder: ``source``'s with the tensors called ``names`` replaced.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.models import BagelAdapter, load_model
 from srum_ds.models.bagel import attention
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.attention import attend, choose_kernel, dense_mask, make_plan, narrow, shared_heads
 from srum_ds.models.bagel.layout import Layout, Segment, build_layout
 from srum_ds.models.bagel.packing import Part
@@ -30,7 +30,7 @@ LONG = ((Segment("text", 90), Segment("noised", 64)), (Segment("vision", 100), S
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> BagelAdapter:
-    return load_model(write_tiny_bagel(tmp_path_factory.mktemp("bagel")))
+    return load_bagel(write_tiny_bagel(tmp_path_factory.mktemp("bagel")))
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_flex_attention_trains_on_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="auto chooses flex attention on a GPU only")
 def test_a_model_on_a_gpu_trains_packed(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = replace(TINY, llm=replace(TINY.llm, hidden_size=64))
-    adapter = load_model(write_tiny_bagel(tmp_path_factory.mktemp("wide"), config))
+    adapter = load_bagel(write_tiny_bagel(tmp_path_factory.mktemp("wide"), config))
     adapter.module.to("cuda").requires_grad_(True)
     samples: list[list[Part]] = [[text(adapter, "a red cat"), latents(2, 3, 1)], [latents(1, 2, 2)]]
     gradients = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from srum_ds.models.bagel.configuration import ImageTransform, read_config
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 
@@ -26,8 +26,8 @@ def test_transforms_that_a_folder_does_not_name(folder: Path) -> None:
     config = read_config(folder)
     assert config.vae_transform == ImageTransform(64, 64, 16) and config.vit_transform == ImageTransform(56, 56, 14)
     for size in ((30, 50), (1, 700)):
-        model = load_model(folder)
-        assert max(model.edited_size(random_picture(*size))) <= 64
+        model = load_bagel(folder)
+        assert max(model.default_size(random_picture(*size))) <= 64
         assert max(model.patches(random_picture(*size))[1]) <= 4
     (folder / "config.json").unlink()
     (folder / "vit_config.json").write_text(json.dumps({"image_size": 980, "patch_size": 14}))

@@ -9,7 +9,7 @@ import pytest
 
 from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from srum_ds.models.bagel.inspect import inspect_folder, inspection_text
 from tests.support.tiny_models import TINY, write_configs, write_tiny_bagel
 
@@ -84,7 +84,7 @@ def test_the_command_prints_the_same_facts(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_counts_are_those_of_the_loaded_model(tmp_path: Path) -> None:
-    model = load_model(write_tiny_bagel(tmp_path))
+    model = load_bagel(write_tiny_bagel(tmp_path))
     facts = inspect_folder(tmp_path)
     counts = {name: parameter.numel() for name, parameter in model.module.named_parameters()}
     assert facts["keys"] == len(counts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from srum_ds.common.errors import UserError
-from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.packing import (
     Latents,
     Packed,
@@ -28,7 +28,7 @@ from tests.support.tiny_models import random_picture, write_tiny_bagel
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> BagelAdapter:
-    return load_model(write_tiny_bagel(tmp_path_factory.mktemp("bagel")))
+    return load_bagel(write_tiny_bagel(tmp_path_factory.mktemp("bagel")))
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_training_path_equals_cached_path(model: BagelAdapter) -> None:
 def test_editing_context_equals_cached_path(model: BagelAdapter) -> None:
     image = random_picture(33, 50, 7)
     resized = model.resized(image)
-    grid = model.grid_of(*model.edited_size(image))
+    grid = model.grid(*model.default_size(image))
     clean = Latents(model.encode(resized[None])[0], grid, noised=False)
     seen = Picture(*model.patches(resized))
     ids = model.tokenizer.encode("bluer")

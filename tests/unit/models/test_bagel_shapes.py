@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig
 from srum_ds.models.bagel.packing import Latents, Text
 from srum_ds.models.flow import FlowSampling
@@ -45,7 +45,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda name: str(name).replace(" ", "-"))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BagelAdapter:
-    return load_model(write_tiny_bagel(tmp_path_factory.mktemp("bagel"), CONFIGS[request.param]))
+    return load_bagel(write_tiny_bagel(tmp_path_factory.mktemp("bagel"), CONFIGS[request.param]))
 
 
 def noise(model: BagelAdapter, tokens: int, seed: int) -> Tensor:
@@ -191,15 +191,15 @@ def test_the_language_model_equals_a_plain_one(model: BagelAdapter) -> None:
 def test_edits_and_answers_do_not_depend_on_their_batch(model: BagelAdapter) -> None:
     pictures = [random_picture(30, 50, 1), random_picture(41, 40, 2)]
     texts = [Prompt("0", "a red cat"), Prompt("1", "no")]
-    starts = torch.stack([noise(model, 6, 4), noise(model, 6, 5)])
+    keys = [("test", 4), ("test", 5)]
     sampling = FlowSampling(4, image_scale=2.0, renorm="channel", interval=(0.0, 1.0))
-    targets, images = model.generate(texts, starts, (2, 3), sampling, pictures)
+    targets, images = model.generate(texts, keys, (2, 3), sampling, pictures)
     unit = model.config.pixels_per_token
     assert images.shape == (2, 3, 2 * unit, 3 * unit)
     chances = model.answer_logprobs(pictures, ["a", "what is it?"], ["yes", "no"])
     for row in range(2):
         one = slice(row, row + 1)
-        alone, _ = model.generate(texts[one], starts[one], (2, 3), sampling, pictures[one])
+        alone, _ = model.generate(texts[one], keys[one], (2, 3), sampling, pictures[one])
         torch.testing.assert_close(alone[0], targets[row], atol=1e-5, rtol=0)
         single = model.answer_logprobs(pictures[one], ["a", "what is it?"][one], ["yes", "no"])
         torch.testing.assert_close(single[0], chances[row], atol=1e-5, rtol=0)

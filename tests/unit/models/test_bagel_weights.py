@@ -16,6 +16,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.weights import load_autoencoder, save_autoencoder
+from srum_ds.models.protocol import UnifiedModel
 from tests.support.tiny_models import TINY, random_picture, randomise, write_tiny_bagel
 
 
@@ -41,6 +42,12 @@ def edit_json(path: Path, **values: object) -> None:
 
 
 # ---- loading
+
+
+def save(model: UnifiedModel, folder: Path) -> None:
+    """Exports all the module's present weights."""
+    named = dict(model.module.named_parameters())
+    model.export(folder, list(named), named.items())
 
 
 def test_loading_restores_every_tensor(whole: Path) -> None:
@@ -137,9 +144,11 @@ def test_a_damaged_vocabulary_is_named(folder: Path) -> None:
 def test_a_wrong_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"llm_config\.json is missing"):
+    with pytest.raises(UserError, match=r"holds nothing\. Known are bagel: llm_config\.json, vit_config\.json"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match="known designs"):
+    with pytest.raises(UserError, match=r"llm_config\.json is missing"):
+        load_model(tmp_path, kind="bagel")
+    with pytest.raises(UserError, match="use one of bagel"):
         load_model(tmp_path, kind="other")
 
 
@@ -249,7 +258,7 @@ def test_a_failed_export_leaves_nothing_that_looks_whole(whole: Path, tmp_path: 
         model.export(tmp_path / "export", ["llm2vae.bias"], [])
     assert not list((tmp_path / "export").glob("ema*"))
     with pytest.raises(UserError, match="own folder"):
-        model.save(whole)
+        save(model, whole)
     with pytest.raises(ValueError, match="does not have"):
         model.export(tmp_path / "export", ["llm2vae.biass"], [])
 
@@ -258,5 +267,5 @@ def test_saving_writes_the_present_weights(whole: Path, tmp_path: Path) -> None:
     model = load_model(whole)
     with torch.no_grad():
         model.module.llm2vae.bias.fill_(7.0)
-    model.save(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     assert load_file(tmp_path / "saved" / "ema.safetensors")["llm2vae.bias"].eq(7.0).all()

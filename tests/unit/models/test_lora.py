@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.config import Lora
+from srum_ds.config.schema import LoraConfig
 from srum_ds.engine.plain import PlainEngine
-from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.inspect import inspect_folder
 from srum_ds.models.flow import FlowSampling
 from srum_ds.models.lora import DEFAULT_RANK, is_adapter, match_targets, merged
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(folder: Path, targets: tuple[str, ...] = (), seed: int = 0, rank: int = 4) -> BagelAdapter:
-    model = load_model(folder)
+    model = load_bagel(folder)
     model.add_lora(rank, 8.0, targets, seed)
     return model
 
@@ -45,9 +45,9 @@ def judged(model: BagelAdapter) -> tuple[Tensor, Tensor]:
 
 
 def drawn(model: BagelAdapter) -> Tensor:
-    noise = torch.randn(2, 4, TINY.token_channels, generator=torch.Generator().manual_seed(0))
+    keys = [("test", 0), ("test", 1)]
     prompts = [Prompt("0", "a red dog"), Prompt("1", "yes")]
-    return model.generate(prompts, noise, (2, 2), FlowSampling(num_timesteps=4, text_scale=2.0))[0]
+    return model.generate(prompts, keys, (2, 2), FlowSampling(num_timesteps=4, text_scale=2.0))[0]
 
 
 def engine_of(model: BagelAdapter, precision: str = "fp32") -> PlainEngine:
@@ -115,7 +115,7 @@ def test_a_target_without_a_module_is_an_error_that_names_the_nearest(wrong: str
 @pytest.mark.parametrize("frozen", ["fc1", "vit_model.*", "connector.*", "embed_tokens", "norm", "vit_pos_embed"])
 def test_what_stays_frozen_takes_no_adapter(folder: Path, frozen: str) -> None:
     with pytest.raises(UserError, match=r"lora\.targets"):
-        load_model(folder).add_lora(4, 8.0, [frozen], 0)
+        load_bagel(folder).add_lora(4, 8.0, [frozen], 0)
 
 
 def test_a_name_that_vision_and_language_share_means_the_language_model(folder: Path) -> None:
@@ -138,8 +138,8 @@ def test_default_targets_are_the_generation_experts_projections(folder: Path) ->
 
 
 def test_inspect_counts_the_default_adapter(folder: Path) -> None:
-    assert Lora().rank == DEFAULT_RANK
-    model = adapted(folder, Lora().targets, rank=Lora().rank)
+    assert LoraConfig().rank == DEFAULT_RANK
+    model = adapted(folder, LoraConfig().targets, rank=LoraConfig().rank)
     assert model.lora is not None
     assert inspect_folder(folder)["trainable"]["lora"] == model.lora.parameters
 
@@ -162,7 +162,7 @@ def test_initial_values_are_a_function_of_seed_and_module(folder: Path) -> None:
 
 
 def test_an_untrained_adapter_changes_nothing(folder: Path) -> None:
-    base, model = load_model(folder), adapted(folder, BOTH_EXPERTS)
+    base, model = load_bagel(folder), adapted(folder, BOTH_EXPERTS)
     assert torch.equal(drawn(base), drawn(model))
     for ours, theirs in zip(judged(model), judged(base), strict=True):
         assert torch.equal(ours, theirs)
@@ -172,7 +172,7 @@ def test_after_training_the_judge_is_the_untrained_model_bit_for_bit(
     folder: Path, trained: tuple[BagelAdapter, PlainEngine]
 ) -> None:
     model, engine = trained
-    base = load_model(folder)
+    base = load_bagel(folder)
     with engine.gathered():
         assert not torch.equal(drawn(model), drawn(base))
         # The adapter sits on understanding too: switched on, it would judge otherwise.
@@ -187,7 +187,7 @@ def test_after_training_the_judge_is_the_untrained_model_bit_for_bit(
 
 
 def test_in_bf16_the_judge_is_the_untrained_model_and_the_masters_are_not_rounded(folder: Path) -> None:
-    model, base = adapted(folder, BOTH_EXPERTS), load_model(folder, dtype=torch.bfloat16)
+    model, base = adapted(folder, BOTH_EXPERTS), load_bagel(folder, dtype=torch.bfloat16)
     start = {name: p.clone() for name, p in model.module.named_parameters() if is_adapter(name)}
     engine = engine_of(model, "bf16")
     masters: dict[str, Any] = dict(engine.consolidate())
@@ -209,7 +209,7 @@ def test_the_switch_comes_back_after_an_error(trained: tuple[BagelAdapter, Plain
 def test_the_reference_is_the_model_with_lora_off(folder: Path, trained: tuple[BagelAdapter, PlainEngine]) -> None:
     model, engine = trained
     with engine.gathered("reference"):
-        assert torch.equal(drawn(model), drawn(load_model(folder)))
+        assert torch.equal(drawn(model), drawn(load_bagel(folder)))
 
 
 def test_every_adapted_module_learns_and_nothing_else(folder: Path, trained: tuple[BagelAdapter, PlainEngine]) -> None:
@@ -228,7 +228,7 @@ def test_every_adapted_module_learns_and_nothing_else(folder: Path, trained: tup
 
 
 def test_mode_lora_needs_an_adapter_and_takes_one(folder: Path) -> None:
-    model = load_model(folder)
+    model = load_bagel(folder)
     with pytest.raises(ValueError, match="add_lora"):
         model.trainable("lora")
     model.add_lora(2, 2.0, [], 0)
@@ -272,7 +272,7 @@ def test_the_export_is_the_merged_model_in_the_released_layout(
         module = name.removesuffix(".weight")
         down, up = (parameters[f"{module}.{part}.default.weight"] for part in ("lora_A", "lora_B"))
         assert torch.allclose(value, before[name] + 2.0 * up @ down, atol=1e-6), name
-    again = load_model(exported)
+    again = load_bagel(exported)
     assert torch.allclose(drawn(again), drawn(model), atol=1e-5)
     assert torch.allclose(judged(again)[0], judged(model)[0], atol=1e-5)
 
@@ -281,7 +281,7 @@ def test_peft_reads_the_adapter(folder: Path, trained: tuple[BagelAdapter, Plain
     model, _ = trained
     config = json.loads((exported / "lora/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8.0, "LORA")
-    base = load_model(folder)
+    base = load_bagel(folder)
     PeftModel.from_pretrained(base.module, exported / "lora")
     assert torch.equal(drawn(base), drawn(model))
 
@@ -290,7 +290,9 @@ def test_saving_writes_the_same_folder(
     trained: tuple[BagelAdapter, PlainEngine], exported: Path, tmp_path: Path
 ) -> None:
     model, _ = trained
-    model.save(tmp_path / "saved")
+    tensors = dict(model.module.named_parameters())
+    names = model.trainable("lora")
+    model.export(tmp_path / "saved", names, [(name, tensors[name]) for name in names])
     for name in ("ema.safetensors", "lora/adapter_model.safetensors"):
         ours, theirs = load_file(tmp_path / "saved" / name), load_file(exported / name)
         assert ours.keys() == theirs.keys()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from srum_ds.common import seeds
-from srum_ds.models import load_model
+from srum_ds.models.bagel.adapter import load_bagel
 from srum_ds.models.flow import FlowSampling
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.worlds.shapes.checker import check
@@ -30,19 +27,18 @@ def test_the_folder_is_small_and_its_tokenizer_can_be_made_again(tmp_path: Path)
 
 
 def test_every_word_of_the_world_is_one_token() -> None:
-    tokenizer = load_model(MODEL).tokenizer
+    tokenizer = load_bagel(MODEL).tokenizer
     assert all(len(tokenizer.encode(" " + word)) == 1 for word in WORDS if word != "?")
 
 
 def test_it_draws_held_out_prompts_better_than_chance_and_judges_rendered_truth() -> None:
     import random
 
-    model = load_model(MODEL)
+    model = load_bagel(MODEL)
     reader = PromptReader(ROOT / "data_shards/shapes", "validation")
     prompts = [reader[i] for i in range(60)]
-    noise = torch.stack([seeds.noise((16, 64), "test", p.id) for p in prompts])
     sampling = FlowSampling(11, 2.0, 1.5, 1.0, (0.0, 1.0), "global", 0.0)
-    _, images = model.generate(prompts, noise, (4, 4), sampling)
+    _, images = model.generate(prompts, [("test", p.id) for p in prompts], (4, 4), sampling)
     exact = [check(p, i).exact for p, i in zip(prompts, images, strict=True)]
     assert sum(exact) >= 18
 
@@ -60,7 +56,7 @@ def test_it_draws_held_out_prompts_better_than_chance_and_judges_rendered_truth(
 def test_it_knows_a_crop_from_another(tmp_path: Path) -> None:
     import random
 
-    model = load_model(MODEL)
+    model = load_bagel(MODEL)
     rng = random.Random(1)
     reader = PromptReader(ROOT / "data_shards/shapes", "validation")
     shapes = [ShapePrompt.from_meta(p.meta) for p in (reader[i] for i in range(60))]

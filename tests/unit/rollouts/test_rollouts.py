@@ -1,4 +1,4 @@
-"""Samples shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
+"""Rollout shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import webdataset
 from srum_ds.common.errors import UserError
 from srum_ds.rollouts.codec import decode, encode
 from srum_ds.rollouts.shards import Header, RolloutReader, RolloutWriter, load_index
-from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores
+from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores, TokenSpec
 
 HEADER = Header(
     seed=3,
@@ -23,7 +23,7 @@ HEADER = Header(
     prompts_per_step=4,
     images_per_prompt=2,
     grid=(2, 1),
-    token_channels=3,
+    tokens=TokenSpec("continuous", 3),
     settings={"rollout.text_scale": 1.25},
     judge={"readout": "logprob", "global_template": {"sha256": "a" * 64}},
     made_by={"package": "srum-ds 0", "commit": None},
@@ -128,7 +128,7 @@ def test_the_tars_are_webdatasets_and_a_sample_says_who_made_it(folder: Path) ->
     assert len(samples) == 8
     record = json.loads(samples[5]["json"])
     assert (record["step"], record["place"], record["sample"]) == (2, 2, 1)
-    assert record["noise_seed"] == [3, "rollout", 2, "p2", 1]
+    assert record["seed"] == [3, "rollout", 2, "p2", 1]
     assert record["global"] == {"score": None, "status": "failed", "raw": "reply 1"}
     assert record["made"]["model"] == "f" * 64 and record["made"]["policy"] == 1
     assert record["made"]["judge"]["global_template"]["sha256"] == "a" * 64

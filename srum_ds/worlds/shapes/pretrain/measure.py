@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from srum_ds.common import seeds
 from srum_ds.evaluation.statistics import auc
 from srum_ds.models import load_model
 from srum_ds.models.flow import FlowSampling
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.readouts import yes_no_score
 from srum_ds.rewards.regions import crop, select
@@ -36,22 +36,20 @@ from srum_ds.worlds.shapes.vocabulary import KINDS
 BATCH = 60
 
 
-def draw(model: Any, prompts: Sequence[Prompt], sampling: FlowSampling, seed: int, sample: int) -> Samples:
-    """One picture a prompt."""
-    grid = model.grid_of(64, 64)
-    shape = (grid[0] * grid[1], model.config.token_channels)
-    targets, images = [], []
+def draw(model: UnifiedModel, prompts: Sequence[Prompt], sampling: FlowSampling, seed: int, sample: int) -> Samples:
+    """One image per prompt."""
+    grid = model.grid(64, 64)
+    all_tokens, images = [], []
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
-        noise = torch.stack([seeds.noise(shape, "measure", seed, p.id, sample) for p in part])
-        t, i = model.generate(part, noise, grid, sampling)
-        targets.append(t)
-        images.append(i)
+        tokens, drawn = model.generate(part, [("measure", seed, p.id, sample) for p in part], grid, sampling)
+        all_tokens.append(tokens)
+        images.append(drawn)
     n = len(prompts)
-    return Samples(tuple(prompts), torch.arange(n), torch.zeros(n), torch.cat(images), torch.cat(targets), grid)
+    return Samples(tuple(prompts), torch.arange(n), torch.zeros(n), torch.cat(images), torch.cat(all_tokens), grid)
 
 
-def whole_scores(model: Any, rollout: Samples) -> np.ndarray:
+def whole_scores(model: UnifiedModel, rollout: Samples) -> np.ndarray:
     """The model's own score of each picture, in [-1, 1]."""
     scores = []
     for start in range(0, len(rollout.prompts), BATCH):
@@ -62,7 +60,7 @@ def whole_scores(model: Any, rollout: Samples) -> np.ndarray:
     return torch.cat(scores).numpy()
 
 
-def crop_answers(model: Any, rollout: Samples, regions: Regions, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def crop_answers(model: UnifiedModel, rollout: Samples, regions: Regions, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(score, truth) of crop questions: each phrase of the prompt, and one with an attribute changed."""
     rng = random.Random(seed)
     crops = crop(rollout.images_NCHW, regions)
@@ -85,7 +83,9 @@ def by_kind(values: np.ndarray, kinds: np.ndarray, summary: Any = np.mean) -> di
     return {kind: round(float(summary(values[kinds == kind])), 4) for kind in KINDS if (kinds == kind).any()}
 
 
-def measure(model: Any, prompts: Sequence[Prompt], sampling: FlowSampling, seed: int, best_of: int) -> dict[str, Any]:
+def measure(
+    model: UnifiedModel, prompts: Sequence[Prompt], sampling: FlowSampling, seed: int, best_of: int
+) -> dict[str, Any]:
     """All figures for one sampler."""
     kinds = np.array([p.category for p in prompts])
     rollout = draw(model, prompts, sampling, seed, 0)
