@@ -125,7 +125,8 @@ def test_checker(cfg: Config) -> None:
 
 
 def test_a_run_uses_all_of_them(folder: Path) -> None:
-    command = [str(Path(sys.executable).with_name("srum-ds")), "train", *SETTINGS, *SHORT]
+    start = "import sys; from srum_ds.commands.main import main; sys.exit(main())"
+    command = [sys.executable, "-P", "-c", start, "train", *SETTINGS, *SHORT]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
