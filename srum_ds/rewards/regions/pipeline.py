@@ -1,4 +1,4 @@
-"""Where a recipe has the judge look: the prompts' object phrases and the images' regions.
+"""Phrases and regions as a recipe has them: the prompts' object phrases and the boxes that are judged locally.
 
 ``RegionPipeline`` is built once per run from the settings; the judge's pipeline asks it for every micro-batch.
 """
