@@ -1,3 +1,4 @@
-"""The judge: what it is asked (`judge`), how it is read (`readouts`, `parsing`), who else is asked (`external`), where it
-lives (`host`), and all of it as a recipe has it (`pipeline`).
+"""The judge: what it is asked (``judge``) and how it is read (``readouts``, ``parsing``).
+
+Who else is asked stands in ``external``, where it lives in ``host``, and all of it as a recipe has it in ``pipeline``.
 """
