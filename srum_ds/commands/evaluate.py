@@ -15,8 +15,7 @@ def evaluate(*arguments: str, recipe: Path | None = None) -> None:
     recipe
         Instead of RUN: the recipe the run was trained by; the settings are then those of the training.
     """
-    from srum_ds.evaluation.evaluate import evaluate_run
-    from srum_ds.evaluation.request import evaluation_request
+    from srum_ds.evaluation.evaluate import evaluate_run, evaluation_request
 
     run, overrides = evaluation_request(arguments, recipe)
     evaluate_run(run, overrides)

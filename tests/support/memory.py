@@ -25,16 +25,11 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass
 class Figures:
-    """Bytes above the level at the start: of tensors at their highest and at the end, and of Python objects."""
+    """Bytes above the level at the start: of tensors at their highest and at the end, and of Python objects (if asked)."""
 
     tensor_peak: int = 0
     tensors_stayed: int = 0
     python_peak: int = 0
-
-    @property
-    def peak(self) -> int:
-        """Never less than what was allocated at any one time."""
-        return self.tensor_peak + self.python_peak
 
 
 class TensorBytes(TorchDispatchMode):
@@ -97,18 +92,23 @@ class TensorBytes(TorchDispatchMode):
             self._patience -= 0.001
 
     @contextmanager
-    def measured(self, limit: float) -> Iterator[Figures]:
-        """Fills in the figures of the block when it ends; ``limit`` is the peak of tensors that it must not exceed."""
+    def measured(self, limit: float, python: bool = False) -> Iterator[Figures]:
+        """Fills in the figures of the block when it ends.
+
+        limit: the peak of tensors that it must not exceed. python: whether to trace Python's own memory, which is slow.
+        """
         gc.collect()
         figures = Figures()
         before = self._highest = self.alive
         self._limit = before + int(limit)
         self._patience = _PATIENCE_SECONDS
-        tracemalloc.start()
+        if python:
+            tracemalloc.start()
         yield figures
         gc.collect()
-        figures.python_peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        if python:
+            figures.python_peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
         figures.tensor_peak = self._highest - before
         figures.tensors_stayed = self.alive - before
 

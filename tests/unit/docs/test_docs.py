@@ -12,7 +12,14 @@ from srum_ds.config.loading import known_keys
 from srum_ds.config.messages import is_options
 from tests.support.paths import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "benchmarks/README.md",
+        ROOT / "srum_ds/models/README.md",
+    ]
+)
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 # Written of what is no longer there.
 HISTORY = ("CHANGELOG.md",)
@@ -21,7 +28,16 @@ HISTORY = ("CHANGELOG.md",)
 FOLDERS = ("srum_ds", "tests", "docs", "launch", "benchmarks", "ds_configs", "data_shards", ".ci")
 SUFFIXES = ("md", "py", "yaml", "json", "jinja", "toml", "txt", "png", "sh", "sbatch", "jsonl", "tar")
 # What commands in the text write: beginnings of paths, and whole paths.
-WRITTEN = ("runs/", "rollouts", "rescored", "samples/", "phrases/", "data_shards/mine", "data_shards/compbench")
+WRITTEN = (
+    "runs/",
+    "rollouts",
+    "rescored",
+    "samples/",
+    "phrases/",
+    "data_shards/mine",
+    "data_shards/compbench",
+    "srum_ds/models/NAME",
+)
 WRITTEN_EXACTLY = ("benchmarks/ablation",)
 
 

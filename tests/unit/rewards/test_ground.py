@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srum_ds.common.errors import UserError
-from srum_ds.rewards.judge.templates import Template, load_template
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rewards.regions import select
 from srum_ds.rewards.regions.finder import RegionFinder
 from srum_ds.rewards.regions.ground import CONVENTIONS, Ground, parse_boxes, seen_size

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.rewards.judge.templates import Template, load_template
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rewards.regions import non_maximum, select
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, first_of_each
 from srum_ds.rewards.regions.components import Components
