@@ -92,7 +92,7 @@ setup(
     package_data={
         "srum_ds": [
             "assets/**/*",
-            "rewards/judge/questions/*",
+            "rewards/questions/*",
             "py.typed",
         ],
     },

@@ -222,9 +222,21 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     source = choose_source(collector, engine, run_dir, data, start, lambda: stop_signal.asked, monitor.message)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
     return Job(
-        cfg, run_dir, model, engine, host, judging, objective, source, monitor, watch, held_out, failures,
-        stop_signal, start,
-    )  # fmt: skip
+        cfg=cfg,
+        run_dir=run_dir,
+        model=model,
+        engine=engine,
+        host=host,
+        judging=judging,
+        objective=objective,
+        source=source,
+        monitor=monitor,
+        watch=watch,
+        held_out=held_out,
+        failures=failures,
+        stop_signal=stop_signal,
+        start=start,
+    )
 
 
 def open_model(cfg: Config) -> tuple[UnifiedModel, Engine]:

@@ -197,8 +197,8 @@ class TrainView:
     """M training views of each of N images: what the generator sees of them, and what it should say.
 
     inputs: tensors [N, M, ...] that only the model's family knows. target: what a prediction is compared with,
-    [N, M, T, C] or [N, M, T], and counts_NMT (bool) the tokens at which it is. time_NM: the time in [0, 1] of each view,
-    for families that have one.
+    [N, M, T, C] or [N, M, T], and counts_NMT (bool) the tokens at which it is. time_NM: the time in [0, 1] of each
+    view, for families that have one.
     """
 
     inputs: Mapping[str, Tensor]

@@ -81,8 +81,7 @@ def evaluate(*arguments: str, recipe: Path | None = None) -> None:
     recipe
         Instead of RUN: the recipe the run was trained by; the settings are then those of the training.
     """
-    from srum_ds.evaluation.evaluate import evaluate_run
-    from srum_ds.evaluation.request import evaluation_request
+    from srum_ds.evaluation.evaluate import evaluate_run, evaluation_request
 
     run, overrides = evaluation_request(arguments, recipe)
     evaluate_run(run, overrides)
@@ -154,12 +153,12 @@ def calibrate(
         Drawing processes.
     """
     from srum_ds.config import split_arguments
-    from srum_ds.evaluation.calibration import READOUTS
+    from srum_ds.config.choices import READOUTS
     from srum_ds.evaluation.calibration import calibrate as run
     from srum_ds.evaluation.calibration_report import markdown
 
     # What follows the names of --readouts is taken for names by the reader of the command line.
-    words = list(READOUTS) if readouts is None else readouts
+    words = READOUTS.names() if readouts is None else readouts
     names = [word for word in words if "=" not in word.split(":")[0]]
     recipe, overrides = split_arguments([*arguments, *(word for word in words if word not in names)])
     result = run(recipe, overrides, names, out, labels, threshold, processes)

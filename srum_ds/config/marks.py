@@ -16,7 +16,7 @@ from srum_ds.common.registry import Registry
 
 # The folder that holds the package: a clone of the repository, or site-packages.
 ROOT = Path(__file__).resolve().parents[2]
-QUESTIONS = Path("srum_ds/rewards/judge/questions")
+QUESTIONS = Path("srum_ds/rewards/questions")
 # Where templates stood in recipes of earlier versions.
 FORMER_QUESTIONS = Path("srum_ds/rewards/prompts")
 

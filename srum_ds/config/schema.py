@@ -116,7 +116,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """How the understanding half is asked about a image."""
+    """How the understanding half is asked about an image."""
 
     # How its opinion is read: the answers' probabilities after one prefill; how much likelier the image
     # makes the prompt (a crop the phrase) than a blank one does; a written reply, parsed.
@@ -168,19 +168,19 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class RegionsConfig:
-    """Which boxes of a image are judged locally."""
+    """Which boxes of an image are judged locally."""
 
     # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
     # a grid, or no boxes at all.
     kind: Annotated[str, OneOf(REGION_PROPOSERS)] = "components"
     # Settings of a proposer of your own.
     options: Options = field(default_factory=dict)
-    # At most so many boxes of a image, the largest first.
+    # At most so many boxes of an image, the largest first.
     max_count: Count = 6
     # Of two boxes that overlap by more than this (intersection over union) the smaller goes; 1 keeps both.
     overlap: Share = 1.0
     # Whether the judge is asked which boxes concern the prompt, by which question, and about how many boxes
-    # of a image at most, the largest first.
+    # of an image at most, the largest first.
     filter: bool = False
     filter_template: TemplateText = "region_filter"
     candidates: Count = 10

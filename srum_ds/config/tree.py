@@ -1,4 +1,4 @@
-"""The whole tree of settings: ``Config``, whose sections stand in ``schema``. Everything that takes a recipe takes one."""
+"""The whole tree of settings: ``Config``, whose sections stand in ``schema``. What takes a recipe takes one."""
 
 from __future__ import annotations
 

@@ -18,34 +18,36 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from srum_ds.common.errors import UserError
+from srum_ds.common.errors import STOPPED, UserError
 from srum_ds.common.files import weights_sha256
-from srum_ds.config import COMMAND_LINE, ROOT, Config, check_world, find_path, load_config
+from srum_ds.config import COMMAND_LINE, ROOT, Config, check_world, load_config
 from srum_ds.evaluation.ablation_table import Outcome, build_table, screen_table, write_table
-from srum_ds.evaluation.draw import draw
+from srum_ds.evaluation.draw import draw_images
 from srum_ds.evaluation.evaluate import (
     CACHE,
     OUTCOMES,
-    check_pictures,
+    benchmark_for,
+    check_images,
     draw_settings,
     eval_prompts,
     eval_questions,
     outcomes_key,
+    shown_sampling,
 )
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.writer import METRICS
+from srum_ds.rollouts.collect import SAMPLER_SETTINGS
 from srum_ds.types import Prompt
 
-STOPPED = 75
-"""Exit status when asked to stop: the same command goes on (EX_TEMPFAIL, as of a training run)."""
 BEST_OF = 8
 # What a word must begin with to be a setting; anything else is a recipe.
 SETTING = re.compile(r"^[a-z_]+(\.[a-z_]+)?=")
@@ -124,7 +126,8 @@ def plan(arguments: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int =
             mine, theirs = (getattr(getattr(cfg, section), name) for cfg in (job.cfg, first))
             if mine != theirs:
                 raise UserError(
-                    f"{job.path} has {key}={mine}, but {planned[0].path} has {theirs}: one table, one base."
+                    f"{job.path} has {key}={job.cfg.written(key)}, but {planned[0].path} has {first.written(key)}: "
+                    f"one table, one base."
                 )
     if len({job.run_dir for job in planned}) < len(planned):
         raise UserError("two recipes would share a run's folder: rename one of the files.")
@@ -133,20 +136,26 @@ def plan(arguments: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int =
 
 def evaluation_words(cfg: Config) -> list[str]:
     """The ``eval.*`` settings, fully resolved, by which every run of the table is measured."""
-    own = draw_settings(cfg)
-    s = own.sampling
-    return [
+    words = [
         f"eval.split={cfg.eval.split}",
         f"eval.prompts={cfg.eval.prompts}",
         f"eval.seed={cfg.eval.seed}",
         f"eval.batch={cfg.eval.batch}",
-        f"eval.num_timesteps={s.num_timesteps}",
-        f"eval.timestep_shift={s.timestep_shift}",
-        f"eval.text_scale={s.text_scale}",
-        f"eval.interval=[{s.interval[0]},{s.interval[1]}]",
-        f"eval.renorm={s.renorm}",
-        f"eval.renorm_min={s.renorm_min}",
+        f"eval.benchmark={cfg.eval.benchmark}",
     ]
+    for name, value in asdict(draw_settings(cfg).sampling).items():
+        key = f"eval.{name}" if name in SAMPLER_SETTINGS else f"eval.sampler.{name}"
+        words.append(f"{key}={_word(value)}")
+    return words
+
+
+def _word(value: object) -> str:
+    """A setting's value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_word, value))}]"
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return str(value)
 
 
 class Children:
@@ -217,7 +226,8 @@ def ablate(
     planned = plan(arguments, seeds, runs, jobs)
     first = planned[0].cfg
     prompts = eval_prompts(first)
-    weights_sha256(find_path(first.model.path))
+    benchmark_for(first, prompts)
+    weights_sha256(Path(first.model.path))
     words = evaluation_words(first)
     command = f"srum-ds ablate {' '.join(arguments)} --seeds {' '.join(map(str, seeds))}"
     settings = _described(first, jobs)
@@ -225,7 +235,7 @@ def ablate(
     failed: dict[Job, str] = {}
     children = Children()
 
-    def write(best_of_8: list[int] | None) -> dict:
+    def write(best_of_8: list[int] | None) -> dict[str, Any]:
         done = [found[job] for job in sorted(found, key=lambda j: (_place(planned, j.recipe), j.seed))]
         table = build_table(done, best_of_8, settings, [failed[job] for job in planned if job in failed])
         write_table(out, table, command)
@@ -266,13 +276,14 @@ def best_of(
     children: Children,
     console: Console,
 ) -> list[int] | None:
-    """Outcome of each prompt when the base draws 8 pictures and its own judge picks one; None if stopped.
+    """Outcome of each prompt when the base draws 8 images and its own judge picks one; None if stopped.
 
-    Picture 0 is the one that the base is measured by. Drawn pictures are kept beside the runs.
+    Image 0 is the one that the base is measured by. Drawn images are kept beside the runs.
     """
     cfg = load_config(planned[0].path, [*planned[0].overrides, *words])
     settings = draw_settings(cfg)
     questions = eval_questions(cfg, prompts)
+    benchmark = benchmark_for(cfg, prompts)
     processes = 1 if settings.device != "cpu" else len(os.sched_getaffinity(0))
     scores_KN, exact_KN = [], []
     for sample in range(BEST_OF):
@@ -280,8 +291,8 @@ def best_of(
             return None
         console.print(f"the base's picture {sample + 1} of {BEST_OF}", highlight=False)
         try:
-            drawn = draw(
-                [find_path(cfg.model.path)],
+            drawn = draw_images(
+                [Path(cfg.model.path)],
                 prompts,
                 questions,
                 replace(settings, sample=sample),
@@ -296,7 +307,8 @@ def best_of(
             raise
         # A failed answer is never picked before one that could be read.
         scores_KN.append(torch.nan_to_num(drawn.scores_N, nan=-torch.inf))
-        exact_KN.append(torch.tensor([check.exact for check in check_pictures(prompts, drawn.images_NCHW)]))
+        outcomes = check_images(benchmark, prompts, drawn.images_NCHW, settings.batch)
+        exact_KN.append(torch.tensor([outcome.exact for outcome in outcomes]))
     picked_N = torch.stack(scores_KN).argmax(0)
     return [int(x) for x in torch.stack(exact_KN).gather(0, picked_N[None])[0]]
 
@@ -359,15 +371,14 @@ def read_outcome(job: Job, words: Sequence[str], prompts: Sequence[Prompt]) -> O
 
 
 def _described(cfg: Config, jobs: int) -> dict[str, object]:
-    settings = draw_settings(cfg)
+    sampling = shown_sampling(draw_settings(cfg))
     return {
         "split": cfg.eval.split,
         "prompts": cfg.eval.prompts,
         "eval_seed": cfg.eval.seed,
-        "text_scale": settings.sampling.text_scale,
-        "num_timesteps": settings.sampling.num_timesteps,
-        "base_model": cfg.model.path,
-        "base_sha256": weights_sha256(find_path(cfg.model.path)),
+        **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
+        "base_model": cfg.written("model.path"),
+        "base_sha256": weights_sha256(Path(cfg.model.path)),
         "ranks": cfg.deepspeed.ranks,
         "runs_at_once": jobs,
     }

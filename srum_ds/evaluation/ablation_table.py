@@ -27,8 +27,8 @@ HEADINGS = ("recipe", "seeds", "exact success", "against the base", "against the
 class Outcome:
     """One evaluated run.
 
-    base, trained: 1 where a prompt's picture is exact, else 0; the same prompts and noise in all runs.
-    images: pictures drawn to train on. seconds: spent in training steps. stopped_by_watch: whether
+    base, trained: 1 where a prompt's image is exact, else 0; the same prompts and noise in all runs.
+    images: images drawn to train on. seconds: spent in training steps. stopped_by_watch: whether
     the watch ended the run early.
     """
 
@@ -58,7 +58,7 @@ def build_table(
     difference over the larger of the two. ``against_first`` is the first row's mean minus this row's, over
     the seeds both have. ``images`` and ``seconds`` are of one run, the mean over seeds.
 
-    best_of_8: outcome of each prompt when the base draws 8 pictures and its own judge picks one.
+    best_of_8: outcome of each prompt when the base draws 8 images and its own judge picks one.
     Raises ValueError where runs disagree about the base: they were not measured alike.
     """
     if not outcomes:

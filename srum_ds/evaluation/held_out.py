@@ -18,7 +18,7 @@ SPLIT = "validation"
 
 
 class HeldOut:
-    """The first ``watch.prompts`` prompts of the split ``validation``, one picture each, always the same noise.
+    """The first ``watch.prompts`` prompts of the split ``validation``, one image each, always the same noise.
 
     Raises UserError for an unknown checker and for a split that cannot be read.
     """
@@ -44,12 +44,12 @@ class HeldOut:
         return self.every > 0 and (last or (step + 1) % self.every == 0)
 
     def share(self) -> float:
-        """Share of exact pictures, drawn with the averaged weights; all ranks call it and get the same."""
+        """Share of exact images, drawn with the averaged weights; all ranks call it and get the same."""
         cfg, engine, model = self.cfg, self.engine, self.model
         mine = self.prompts[engine.rank :: engine.world_size]
         with engine.gathered("ema"):
             samples = roll_out(model, mine, 1, cfg.rollout.image_size, sampling_of(cfg), cfg.run.seed, 0)
         exact = self.checker(mine, samples.images_NCHW)
         sums = torch.tensor([float(sum(exact)), float(len(exact))], dtype=torch.float64, device=engine.device)
-        good, count = engine.all_reduce(sums).tolist()
-        return good / count
+        good, count = engine.all_reduce(sums)
+        return float(good / count)

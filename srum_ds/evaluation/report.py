@@ -29,9 +29,9 @@ SIDES = ("base", "trained")
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one model's pictures, one entry a prompt.
+    """What was measured of one model's images, one entry a prompt.
 
-    exact: 1 where a picture shows exactly what was asked for, else 0. partial: credit in [0, 1].
+    exact: 1 where an image shows exactly what was asked for, else 0. partial: credit in [0, 1].
     self_reward: the model's own global score in [-1, 1], NaN where its answer failed.
     """
 
@@ -52,7 +52,7 @@ def build_result(
 
     {"base": {"overall", "stderr", "n", "by_category": {category: {"mean", "stderr", "n"}}, ...},
     "trained": likewise, "difference": {"mean", "stderr", "n", "ci95", "by_category", ...}, "seed",
-    "seconds", "settings"}. ``overall`` is the share of exact pictures over all prompts. A side also
+    "seconds", "settings"}. ``overall`` is the share of exact images over all prompts. A side also
     has "partial", "self_reward" (with "failed", the answers left out) and "judge_auc" where known; an
     undefined figure (the error of one measurement) is None.
     """

@@ -1,4 +1,4 @@
-"""Images for people: boxes coloured by score, and grids of captioned images."""
+"""Draws boxes coloured by score, and grids of captioned images. The writer and the evaluation call it."""
 
 from __future__ import annotations
 

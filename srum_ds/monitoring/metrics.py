@@ -1,4 +1,4 @@
-"""A step's metrics: sums over all ranks, label-free signals of collapse, and what they must not say.
+"""A step's metrics: sums over all ranks, label-free signals of collapse, and the end of a run that learns nothing.
 
 The training loop calls ``measure`` after every step; ``monitoring.writer`` writes what it gives.
 """

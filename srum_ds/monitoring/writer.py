@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind while it runs: metrics, TensorBoard, sample grids, one live line."""
+"""Writes what a run shows while it runs: metrics.jsonl, TensorBoard, sample grids and one live line. Rank 0 alone."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def group_advantages(global_N: Tensor, group_N: Tensor, valid_N: Tensor | None =
         eps: see ``centre_in_groups``.
 
     Returns:
-        [N] float32; 0 for a image that does not count, and for one that is alone in its group.
+        [N] float32; 0 for an image that does not count, and for one that is alone in its group.
     """
     if valid_N is not None:
         global_N = torch.where(valid_N, global_N, torch.nan)

@@ -17,8 +17,8 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.readouts import GenerateReadout, Readout, Replies, Request
-from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions import crop
+from srum_ds.rewards.templates import Template
 from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
 
 

@@ -1,4 +1,4 @@
-"""What was said, in words: from a written reply to scores in [-1, 1], each parsed, clamped or failed."""
+"""Reads scores in [-1, 1] out of written replies, each parsed, clamped or failed. ``GenerateReadout`` calls it."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import torch
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.phrases.extract import Phrases, noun_chunks, parse_phrases, split_prompt
+from srum_ds.rewards.templates import Template
 from srum_ds.types import Prompt
 
 SPACY_MODEL = "en_core_web_sm"

@@ -14,8 +14,8 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt
 
 Convention = Literal["qwen2.5-vl", "qwen3-vl", "pixels"]

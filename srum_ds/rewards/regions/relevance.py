@@ -10,10 +10,10 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import yes_no_score
-from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import take
 from srum_ds.rewards.regions.crops import crop
+from srum_ds.rewards.scores import yes_no_score
+from srum_ds.rewards.templates import Template
 from srum_ds.types import Prompt, Regions, Status
 
 

@@ -1,4 +1,4 @@
-"""What a picture shows, from its pixels alone: no learned part, no knowledge of how it was made."""
+"""What an image shows, from its pixels alone: no learned part, no knowledge of how it was made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TEMPLATE_SUMS = _TEMPLATES.sum(axis=(1, 2))
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """Something bright in a picture. An attribute is None where the pixels do not settle it.
+    """Something bright in an image. An attribute is None where the pixels do not settle it.
 
     ``x``, ``y``: centre in pixels. ``box``: x0, y0, x1, y1 in pixels, ends exclusive.
     """
@@ -52,7 +52,7 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How far a picture follows a prompt.
+    """How far an image follows a prompt.
 
     ``exact``: exactly the objects asked for, and the relation. ``objects_exact``: the same without the
     relation. ``partial``: share of attributes and relation met, times the ratio of the counts.
@@ -65,7 +65,7 @@ class Check:
 
 
 def as_picture(image: np.ndarray | Tensor) -> np.ndarray:
-    """A picture as float32 [H, W, 3] clipped to [0, 1]; also takes a tensor [3, H, W].
+    """An image as float32 [H, W, 3] clipped to [0, 1]; also takes a tensor [3, H, W].
 
     Raises ValueError for another shape. Non-finite values stay, so that the caller sees them.
     """
@@ -79,7 +79,7 @@ def as_picture(image: np.ndarray | Tensor) -> np.ndarray:
 
 
 def detect(image: np.ndarray | Tensor) -> list[Detected]:
-    """Everything bright in a picture of values in [0, 1]; nothing where any value is not finite."""
+    """Everything bright in an image of values in [0, 1]; nothing where any value is not finite."""
     picture = as_picture(image)
     if not np.isfinite(picture).all():
         return []
@@ -139,7 +139,7 @@ def _nearest_look(light: np.ndarray) -> tuple[str | None, str | None]:
 
 
 def check(prompt: ShapePrompt | Prompt, image: np.ndarray | Tensor) -> Check:
-    """Judges a picture ([H, W, 3] array or [3, H, W] tensor, values in [0, 1]) against a prompt."""
+    """Judges an image ([H, W, 3] array or [3, H, W] tensor, values in [0, 1]) against a prompt."""
     wanted = _as_shape_prompt(prompt)
     detected = tuple(detect(image))
     met, objects_met, has_relation = _best_match(wanted, detected)

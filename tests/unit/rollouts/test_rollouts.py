@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import webdataset
 from srum_ds.common.errors import UserError
 from srum_ds.rollouts.codec import decode, encode
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter, load_index
-from srum_ds.types import Judged, Regions, Samples, Scores
+from srum_ds.types import Judged, Regions, Samples, Scores, TokenSpec
+from tests.support.paths import GOLDEN
 from tests.support.rollouts import HEADER, judged
 
 
@@ -153,3 +155,38 @@ def test_a_sample_that_is_none_is_named() -> None:
     for broken in ({"png": b"no picture"}, {"json": b"{}"}, {"safetensors": b"0123456789"}):
         with pytest.raises(UserError, match=r"shard 5: not a sample of a rollout"):
             decode([samples[0] | broken, *samples[1:]], "shard 5")
+
+
+def test_a_folder_of_format_1_reads_as_it_did_and_goes_on_as_format_2(tmp_path: Path) -> None:
+    """tests/golden/rollouts_v1 was written by the last version of format 1 from the same ``judged`` samples."""
+    folder = tmp_path / "old"
+    shutil.copytree(GOLDEN / "rollouts_v1", folder)
+    settings = {"rollout.text_scale": 1.25, "judge.global_template": "shapes_global"}
+    header = replace(HEADER, settings=settings)
+    reader = RolloutReader(folder)
+    assert reader.header == header
+    for found, expected in zip(reader.batches(0, 2), (judged(0), judged(2)), strict=True):
+        assert_same(replace(found, scores=replace(found.scores, status_Q=None)), _without_requests(expected))
+    writer = RolloutWriter(folder, header)
+    writer.write(1, 0, [judged(4), judged(6)])
+    again = RolloutReader(folder)
+    assert json.loads((folder / "index.jsonl").read_text().splitlines()[0])["version"] == 2
+    assert torch.equal(again.batches(0, 2)[0].samples.tokens, judged(0).samples.tokens)
+    assert torch.equal(again.batches(1, 2)[1].samples.tokens, judged(6).samples.tokens)
+
+
+def test_codes_are_kept_as_codes(tmp_path: Path) -> None:
+    header = replace(HEADER, tokens=TokenSpec("discrete", 11))
+    drawn = judged()
+    codes = torch.tensor([[3, 10], [0, 1], [7, 7], [2, 5]])
+    coded = replace(drawn, samples=replace(drawn.samples, tokens=codes))
+    RolloutWriter(tmp_path / "codes", header).write(0, 0, [coded, coded])
+    reader = RolloutReader(tmp_path / "codes")
+    assert reader.header.tokens == TokenSpec("discrete", 11)
+    found = reader.batches(0, 2)[0].samples.tokens
+    assert found.dtype == torch.int64 and torch.equal(found, codes)
+
+
+def _without_requests(judged: Judged) -> Judged:
+    """How requests ended is kept by kind and not in order."""
+    return replace(judged, scores=replace(judged.scores, status_Q=None))

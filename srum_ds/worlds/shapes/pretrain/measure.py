@@ -24,9 +24,9 @@ from srum_ds.models import load_model
 from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rewards.judge.readouts import yes_no_score
 from srum_ds.rewards.regions import crop, select
 from srum_ds.rewards.regions.components import component_candidates
+from srum_ds.rewards.scores import yes_no_score
 from srum_ds.types import Prompt, Regions, Samples
 from srum_ds.worlds.shapes.checker import Check, check, region_matches
 from srum_ds.worlds.shapes.questions import crop_question, match_question
