@@ -60,9 +60,13 @@ def runs(quick: bool) -> dict[str, tuple[str, ...]]:
 
 
 def commands(quick: bool) -> dict[str, tuple[str, ...]]:
-    """Name -> words of each other `srum-ds` command; {out} is a folder of its own."""
+    """Name -> words of each other `srum-ds` command.
+
+    {out} is a folder of its own; {image} the first picture of ``draw``, at a path that both trees share, since the
+    names of edited pictures depend on it.
+    """
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    drawn = "{out}/../draw/a-red-circle-above-a-blue-square-seed3-0.png"
+    drawn = "{image}"
     del quick
     return {
         "draw": ("generate", "--model", MODEL, *prompts, "--seed", "3", "--count", "2", "--out", "{out}"),
@@ -101,7 +105,10 @@ def make(tree: Path, out: Path, quick: bool) -> None:
         folder = out / "commands" / name
         if not (folder / "printed.txt").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            printed = call(tree, [word.format(out=folder) for word in words])
+            image = out.parent / "image.png"
+            printed = call(tree, [word.format(out=folder, image=image) for word in words])
+            if name == "draw":
+                shutil.copyfile(min(folder.glob("*.png")), image)
             (folder / "printed.txt").write_text(printed.replace(str(out), "OUT"))
     for name, (recipe, *overrides) in runs(quick).items():
         folder = out / "runs" / name
