@@ -59,7 +59,7 @@ def runs(quick: bool) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def commands(quick: bool) -> dict[str, tuple[str, ...]]:
+def commands() -> dict[str, tuple[str, ...]]:
     """Name -> words of each other `srum-ds` command.
 
     {out} is a folder of its own; {image} the first picture of ``draw``, at a path that both trees share, since the
@@ -67,7 +67,6 @@ def commands(quick: bool) -> dict[str, tuple[str, ...]]:
     """
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     drawn = "{image}"
-    del quick
     return {
         "draw": ("generate", "--model", MODEL, *prompts, "--seed", "3", "--count", "2", "--out", "{out}"),
         "guided": ("generate", "--model", MODEL, *prompts, "--steps", "10", "--guidance", "1.25", "--out", "{out}"),
@@ -101,7 +100,7 @@ def call(tree: Path, words: Sequence[str]) -> str:
 
 def make(tree: Path, out: Path, quick: bool) -> None:
     """Runs everything in a tree; results lie in ``out``. What is there already is not done again."""
-    for name, words in commands(quick).items():
+    for name, words in commands().items():
         folder = out / "commands" / name
         if not (folder / "printed.txt").exists():
             folder.mkdir(parents=True, exist_ok=True)
