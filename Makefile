@@ -47,10 +47,11 @@ eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="ev
 test: setup  ## run the tests (ARGS="-k config ...")
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup  ## ruff (rules and format) and mypy
+lint: setup  ## ruff (rules and format), mypy, and the floors of the house (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup  ## run every benchmark in benchmarks/
 	@ls benchmarks/*.py >/dev/null
@@ -60,7 +61,7 @@ pretrain: setup  ## make the embedded tiny model again from a seed
 	$(BIN)/python -m srum_ds.worlds.shapes.pretrain $(ARGS)
 
 clean:  ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find srum_ds tests launch benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## show this

@@ -115,9 +115,9 @@ class Job:
         return reason
 
     def stop(self, reason: StopReason, step: int) -> int:
-        """Ends the run after ``step`` steps, exporting what it was made for; returns its exit status."""
+        """Ends the run after its ``step``-th step, exporting what it was made for; returns its exit status."""
         if reason is StopReason.ASKED:
-            self.monitor.message(f"stopped after {step} steps, as asked; the same command goes on from there.")
+            self.monitor.message(f"stopped after step {step}, as asked; the same command goes on from there.")
         else:
             self.export()
             self.monitor.message(f"trained model: {self.run_dir / run_folder.EXPORT}")
@@ -222,9 +222,21 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     source = choose_source(collector, engine, run_dir, data, start, lambda: stop_signal.asked, monitor.message)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
     return Job(
-        cfg, run_dir, model, engine, host, judging, objective, source, monitor, watch, held_out, failures,
-        stop_signal, start,
-    )  # fmt: skip
+        cfg=cfg,
+        run_dir=run_dir,
+        model=model,
+        engine=engine,
+        host=host,
+        judging=judging,
+        objective=objective,
+        source=source,
+        monitor=monitor,
+        watch=watch,
+        held_out=held_out,
+        failures=failures,
+        stop_signal=stop_signal,
+        start=start,
+    )
 
 
 def open_model(cfg: Config) -> tuple[UnifiedModel, Engine]:

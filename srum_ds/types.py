@@ -1,6 +1,6 @@
 """The nouns of one training step, and nothing of any model: what rooms hand to each other.
 
-Every picture is a grid of tokens, row-major, whatever design drew it. Tokens are continuous (C channels) or discrete
+Every image is a grid of tokens, row-major, whatever design drew it. Tokens are continuous (C channels) or discrete
 (one of V codes); a ``TokenSpec`` says which. Shape suffixes: docs/notation.md.
 """
 
@@ -39,10 +39,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What one token of a picture is: ``size`` channels (continuous) or one of ``size`` codes (discrete).
+    """What one token of an image is: ``size`` channels (continuous) or one of ``size`` codes (discrete).
 
-    Continuous tokens of N pictures are float32 [N, T, size], discrete ones int64 [N, T]. It stands in the header of
-    rollout shards. It also knows how wide tokens lie and how far two pictures' tokens are apart, which is what the
+    Continuous tokens of N images are float32 [N, T, size], discrete ones int64 [N, T]. It stands in the header of
+    rollout shards. It also knows how wide tokens lie and how far two images' tokens are apart, which is what the
     metrics watch: a generator that trains on its own images loses spread before anyone can see it.
     """
 
@@ -58,8 +58,8 @@ class TokenSpec:
     def moments(self, tokens: Tensor) -> tuple[float, float, int]:
         """(sum, sum of squares, count) of the tokens' numbers, to be added up over ranks.
 
-        Continuous: over all channels. Discrete: of the codes as one-hot vectors, centred within each picture, so that
-        sqrt(squares / count) is 0 where a picture has one code everywhere and near 1 where no code repeats.
+        Continuous: over all channels. Discrete: of the codes as one-hot vectors, centred within each image, so that
+        sqrt(squares / count) is 0 where an image has one code everywhere and near 1 where no code repeats.
         """
         if self.kind == "continuous":
             numbers = tokens.double()
@@ -71,20 +71,20 @@ class TokenSpec:
         return 0.0, squares, tokens.numel()
 
     def mean_distance(self, tokens_KT: Tensor) -> float:
-        """Mean distance of the pairs among K pictures, K >= 2.
+        """Mean distance of the pairs among K images, K >= 2.
 
         Continuous: root of the mean squared difference over tokens and channels; independent tokens of unit scale give
         sqrt(2). Discrete: share of the places where the codes differ.
         """
         members = tokens_KT.detach().double().flatten(start_dim=1)
         if self.kind == "continuous":
-            return float(torch.pdist(members).mean()) / members.shape[1] ** 0.5
+            return float(torch.pdist(members).mean()) / float(members.shape[1] ** 0.5)
         return float(torch.pdist(members, p=0).mean()) / members.shape[1]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """N generated pictures: K samples for each prompt, the samples of one prompt adjacent.
+    """N generated images: K samples for each prompt, the samples of one prompt adjacent.
 
     images_NCHW: float in [0, 1]. tokens: exactly as sampled, never re-encoded, [N, T, C] float32 or [N, T] int64
     (``TokenSpec``), row-major over ``grid`` = (h, w), T = h * w. ``group_N`` says which samples share a
@@ -99,7 +99,7 @@ class Samples:
     grid: tuple[int, int]
 
     def prompt_of_each(self) -> list[Prompt]:
-        """The prompt of each of the N pictures. ValueError where prompts and groups do not match."""
+        """The prompt of each of the N images. ValueError where prompts and groups do not match."""
         groups = int(self.group_N.max()) + 1 if self.group_N.numel() else 0
         if len(self.prompts) != groups:
             raise ValueError(f"there are {len(self.prompts)} prompts for {groups} groups of pictures")
@@ -108,9 +108,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class Regions:
-    """R boxes over N pictures, in normalised image coordinates.
+    """R boxes over N images, in normalised image coordinates.
 
-    ``owner_R`` (int64) is the picture each box lies in, ascending. ``boxes_R4`` (float32) holds
+    ``owner_R`` (int64) is the image each box lies in, ascending. ``boxes_R4`` (float32) holds
     x0, y0, x1, y1 in [0, 1] with x0 < x1 and y0 < y1. ``asked``: answers of the judge that finding
     the boxes took; ``failed``: how many of them could not be used.
     """
@@ -134,9 +134,9 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """A request whose reply could not be used: about picture ``picture``, or its region ``region``.
+    """A request whose reply could not be used: about image ``picture``, or its region ``region``.
 
-    ``region`` indexes the batch's regions, -1 for the whole picture. ``template``: name and hash.
+    ``region`` indexes the batch's regions, -1 for the whole image. ``template``: name and hash.
     """
 
     picture: int
@@ -152,8 +152,8 @@ class Scores:
 
     ``phrase_R`` is the index of the phrase (of the owner's prompt) each region was matched to, -1
     for a region no phrase claims. ``missing_N`` is the share of the objects a prompt asks for that no
-    region of the picture shows, in [0, 1]; None when nobody looked. ``raw``: the reply, or the
-    answers' probabilities, behind each of the N + R scores, pictures first. ``status_Q`` (int64): how
+    region of the image shows, in [0, 1]; None when nobody looked. ``raw``: the reply, or the
+    answers' probabilities, behind each of the N + R scores, images first. ``status_Q`` (int64): how
     each of the Q requests ended; a region is asked about several phrases. ``failures``: those of them
     that failed.
     """
@@ -171,7 +171,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures with their regions and scores: one micro-batch as a step's source hands it over."""
+    """Images with their regions and scores: one micro-batch as a step's source hands it over."""
 
     samples: Samples
     regions: Regions
@@ -182,8 +182,8 @@ class Judged:
 class TokenWeights:
     """What the reward says about a micro-batch, made once from its scores.
 
-    map_Nhw: float32 weight of each token, None where the objective takes no reward. counts_N (bool): the pictures whose
-    tokens count in the loss. partner_N (int64): for objectives that compare two pictures of a prompt, the other of
+    map_Nhw: float32 weight of each token, None where the objective takes no reward. counts_N (bool): the images whose
+    tokens count in the loss. partner_N (int64): for objectives that compare two images of a prompt, the other of
     the pair (itself where there is none); else None.
     """
 
@@ -194,11 +194,11 @@ class TokenWeights:
 
 @dataclass(frozen=True)
 class TrainView:
-    """M training views of each of N pictures: what the generator sees of them, and what it should say.
+    """M training views of each of N images: what the generator sees of them, and what it should say.
 
     inputs: tensors [N, M, ...] that only the model's family knows. target: what a prediction is compared with,
-    [N, M, T, C] or [N, M, T], and counts_NMT (bool) the tokens at which it is. time_NM: the noise level in [0, 1], for
-    families that have one.
+    [N, M, T, C] or [N, M, T], and counts_NMT (bool) the tokens at which it is. time_NM: the time in [0, 1] of each
+    view, for families that have one.
     """
 
     inputs: Mapping[str, Tensor]

@@ -1,0 +1,1 @@
+"""The commands of `srum-ds`, one file each; `main` registers them."""

@@ -1,4 +1,4 @@
-"""Seconds of a step by phase."""
+"""Measures the seconds of a step by phase (data, rollout, judge, train)."""
 
 from __future__ import annotations
 

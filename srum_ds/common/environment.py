@@ -1,4 +1,4 @@
-"""Where a result was made: commit, versions, hardware."""
+"""Says where a result was made: commit, versions, hardware. Runs and evaluations keep it beside their numbers."""
 
 from __future__ import annotations
 

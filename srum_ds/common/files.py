@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Writes files atomically: a reader sees the old one or the new one, never half of one. And hashes of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture files: any that Pillow opens as floats in RGB, and PNG files that say how they were made."""
+"""Image files: any that Pillow opens as floats in RGB, and PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WHITE = (255, 255, 255)
 
 
 def read_picture(path: Path) -> Tensor:
-    """A picture file as float32 [3, H, W] in [0, 1].
+    """An image file as float32 [3, H, W] in [0, 1].
 
     Transparent pixels stand on white, as the released code has it; palettes and grey become RGB, 16 bits a
-    channel become 8. UserError when the file is missing, damaged, no picture or of unbounded values.
+    channel become 8. UserError when the file is missing, damaged, no image or of unbounded values.
     """
     try:
         with Image.open(path) as picture:
@@ -56,7 +56,7 @@ def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def write_picture(path: Path, image_CHW: Tensor, about: Mapping[str, Any]) -> None:
-    """Writes a picture in [0, 1] as an 8-bit PNG with a text chunk ``srum-ds:NAME`` for each entry of ``about``.
+    """Writes an image in [0, 1] as an 8-bit PNG with a text chunk ``srum-ds:NAME`` for each entry of ``about``.
 
     UserError when the file cannot be written.
     """

@@ -1,6 +1,6 @@
-"""Randomness by identity: a seed, and the noise drawn from it, is a function of names and numbers.
+"""Randomness by identity: a seed, and the numbers drawn from it, are a function of names and numbers.
 
-Nothing here depends on a batch, a rank or the order of calls, so a prompt's noise is the same
+Nothing here depends on a batch, a rank or the order of calls, so a prompt's numbers are the same
 whoever draws it and whenever.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 Part = int | str
 Key = tuple[Part, ...]
-"""Parts that seed what is random about one picture; a family that draws several kinds of numbers appends to it."""
+"""Parts that seed what is random about one image; a family that draws several kinds of numbers appends to it."""
 
 
 def derive(*parts: Part) -> int:
@@ -38,8 +38,8 @@ def generator(*parts: Part) -> torch.Generator:
     return torch.Generator().manual_seed(derive(*parts))
 
 
-def noise(shape: Sequence[int], *parts: Part, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (float32) of ``shape``, drawn on the CPU and moved to ``device``.
+def normal(shape: Sequence[int], *parts: Part, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal numbers (float32) of ``shape``, drawn on the CPU and moved to ``device``.
 
     Drawn for one item at a time (no batch dimension in ``shape``), it is the same in any batch.
     """
@@ -53,9 +53,9 @@ def uniform(shape: Sequence[int], *parts: Part, device: torch.device | str = "cp
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """The seed parts of N pictures in one step of a run: run seed, step, and each picture's (prompt name, sample).
+    """The seed parts of N images in one step of a run: run seed, step, and each image's (prompt name, sample).
 
-    ``keys.of("rollout")`` seeds how they are drawn, ``keys.of("noise")`` and ``keys.of("time")`` their training views.
+    ``keys.of("rollout")`` seeds how they are drawn; for their training views a family names purposes of its own.
     """
 
     seed: int
@@ -63,5 +63,5 @@ class SampleKeys:
     names: tuple[tuple[str, int], ...]
 
     def of(self, purpose: str) -> list[Key]:
-        """The parts of each picture for one purpose."""
+        """The parts of each image for one purpose."""
         return [(self.seed, purpose, self.step, name, sample) for name, sample in self.names]

@@ -15,7 +15,7 @@ from srum_ds.config.loading import (
     split_arguments,
 )
 from srum_ds.config.marks import ROOT, find_path
-from srum_ds.config.schema import Config
+from srum_ds.config.tree import Config
 
 __all__ = [
     "COMMAND_LINE",

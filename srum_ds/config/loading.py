@@ -27,7 +27,7 @@ from srum_ds.common.files import write_atomic
 from srum_ds.config.choices import OBJECTIVES
 from srum_ds.config.marks import OneOf, PathOrName, TemplateName, find_path
 from srum_ds.config.messages import expected, is_options, is_text, marks, nearest
-from srum_ds.config.schema import Config
+from srum_ds.config.tree import Config
 
 DEFAULT_RECIPE = Path("launch/recipes/tiny.yaml")
 COMMAND_LINE = "on the command line"
@@ -147,7 +147,7 @@ def known_keys() -> dict[str, Any]:
 
 
 def check(cfg: Config) -> None:
-    """Whether settings made in Python are what a recipe may say. Raises UserError with the key, its value and a cure."""
+    """Whether settings made in Python are what a recipe may say. Raises UserError with key, value and a cure."""
     for key, value in flat_config(cfg).items():
         _check_value(key, value, "")
     _check_together(cfg)

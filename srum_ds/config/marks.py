@@ -1,12 +1,13 @@
-"""What a setting's type says beside its range: names of code, paths, names of templates. ``loading`` acts on them."""
+"""The types of settings: ranges, names of code, paths, names of templates. ``loading`` acts on what they say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -15,7 +16,7 @@ from srum_ds.common.registry import Registry
 
 # The folder that holds the package: a clone of the repository, or site-packages.
 ROOT = Path(__file__).resolve().parents[2]
-QUESTIONS = Path("srum_ds/rewards/judge/questions")
+QUESTIONS = Path("srum_ds/rewards/questions")
 # Where templates stood in recipes of earlier versions.
 FORMER_QUESTIONS = Path("srum_ds/rewards/prompts")
 
@@ -84,3 +85,18 @@ def find_template(text: str) -> str:
         if (ROOT / QUESTIONS / f"{name}.jinja").is_file():
             return name
     return str(find_path(path))
+
+
+# ---- the types of settings
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+Share = Annotated[float, Ge(0), Le(1)]
+# The exponential averages: at 1 they would never take in anything.
+Decay = Annotated[float, Ge(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
+Options = dict[str, Any]
+PathText = Annotated[str, MinLen(1), PathOrName()]
+TemplateText = Annotated[str, MinLen(1), TemplateName()]

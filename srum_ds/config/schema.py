@@ -9,24 +9,24 @@ holds the ``srum_ds`` package; they are resolved once, when a recipe is loaded.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 
 from srum_ds.config.choices import BENCHMARKS, CHECKERS, MODELS, OBJECTIVES, READOUTS, REGION_PROPOSERS
-from srum_ds.config.marks import OneOf, PathOrName, TemplateName
-
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0), Lt(float("inf"))]
-NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
-Share = Annotated[float, Ge(0), Le(1)]
-# The exponential averages: at 1 they would never take in anything.
-Decay = Annotated[float, Ge(0), Lt(1)]
-Text = Annotated[str, MinLen(1)]
-Options = dict[str, Any]
-PathText = Annotated[str, MinLen(1), PathOrName()]
-TemplateText = Annotated[str, MinLen(1), TemplateName()]
+from srum_ds.config.marks import (
+    Count,
+    Decay,
+    NotNegative,
+    OneOf,
+    Options,
+    PathText,
+    Positive,
+    Share,
+    TemplateText,
+    Text,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RolloutConfig:
     images_per_prompt: Count = 8
     # Prompts a rank draws and trains at once. Shapes follow from this, never from the world size.
     micro_batch_prompts: Count = 4
-    # Picture size in pixels: height, width.
+    # Image size in pixels: height, width.
     image_size: tuple[Count, Count] = (64, 64)
     # The sampler. A design takes those of the following that it knows; `sampler` holds its further ones.
     sampler: Options = field(default_factory=dict)
@@ -116,7 +116,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """How the understanding half is asked about a image."""
+    """How the understanding half is asked about an image."""
 
     # How its opinion is read: the answers' probabilities after one prefill; how much likelier the image
     # makes the prompt (a crop the phrase) than a blank one does; a written reply, parsed.
@@ -140,7 +140,7 @@ class JudgeConfig:
     # likelihood: question that the prompt or phrase is scored as the answer to; null: it follows the
     # image at once.
     caption_template: TemplateText | None = None
-    # likelihood: nats a token by which a text must be likelier than on a blank image for a score of 1/2.
+    # likelihood: nats per token by which a text must be likelier than on a blank image for a score of 1/2.
     likelihood_temperature: Positive = 1.0
     # generate: length of every reply in tokens, and whether the templates ask to think first.
     max_new_tokens: Count = 512
@@ -158,7 +158,7 @@ class JudgeConfig:
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (56, 56)
-    # Pictures or crops asked about at once.
+    # Images or crops asked about at once.
     batch: Count = 64
     # The run stops when a larger share of a step's answers could not be used.
     max_failed_share: Share = 0.5
@@ -168,19 +168,19 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class RegionsConfig:
-    """Which boxes of a image are judged locally."""
+    """Which boxes of an image are judged locally."""
 
     # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
     # a grid, or no boxes at all.
     kind: Annotated[str, OneOf(REGION_PROPOSERS)] = "components"
     # Settings of a proposer of your own.
     options: Options = field(default_factory=dict)
-    # At most so many boxes of a image, the largest first.
+    # At most so many boxes of an image, the largest first.
     max_count: Count = 6
     # Of two boxes that overlap by more than this (intersection over union) the smaller goes; 1 keeps both.
     overlap: Share = 1.0
     # Whether the judge is asked which boxes concern the prompt, by which question, and about how many boxes
-    # of a image at most, the largest first.
+    # of an image at most, the largest first.
     filter: bool = False
     filter_template: TemplateText = "region_filter"
     candidates: Count = 10
@@ -378,42 +378,7 @@ class EvalConfig:
     renorm_min: Share | None = None
     # Time points of the sampler.
     num_timesteps: Annotated[int, Ge(2)] = 17
-    # Pictures drawn at once.
+    # Images drawn at once.
     batch: Count = 60
     # Which trained weights: their average or the last ones.
     weights: Literal["ema", "live"] = "ema"
-
-
-@dataclass(frozen=True)
-class Config:
-    """The whole tree."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    regions: RegionsConfig = field(default_factory=RegionsConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    # Key -> (as written, as resolved) of what reads the environment and of paths. No setting: it lets saved copies
-    # say `${oc.env:NAME}` again rather than the secret, and a path as it was given.
-    expressions: dict[str, tuple[str, Any]] = field(
-        default_factory=dict,
-        repr=False,
-        compare=False,
-        metadata={"omegaconf_ignore": True},
-    )
-
-    def written(self, key: str) -> Any:
-        """The setting ``section.name`` as it was written: a path as given, an expression with its `${...}`."""
-        section, name = key.split(".")
-        value = getattr(getattr(self, section), name)
-        written, resolved = self.expressions.get(key, (value, value))
-        return written if resolved == value else value

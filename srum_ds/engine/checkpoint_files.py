@@ -1,4 +1,4 @@
-"""Training checkpoints on disk: safetensors and JSON, one folder a step, committed by one rename.
+"""Training checkpoints on disk: safetensors and JSON, one folder per step, committed by one rename.
 
     checkpoints/step_000020/rank_00000.safetensors   what rank 0 held: "<kind>/<parameter>" -> 1-D tensor
                             rank_00001.safetensors

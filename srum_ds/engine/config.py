@@ -29,7 +29,7 @@ OURS = {
 def read_ds_config(path: Path) -> dict[str, Any]:
     """Reads a DeepSpeed JSON config. Raises UserError naming the file and what is wrong with it."""
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"deepspeed.config: cannot read {path}: {error.strerror}") from error
     except ValueError as error:

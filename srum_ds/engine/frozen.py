@@ -1,4 +1,4 @@
-"""An engine for a model that never trains, beside the one that does: a judge that must not change."""
+"""An engine for a model that never trains: the frozen copy that judges beside the model that is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine without DeepSpeed: one process, torch's AdamW. For debugging, and as the yardstick."""
+"""The engine without DeepSpeed: one process, torch's AdamW. For tests, and as the yardstick of the sharded one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Base against trained: pictures drawn anew, judged by an independent checker, compared in pairs."""
+"""Base against trained: images drawn anew, judged by an independent checker, compared in pairs."""

@@ -1,11 +1,13 @@
-"""Drawing an evaluation's pictures: fixed noise, fixed batches, as many processes as there are cores."""
+"""Draws an evaluation's images: fixed seeds, fixed batches, as many processes as there are cores.
+
+``evaluate``, ``ablation`` and ``labels`` call ``draw_images``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import math
 import multiprocessing
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,30 +25,32 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256, write_atomic
-from srum_ds.common.seeds import noise
+from srum_ds.common.registry import import_file, user_files
+from srum_ds.common.seeds import Key
 from srum_ds.models import load_model
-from srum_ds.models.flow import FlowSampling
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring.images import to_uint8
 from srum_ds.prompts.shards import fingerprint
-from srum_ds.rewards.judge.readouts import LogprobReadout, Readout, Request, alone
+from srum_ds.rewards.judge.readouts import LogprobReadout, Readout, Request
 from srum_ds.types import Prompt
 
-# Part of the cache's key: raise it when the same settings give other pictures.
+# Part of the cache's key: raise it when the same settings give other images.
 CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How pictures are drawn, and how the model that drew them is asked about them.
+    """How images are drawn, and how the model that drew them is asked about them.
 
-    image_size: height, width in pixels. batch: pictures at once (a part of the settings: batches
+    kind: the model's design, as ``model.kind`` names it. image_size: height, width in pixels. sampling: of the design's
+    own ``sampling_type``, a dataclass. batch: images drawn at once (a part of the settings: batches
     stay the same for any number of processes). readout: how the model's opinion is read. sample:
-    which of a prompt's pictures; each has its own noise.
+    which of a prompt's images; each has its own randomness.
     """
 
     kind: str
     image_size: tuple[int, int]
-    sampling: FlowSampling
+    sampling: Any
     seed: int
     batch: int
     readout: Readout = LogprobReadout()
@@ -55,9 +59,10 @@ class DrawSettings:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """images_NCHW: uint8. scores_N: the model's own global score in [-1, 1] (float32), NaN if it failed.
+class EvalImages:
+    """One model's image of every prompt.
 
+    images_NCHW: uint8. scores_N: the model's own global score in [-1, 1] (float32), NaN if it failed.
     cached: whether they were read from an earlier evaluation.
     """
 
@@ -74,7 +79,7 @@ class _Batch:
     settings: DrawSettings
 
 
-def draw(
+def draw_images(
     folders: Sequence[Path],
     prompts: Sequence[Prompt],
     questions: Sequence[str],
@@ -83,59 +88,58 @@ def draw(
     cache_dir: Path | None = None,
     cacheable: Sequence[bool] = (),
     on_batch: Callable[[int, int], None] | None = None,
-) -> list[Drawn]:
-    """One picture a prompt by each model folder, and each model's score of its own pictures.
+) -> list[EvalImages]:
+    """One image per prompt by each model folder, and each model's score of its own images.
 
-    questions: what to ask about each prompt's picture. The noise of a picture is seeded by
-    (settings.seed, prompt id, settings.sample) and is the same for every model. Models marked in
-    ``cacheable`` are looked up in ``cache_dir`` and stored there. ``on_batch(done, total)`` is told
-    of progress. Raises UserError for a folder that is no checkpoint.
+    questions: what to ask about each prompt's image. What is random about an image is seeded by ``image_key`` and is
+    the same for every model. Models marked in ``cacheable`` are looked up in ``cache_dir`` and stored there.
+    ``on_batch(done, total)`` is told of progress. Raises UserError for a folder that is no checkpoint.
     """
-    # Every folder is looked at before the first picture is drawn.
+    # Every folder is looked at before the first image is drawn.
     hashes = [weights_sha256(folder) for folder in folders]
-    drawn: list[Drawn | None] = [None] * len(folders)
-    stores: list[Path | None] = [None] * len(folders)
-    for i in range(len(folders)):
-        if cache_dir is not None and i < len(cacheable) and cacheable[i]:
-            stores[i] = cache_dir / f"{cache_key(hashes[i], prompts, questions, settings)}.npz"
-            drawn[i] = _read_cache(stores[i], len(prompts), settings)
-    missing = [i for i in range(len(folders)) if drawn[i] is None]
+    stores: dict[int, Path] = {}
+    if cache_dir is not None:
+        for number in range(len(folders)):
+            if number < len(cacheable) and cacheable[number]:
+                stores[number] = cache_dir / f"{cache_key(hashes[number], prompts, questions, settings)}.npz"
+    found = {number: _read_cache(store, len(prompts), settings) for number, store in stores.items()}
+    drawn = {number: images for number, images in found.items() if images is not None}
+    missing = [number for number in range(len(folders)) if number not in drawn]
     starts = range(0, len(prompts), settings.batch)
-    jobs = [
+    batches = [
         _Batch(
-            folders[i],
+            folders[number],
             tuple(prompts[start : start + settings.batch]),
             tuple(questions[start : start + settings.batch]),
             settings,
         )
-        for i in missing
+        for number in missing
         for start in starts
     ]
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in _run(jobs, processes):
+    for part in _draw_all(batches, processes):
         parts.append(part)
         if on_batch is not None:
-            on_batch(len(parts), len(jobs))
-    for place, i in enumerate(missing):
+            on_batch(len(parts), len(batches))
+    for place, number in enumerate(missing):
         own = parts[place * len(starts) : (place + 1) * len(starts)]
         images = np.concatenate([images for images, _ in own])
         scores = np.concatenate([scores for _, scores in own])
-        drawn[i] = Drawn(torch.from_numpy(images), torch.from_numpy(scores))
-        store = stores[i]
-        if store is not None:
+        drawn[number] = EvalImages(torch.from_numpy(images), torch.from_numpy(scores))
+        if number in stores:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, images=images, scores=scores)
-            write_atomic(store, buffer.getvalue())
-    return [item for item in drawn if item is not None]
+            write_atomic(stores[number], buffer.getvalue())
+    return [drawn[number] for number in range(len(folders))]
 
 
-def eval_noise(shape: tuple[int, int], seed: int, prompt: Prompt, sample: int = 0) -> Tensor:
-    """Initial noise [T, C] of an evaluation's picture."""
-    return noise(shape, "eval", seed, prompt.id, sample)
+def image_key(seed: int, prompt: Prompt, sample: int = 0) -> Key:
+    """What seeds an image of an evaluation: its seed, the prompt and which of the prompt's images it is."""
+    return ("eval", seed, prompt.id, sample)
 
 
 def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str], settings: DrawSettings) -> str:
-    """What cached pictures are found by: the weights' hash, prompts, questions and every setting."""
+    """What cached images are found by: the weights' hash, prompts, questions and every setting."""
     parts = {
         "version": CACHE_VERSION,
         "torch": torch.__version__,
@@ -145,12 +149,18 @@ def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str],
         "readout": type(settings.readout).__name__,
         "settings": asdict(settings),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_described).encode()).hexdigest()[:32]
 
 
-def _read_cache(path: Path | None, count: int, settings: DrawSettings) -> Drawn | None:
+def _described(value: object) -> dict[str, Any]:
+    """A readout that is no dataclass, for ``cache_key``: its class and its attributes."""
+    kind = type(value)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **getattr(value, "__dict__", {})}
+
+
+def _read_cache(path: Path, count: int, settings: DrawSettings) -> EvalImages | None:
     """What an earlier evaluation stored, or None where there is nothing whole."""
-    if path is None or not path.is_file():
+    if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -160,26 +170,33 @@ def _read_cache(path: Path | None, count: int, settings: DrawSettings) -> Drawn 
     whole = images.shape == (count, 3, *settings.image_size) and scores.shape == (count,)
     if not whole or images.dtype != np.uint8:
         return None
-    return Drawn(torch.from_numpy(images), torch.from_numpy(scores.astype(np.float32)), cached=True)
+    return EvalImages(torch.from_numpy(images), torch.from_numpy(scores.astype(np.float32)), cached=True)
 
 
-def _run(jobs: Sequence[_Batch], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches' results in the order of the jobs."""
-    processes = min(processes, len(jobs))
+def _draw_all(batches: Sequence[_Batch], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The images and scores of all batches, in order."""
+    processes = min(processes, len(batches))
     if processes < 2:
-        with _one_thread(bool(jobs) and jobs[0].settings.device == "cpu"):
-            yield from map(_draw_batch, jobs)
+        with _one_thread(bool(batches) and batches[0].settings.device == "cpu"):
+            yield from map(_draw_batch, batches)
         return
     # spawn: a forked torch can hang on locks that other threads held.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-            yield from pool.map(_draw_batch, jobs)
+        with ProcessPoolExecutor(processes, context, _start_process, (user_files(),)) as pool:
+            yield from pool.map(_draw_batch, batches)
     except BrokenProcessPool as error:
         raise UserError(
             "a drawing process was ended by the system, probably for lack of memory: lower eval.batch, "
             "or use one process"
         ) from error
+
+
+def _start_process(files: Sequence[Path]) -> None:
+    """Prepares a drawing process: one thread, and the user's own code, which a readout or sampler may be of."""
+    torch.set_num_threads(1)
+    for file in files:
+        import_file(file)
 
 
 @contextmanager
@@ -194,7 +211,9 @@ def _one_thread(active: bool) -> Iterator[None]:
 
 
 @lru_cache(maxsize=2)
-def _loaded(folder: Path, kind: str, device: str, stamp: tuple[tuple[str, int, int], ...]) -> Any:
+def _loaded(folder: Path, kind: str, device: str, stamp: tuple[tuple[str, int, int], ...]) -> UnifiedModel:
+    """The model of a folder, kept between batches; ``stamp``: see ``_stamp``."""
+    del stamp
     return load_model(folder, kind, device=device)
 
 
@@ -204,17 +223,17 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _draw_batch(job: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    settings = job.settings
-    model = _loaded(job.folder, settings.kind, settings.device, _stamp(job.folder))
-    grid = model.grid_of(*settings.image_size)
-    shape = (math.prod(grid), model.config.token_channels)
-    noise_NTC = torch.stack([eval_noise(shape, settings.seed, prompt, settings.sample) for prompt in job.prompts])
-    _, images_NCHW = model.generate(job.prompts, noise_NTC.to(settings.device), grid, settings.sampling)
-    pictures = to_uint8(images_NCHW)
+def _draw_batch(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Images (uint8 [N, 3, H, W]) and the model's own scores of them (float32 [N])."""
+    settings = batch.settings
+    model = _loaded(batch.folder, settings.kind, settings.device, _stamp(batch.folder))
+    keys = [image_key(settings.seed, prompt, settings.sample) for prompt in batch.prompts]
+    grid = model.grid(*settings.image_size)
+    _, images_NCHW = model.generate(batch.prompts, keys, grid, settings.sampling)
+    images_NCHW = to_uint8(images_NCHW)
     requests = [
         Request(k, question, prompt.text, (prompt.name, "eval"))
-        for k, (question, prompt) in enumerate(zip(job.questions, job.prompts, strict=True))
+        for k, (question, prompt) in enumerate(zip(batch.questions, batch.prompts, strict=True))
     ]
-    replies = settings.readout.read(model, list(pictures.float() / 255), requests, alone)
-    return pictures.numpy(), replies.score_Q.numpy()
+    replies = settings.readout.read(model, list(images_NCHW.float() / 255), requests)
+    return images_NCHW.numpy(), replies.score_Q.numpy()

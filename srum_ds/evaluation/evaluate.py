@@ -1,4 +1,7 @@
-"""``srum-ds eval``: a run's trained model against the one it started from, on held-out prompts."""
+"""``srum-ds eval``: a run's trained model against the one it started from, on held-out prompts.
+
+The command and ``launch/eval.sh`` call ``evaluate_run``; ablations run this module in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +19,56 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from srum_ds.common.errors import UserError
+from srum_ds.common.errors import WRONG_INPUT, UserError
 from srum_ds.common.files import replacing, weights_sha256, write_atomic
-from srum_ds.config import Config, find_path, load_config
-from srum_ds.evaluation.draw import Drawn, DrawSettings, cache_key, draw
-from srum_ds.evaluation.report import Measured, build_result, result_table, verdict, write_result
-from srum_ds.models.flow import FlowSampling
+from srum_ds.config import COMMAND_LINE, Config, load_config, split_arguments
+from srum_ds.config.schema import EvalConfig
+from srum_ds.evaluation.benchmarks import Benchmark, Outcome, load_benchmark
+from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, draw_images
+from srum_ds.evaluation.report import MARKDOWN, RESULT, Measured, build_result, result_table, verdict, write_result
+from srum_ds.models import AUTO, family_of
 from srum_ds.monitoring.images import Shown, beside, comparison
+from srum_ds.monitoring.run_folder import CONFIG, EXPORT
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rewards.judge.pipeline import Questions, readout_of
+from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rewards.judge.readouts import readout_of
+from srum_ds.rollouts.collect import sampling_of
 from srum_ds.types import Prompt
-from srum_ds.worlds.shapes.checker import Check, check
 
 CACHE = ".eval_cache"
 OUTCOMES = "outcomes.json"
 GRID = Path("samples/eval_grid.png")
 GRID_PROMPTS_PER_CATEGORY = 2
+DEFAULT_BENCHMARK = EvalConfig().benchmark
+HIDDEN_SAMPLING = ("image_scale", "renorm", "renorm_min", "renorm_scope")
+
+
+def evaluation_request(arguments: Sequence[str], recipe: Path | None) -> tuple[Path, list[str]]:
+    """Which run `srum-ds eval` means, and the evaluation settings that were given with it.
+
+    ``arguments`` are ``[RUN] [key=value ...]``. With ``recipe`` they are the words a training run was
+    started with, and the run is that recipe's ``run.dir``; without, the run is RUN (or the default
+    recipe's) and only ``eval.*`` may be set. Returns the run's folder and the ``eval.*`` overrides.
+
+    Raises UserError for other settings, and for a folder that holds no run.
+    """
+    words = list(arguments)
+    named = words.pop(0) if words and "=" not in words[0] else None
+    default, overrides = split_arguments(words)
+    if recipe is not None and named is not None:
+        raise UserError(f"'{named}' names a run and --recipe names another: give one of them.")
+    chosen = [word for word in overrides if word.split("=")[0].strip().split(".")[0] == "eval"]
+    fixed = [word for word in overrides if word not in chosen]
+    if recipe is None and fixed:
+        raise UserError(
+            f"{fixed[0]} {COMMAND_LINE}: a run that is there keeps its settings, and only eval.* can be "
+            "chosen anew. (With --recipe, give the words the training was started with.)"
+        )
+    run = Path(load_config(recipe or default, overrides).run.dir if named is None else named)
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} holds no run (no {CONFIG}): train one first, with `srum-ds train`.")
+    load_config(run / CONFIG, chosen)
+    return run, chosen
 
 
 def evaluate_run(
@@ -44,23 +82,25 @@ def evaluate_run(
 
     Reads ``run_dir/config.yaml`` with ``overrides`` (``eval.key=value`` only). Writes
     ``result.json``, ``eval.md``, ``samples/eval_grid.png`` and ``outcomes.json`` (0 or 1 for each
-    prompt) into the run's folder; the base's pictures are kept in ``.eval_cache`` beside it.
-    processes: default one a core (one on a GPU). Returns the content of ``result.json``. Raises
-    UserError where the run is not finished, or its configuration, shards or models are broken.
+    prompt) into the run's folder; the base's images are kept in ``.eval_cache`` beside it.
+    processes: default one per core (one on a GPU). Returns the content of ``result.json``. Raises
+    UserError where the run is not finished, its configuration, shards or models are broken, or its
+    prompts cannot be scored by ``eval.benchmark``.
     """
     started = time.monotonic()
     console = console or Console()
     cfg = _run_config(run_dir, overrides)
-    base_folder, trained_folder = find_path(cfg.model.path), run_dir / "export"
+    base_folder, trained_folder = Path(cfg.model.path), run_dir / EXPORT
     if not trained_folder.is_dir():
         raise UserError(f"{trained_folder}: missing; the run has not finished: repeat its `srum-ds train`")
     prompts = eval_prompts(cfg)
+    benchmark = benchmark_for(cfg, prompts)
     questions = eval_questions(cfg, prompts)
     settings = draw_settings(cfg)
     if processes is None:
         processes = 1 if settings.device != "cpu" else len(os.sched_getaffinity(0))
     with console.status("") as status:
-        base, trained = draw(
+        base, trained = draw_images(
             [base_folder, trained_folder],
             prompts,
             questions,
@@ -70,34 +110,34 @@ def evaluate_run(
             cacheable=(True, False),
             on_batch=lambda done, total: status.update(f"drawing: {done} of {total} batches"),
         )
-    checks = [check_pictures(prompts, side.images_NCHW) for side in (base, trained)]
+    outcomes = [check_images(benchmark, prompts, side.images_NCHW, settings.batch) for side in (base, trained)]
     result = build_result(
         [prompt.category for prompt in prompts],
-        _measured(base, checks[0]),
-        _measured(trained, checks[1]),
+        _measured(base, outcomes[0]),
+        _measured(trained, outcomes[1]),
         seed=cfg.eval.seed,
         seconds=time.monotonic() - started,
         settings=_described(cfg, settings, prompts, base_folder, trained_folder, base.cached)
-        | {"judge": Questions(cfg).described()},
+        | {"judge": JudgePipeline(cfg).described()},
     )
-    _save_grid(run_dir / GRID, prompts, (base, trained), checks)
+    _save_grid(run_dir / GRID, prompts, (base, trained), outcomes)
     write_result(run_dir, result)
-    outcomes = {
+    stored = {
         "key": outcomes_key(cfg, run_dir, prompts),
         "prompts": [prompt.id for prompt in prompts],
-        "base": [int(item.exact) for item in checks[0]],
-        "trained": [int(item.exact) for item in checks[1]],
+        "base": [int(outcome.exact) for outcome in outcomes[0]],
+        "trained": [int(outcome.exact) for outcome in outcomes[1]],
     }
-    write_atomic(run_dir / OUTCOMES, json.dumps(outcomes) + "\n")
+    write_atomic(run_dir / OUTCOMES, json.dumps(stored) + "\n")
     console.print(result_table(result))
     console.print(verdict(result), soft_wrap=True, highlight=False)
-    console.print(f"written: {run_dir}/result.json, eval.md, {GRID}", soft_wrap=True, highlight=False)
+    console.print(f"written: {run_dir}/{RESULT}, {MARKDOWN}, {GRID}", soft_wrap=True, highlight=False)
     return result
 
 
 def eval_prompts(cfg: Config) -> list[Prompt]:
     """The first ``eval.prompts`` prompts of ``eval.split``. UserError where there are fewer."""
-    folder = find_path(cfg.data.shards)
+    folder = Path(cfg.data.shards)
     reader = PromptReader(folder, cfg.eval.split)
     if len(reader) < cfg.eval.prompts:
         raise UserError(
@@ -107,33 +147,46 @@ def eval_prompts(cfg: Config) -> list[Prompt]:
     return [reader[i] for i in range(cfg.eval.prompts)]
 
 
+def benchmark_for(cfg: Config, prompts: Sequence[Prompt]) -> Benchmark:
+    """The benchmark that ``eval.benchmark`` names. UserError where it cannot score these prompts."""
+    benchmark = load_benchmark(cfg.eval.benchmark)
+    benchmark.refuse(prompts, f"{cfg.written('data.shards')}, split {cfg.eval.split!r}")
+    return benchmark
+
+
+def check_images(benchmark: Benchmark, prompts: Sequence[Prompt], images_NCHW: Tensor, batch: int) -> list[Outcome]:
+    """The benchmark's outcome of each prompt's image (uint8 [N, 3, H, W]), ``batch`` images at a time."""
+    outcomes: list[Outcome] = []
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        outcomes += benchmark.check(prompts[part], images_NCHW[part].float() / 255)
+    if len(outcomes) != len(prompts):
+        raise ValueError(f"the benchmark {benchmark.name} gave {len(outcomes)} outcomes of {len(prompts)} images")
+    return outcomes
+
+
 def eval_questions(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:
-    """What the judge is asked about each prompt's picture."""
-    judge = Questions(cfg)
-    return [judge.of_whole(prompt) for prompt in prompts]
+    """What the judge is asked about each prompt's image."""
+    judging = JudgePipeline(cfg)
+    return [judging.question_about(prompt) for prompt in prompts]
 
 
 def outcomes_key(cfg: Config, run_dir: Path, prompts: Sequence[Prompt]) -> str:
-    """What ``outcomes.json`` depends on, in one word: both models, the prompts and the sampler."""
-    models = " ".join(weights_sha256(folder) for folder in (find_path(cfg.model.path), run_dir / "export"))
-    return cache_key(models, prompts, eval_questions(cfg, prompts), draw_settings(cfg))
+    """What ``outcomes.json`` depends on, in one word: both models, the prompts, the sampler and the benchmark."""
+    models = " ".join(weights_sha256(folder) for folder in (Path(cfg.model.path), run_dir / EXPORT))
+    key = cache_key(models, prompts, eval_questions(cfg, prompts), draw_settings(cfg))
+    # Outcomes from before there were benchmarks are the default one's.
+    return key if cfg.eval.benchmark == DEFAULT_BENCHMARK else f"{key}-{cfg.eval.benchmark}"
 
 
 def draw_settings(cfg: Config) -> DrawSettings:
-    """How a configuration's evaluation draws."""
-    rollout, own = cfg.rollout, cfg.eval
-    sampling = FlowSampling(
-        num_timesteps=own.num_timesteps,
-        timestep_shift=rollout.timestep_shift if own.timestep_shift is None else own.timestep_shift,
-        text_scale=rollout.text_scale if own.text_scale is None else own.text_scale,
-        interval=rollout.interval if own.interval is None else own.interval,
-        renorm=rollout.renorm if own.renorm is None else own.renorm,
-        renorm_min=rollout.renorm_min if own.renorm_min is None else own.renorm_min,
-    )
+    """How a configuration's evaluation draws. UserError for a sampler's setting that the model's design lacks."""
+    # "auto" is looked up, so that a recipe that names the design shares its images with one that does not.
+    kind = family_of(cfg.model.path).kind if cfg.model.kind == AUTO else cfg.model.kind
     return DrawSettings(
-        kind=cfg.model.kind,
-        image_size=rollout.image_size,
-        sampling=sampling,
+        kind=kind,
+        image_size=cfg.rollout.image_size,
+        sampling=sampling_of(cfg, "eval"),
         seed=cfg.eval.seed,
         batch=cfg.eval.batch,
         readout=readout_of(cfg),
@@ -141,13 +194,14 @@ def draw_settings(cfg: Config) -> DrawSettings:
     )
 
 
-def check_pictures(prompts: Sequence[Prompt], images_NCHW: Tensor) -> list[Check]:
-    """The independent checker's finding for each prompt's picture (uint8 [N, 3, H, W])."""
-    return [check(prompt, image.float() / 255) for prompt, image in zip(prompts, images_NCHW, strict=True)]
+def shown_sampling(settings: DrawSettings) -> dict[str, Any]:
+    """The sampler's settings as a result shows them: all but those that hardly anyone changes."""
+    shown = {name: value for name, value in asdict(settings.sampling).items() if name not in HIDDEN_SAMPLING}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in shown.items()}
 
 
 def grid_positions(categories: Sequence[str], per_category: int = GRID_PROMPTS_PER_CATEGORY) -> list[int]:
-    """The first prompts of each category, the categories in order: chosen without a look at the pictures."""
+    """The first prompts of each category, the categories in order: chosen without a look at the images."""
     positions = []
     for category in dict.fromkeys(categories):
         positions += [i for i, other in enumerate(categories) if other == category][:per_category]
@@ -155,11 +209,11 @@ def grid_positions(categories: Sequence[str], per_category: int = GRID_PROMPTS_P
 
 
 def _save_grid(
-    path: Path, prompts: Sequence[Prompt], sides: Sequence[Drawn], checks: Sequence[Sequence[Check]]
+    path: Path, prompts: Sequence[Prompt], sides: Sequence[EvalImages], outcomes: Sequence[Sequence[Outcome]]
 ) -> None:
     rows = []
     for i in grid_positions([prompt.category for prompt in prompts]):
-        cells = [Shown(side.images_NCHW[i], mark=found[i].exact) for side, found in zip(sides, checks, strict=True)]
+        cells = [Shown(side.images_NCHW[i], mark=own[i].exact) for side, own in zip(sides, outcomes, strict=True)]
         rows.append((prompts[i].text, cells))
     half = -(-len(rows) // 2)
     pages = [comparison(part, ["base", "trained"]) for part in (rows[:half], rows[half:]) if part]
@@ -167,10 +221,10 @@ def _save_grid(
         beside(pages).save(stream, "PNG")
 
 
-def _measured(side: Drawn, found: Sequence[Check]) -> Measured:
+def _measured(side: EvalImages, outcomes: Sequence[Outcome]) -> Measured:
     return Measured(
-        exact=[float(item.exact) for item in found],
-        partial=[item.partial for item in found],
+        exact=[float(outcome.exact) for outcome in outcomes],
+        partial=[outcome.partial for outcome in outcomes],
         self_reward=side.scores_N.tolist(),
     )
 
@@ -183,24 +237,23 @@ def _described(
     trained: Path,
     cached: bool,
 ) -> dict[str, Any]:
-    sampling = settings.sampling
-    return {
+    described: dict[str, Any] = {
         "split": cfg.eval.split,
         "prompts": len(prompts),
         "distinct_texts": len({prompt.text for prompt in prompts}),
-        "num_timesteps": sampling.num_timesteps,
-        "timestep_shift": sampling.timestep_shift,
-        "text_scale": sampling.text_scale,
-        "interval": list(sampling.interval),
-        "base_model": cfg.model.path,
+        **shown_sampling(settings),
+        "base_model": cfg.written("model.path"),
         "base_sha256": weights_sha256(base),
         "trained_sha256": weights_sha256(trained),
         "base_from_cache": cached,
     }
+    if cfg.eval.benchmark != DEFAULT_BENCHMARK:
+        described["benchmark"] = cfg.eval.benchmark
+    return described
 
 
 def _run_config(run_dir: Path, overrides: Sequence[str]) -> Config:
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{path}: missing; {run_dir} is not a run. Give a run's folder, such as runs/tiny")
     strange = [item for item in overrides if not item.startswith("eval.")]
@@ -213,19 +266,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the module: ``[RUN] [eval.key=value ...]``; returns the exit status."""
     parser = argparse.ArgumentParser(description="Base against trained, on held-out prompts.")
     parser.add_argument("words", nargs="*", metavar="[RUN] [eval.key=value]", help="default: runs/tiny")
-    parser.add_argument("--processes", type=int, help="drawing processes (default: one a core)")
-    parser.add_argument("--no-cache", action="store_true", help="draw the base's pictures anew")
+    parser.add_argument("--processes", type=int, help="drawing processes (default: one per core)")
+    parser.add_argument("--no-cache", action="store_true", help="draw the base's images anew")
     arguments = parser.parse_args(argv)
     folders = [word for word in arguments.words if "=" not in word]
     overrides = [word for word in arguments.words if "=" in word]
     if len(folders) > 1:
         parser.error(f"one run at a time: {' '.join(folders)}")
-    run_dir = Path(folders[0] if folders else "runs/tiny")
     try:
-        evaluate_run(run_dir, overrides, arguments.processes, not arguments.no_cache)
+        run_dir, chosen = evaluation_request([*folders, *overrides], None)
+        evaluate_run(run_dir, chosen, arguments.processes, not arguments.no_cache)
     except UserError as error:
         print(f"srum-ds eval: {error}", file=sys.stderr)
-        return 2
+        return WRONG_INPUT
     return 0
 
 

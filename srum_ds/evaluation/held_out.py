@@ -1,36 +1,36 @@
-"""An independent checker's look at held-out prompts while a run trains."""
+"""Has an independent checker look at held-out prompts while a run trains. The job calls it after steps."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from srum_ds.common.errors import UserError
-from srum_ds.config import Config, find_path
+from srum_ds.config import Config
 from srum_ds.engine import Engine
 from srum_ds.evaluation.checkers import load_checker
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rollouts.collect import roll_out
-from srum_ds.rollouts.sources import sampling_of
+from srum_ds.rollouts.collect import roll_out, sampling_of
 
 SPLIT = "validation"
 
 
 class HeldOut:
-    """The first ``watch.prompts`` prompts of the split ``validation``, one picture each, always the same noise.
+    """The first ``watch.prompts`` prompts of the split ``validation``, one image each, always of the same seed.
 
     Raises UserError for an unknown checker and for a split that cannot be read.
     """
 
-    def __init__(self, cfg: Config, engine: Engine, model: Any) -> None:
+    def __init__(self, cfg: Config, engine: Engine, model: UnifiedModel) -> None:
         self.cfg = cfg
         self.engine = engine
         self.model = model
         self.every = 0 if cfg.watch.checker == "none" else cfg.watch.every
         if self.every:
             self.checker = load_checker(cfg.watch.checker)
-            reader = PromptReader(find_path(cfg.data.shards), SPLIT)
+            reader = PromptReader(Path(cfg.data.shards), SPLIT)
             self.prompts = [reader[i] for i in range(min(cfg.watch.prompts, len(reader)))]
             if len(self.prompts) < engine.world_size:
                 raise UserError(
@@ -44,13 +44,12 @@ class HeldOut:
         return self.every > 0 and (last or (step + 1) % self.every == 0)
 
     def share(self) -> float:
-        """Share of exact pictures, drawn with the averaged weights; all ranks call it and get the same."""
+        """Share of exact images, drawn with the averaged weights; all ranks call it and get the same."""
         cfg, engine, model = self.cfg, self.engine, self.model
         mine = self.prompts[engine.rank :: engine.world_size]
         with engine.gathered("ema"):
-            grid = model.grid_of(*cfg.rollout.image_size)
-            rollout = roll_out(model, mine, 1, grid, model.config.token_channels, sampling_of(cfg), cfg.run.seed, 0)
-        exact = self.checker(mine, rollout.images_NCHW)
+            samples = roll_out(model, mine, 1, cfg.rollout.image_size, sampling_of(cfg), cfg.run.seed, 0)
+        exact = self.checker(mine, samples.images_NCHW)
         sums = torch.tensor([float(sum(exact)), float(len(exact))], dtype=torch.float64, device=engine.device)
-        good, count = engine.all_reduce(sums).tolist()
-        return good / count
+        good, count = engine.all_reduce(sums)
+        return float(good / count)

@@ -1,4 +1,7 @@
-"""Labelled pictures to calibrate a judge on: drawn and checked, or from a shard with scores of others."""
+"""Labelled images to calibrate a judge on: drawn and checked, or from a shard with scores of others.
+
+``calibration`` calls it.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,32 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256
-from srum_ds.config import Config, find_path
-from srum_ds.evaluation.draw import draw
-from srum_ds.evaluation.evaluate import check_pictures, draw_settings, eval_prompts, eval_questions
-from srum_ds.rewards.regions import propose
+from srum_ds.config import Config
+from srum_ds.evaluation.draw import draw_images
+from srum_ds.evaluation.evaluate import (
+    benchmark_for,
+    check_images,
+    draw_settings,
+    eval_prompts,
+    eval_questions,
+    shown_sampling,
+)
+from srum_ds.rewards.regions import select
+from srum_ds.rewards.regions.components import component_candidates
 from srum_ds.types import Prompt
-from srum_ds.worlds.shapes.truth import crop_truths
 
-PICTURE_ENDINGS = ("png", "jpg", "jpeg", "webp")
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question about a region: its picture, box (x0, y0, x1, y1 in [0, 1]), phrase, and the truth.
+class RegionQuestion:
+    """One question about a region: its image, box (x0, y0, x1, y1 in [0, 1]), phrase, and the truth.
 
     good: whether it shows the phrase. grade: how well, on the labels' own scale. own: whether the phrase is
     one of the prompt's.
     """
 
-    picture: int
+    image: int
     region: int
     box: tuple[float, float, float, float]
     phrase: str
@@ -47,21 +57,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Labelled:
-    """N pictures [3, H, W] in [0, 1] with their prompts and truths, and Q questions about their regions.
+    """N images [3, H, W] in [0, 1] with their prompts and truths, and Q questions about their regions.
 
-    good_N: whether a picture follows its prompt. grade_N: how far. source: where the truth comes from.
+    good_N: whether an image follows its prompt. grade_N: how far. source: where the truth comes from.
     """
 
     prompts: tuple[Prompt, ...]
     images: tuple[Tensor, ...]
     good_N: np.ndarray
     grade_N: np.ndarray
-    asked: tuple[Asked, ...]
+    asked: tuple[RegionQuestion, ...]
     source: dict[str, Any]
 
 
 def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
-    """Pictures that the model draws of ``eval.prompts`` prompts of ``eval.split``, judged by the checker.
+    """Images that the model draws of ``eval.prompts`` prompts of ``eval.split``, judged by the checker.
 
     good: exactly what was asked for; grade: the checker's partial credit. Each region is asked about each
     phrase of its prompt, and one phrase with an attribute changed.
@@ -69,51 +79,52 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
     Raises UserError for prompts that are not of the shapes world: nothing checks those.
     """
     prompts = eval_prompts(cfg)
-    if any("slots" not in prompt.meta for prompt in prompts):
-        raise UserError(
-            f"{cfg.data.shards}: its prompts are not of the shapes world, and nothing else checks pictures: give "
-            f"--labels, a shard of pictures with scores"
-        )
-    folder = find_path(cfg.model.path)
-    drawn = draw([folder], prompts, eval_questions(cfg, prompts), draw_settings(cfg), processes)[0]
-    checks = check_pictures(prompts, drawn.images_NCHW)
+    try:
+        benchmark = benchmark_for(cfg, prompts)
+    except UserError as error:
+        raise UserError(f"{error}; or give --labels, a shard of images with scores") from error
+    folder = Path(cfg.model.path)
+    settings = draw_settings(cfg)
+    drawn = draw_images([folder], prompts, eval_questions(cfg, prompts), settings, processes)[0]
+    outcomes = check_images(benchmark, prompts, drawn.images_NCHW, settings.batch)
     images_NCHW = drawn.images_NCHW.float() / 255
     r = cfg.regions
-    regions = propose(
-        images_NCHW, "components", max_count=r.max_count, min_area=r.min_area, pad=r.pad, threshold=r.threshold
-    )
+    candidates = component_candidates(images_NCHW, r.threshold)
+    regions = select(candidates, max_count=r.max_count, min_area=r.min_area, pad=r.pad)
     rng = random.Random(cfg.eval.seed)
-    asked: list[Asked] = []
-    for number, (prompt, image) in enumerate(zip(prompts, images_NCHW, strict=True)):
+    asked: list[RegionQuestion] = []
+    for number, (prompt, image_CHW) in enumerate(zip(prompts, images_NCHW, strict=True)):
         mine = (regions.owner_R == number).nonzero().flatten().tolist()
         boxes = [regions.boxes_R4[region].tolist() for region in mine]
-        for region, box, truths in zip(mine, boxes, crop_truths(rng, prompt, image, boxes), strict=True):
-            for position, (phrase, truth) in enumerate(truths):
-                own = position + 1 < len(truths)
-                asked.append(Asked(number, region, _box(box, "a drawn picture"), phrase, truth, float(truth), own))
+        truths = benchmark.region_truths(rng, prompt, image_CHW, boxes)
+        for region, box, of_box in zip(mine, boxes, truths, strict=True):
+            place = _box(box, "a drawn image")
+            for said in of_box:
+                grade = float(said.truth)
+                asked.append(RegionQuestion(number, region, place, said.phrase, said.truth, grade, said.own))
+    sampling = shown_sampling(settings)
     return Labelled(
         tuple(prompts),
         tuple(images_NCHW),
-        np.array([found.exact for found in checks]),
-        np.array([found.partial for found in checks]),
+        np.array([outcome.exact for outcome in outcomes]),
+        np.array([outcome.partial for outcome in outcomes]),
         tuple(asked),
         {
             "labels": "the independent checker, on pictures the model drew itself",
             "split": cfg.eval.split,
             "pictures": len(prompts),
             "seed": cfg.eval.seed,
-            "text_scale": draw_settings(cfg).sampling.text_scale,
-            "num_timesteps": cfg.eval.num_timesteps,
-            "model": cfg.model.path,
+            **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
+            "model": cfg.written("model.path"),
             "model_sha256": weights_sha256(folder),
         },
     )
 
 
 def read_labels(path: Path, threshold: float) -> Labelled:
-    """Pictures with scores of humans or of another judge, from a tar or a folder of tars.
+    """Images with scores of humans or of another judge, from a tar or a folder of tars.
 
-    Each sample has a picture ``<key>.png`` (or jpg, jpeg, webp) and ``<key>.json``:
+    Each sample has an image ``<key>.png`` (or jpg, jpeg, webp) and ``<key>.json``:
 
         {"prompt": "...", "score": 0.7,
          "regions": [{"box": [x0, y0, x1, y1], "phrase": "...", "score": 0.2}, ...]}
@@ -129,10 +140,10 @@ def read_labels(path: Path, threshold: float) -> Labelled:
     prompts: list[Prompt] = []
     images: list[Tensor] = []
     grades: list[float] = []
-    asked: list[Asked] = []
+    asked: list[RegionQuestion] = []
     region_count = 0
     for tar in tars:
-        for key, record, picture in _samples(tar):
+        for key, record, image in _samples(tar):
             where = f"{tar}: {key}.json"
             if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
                 raise UserError(f'{where}: expected an object with "prompt" (text) and "score" (a number)')
@@ -142,11 +153,13 @@ def read_labels(path: Path, threshold: float) -> Labelled:
                     raise UserError(f'{where}: a region is {entry!r}, expected "box", "phrase" and "score"')
                 grade = _number(entry.get("score"), where)
                 box = _box(entry.get("box"), where)
-                asked.append(Asked(len(prompts), region_count, box, entry["phrase"], grade >= threshold, grade))
+                asked.append(
+                    RegionQuestion(len(prompts), region_count, box, entry["phrase"], grade >= threshold, grade)
+                )
                 phrases[entry["phrase"]] = None
                 region_count += 1
             prompts.append(Prompt(key, record["prompt"], "", tuple(phrases)))
-            images.append(picture)
+            images.append(image)
             grades.append(_number(record.get("score"), where))
     if not prompts:
         raise UserError(f"{path}: holds no samples of <key>.png and <key>.json")
@@ -156,9 +169,9 @@ def read_labels(path: Path, threshold: float) -> Labelled:
 
 
 def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
-    """(key, record, picture) of each sample of a tar, in its order."""
+    """(key, record, image) of each sample of a tar, in its order."""
     records: dict[str, Any] = {}
-    pictures: dict[str, Tensor] = {}
+    images: dict[str, Tensor] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -169,16 +182,16 @@ def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
                 data = stream.read()
                 if ending == "json":
                     records[key] = json.loads(data)
-                elif ending.lower() in PICTURE_ENDINGS:
-                    with Image.open(io.BytesIO(data)) as picture:
-                        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
-                    pictures[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+                elif ending.lower() in IMAGE_ENDINGS:
+                    with Image.open(io.BytesIO(data)) as opened:
+                        pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255.0
+                    images[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     except (OSError, tarfile.TarError, ValueError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: not a readable tar of pictures and JSON ({error})") from error
-    lonely = sorted(records.keys() ^ pictures.keys())
+        raise UserError(f"{path}: not a readable tar of images and JSON ({error})") from error
+    lonely = sorted(records.keys() ^ images.keys())
     if lonely:
-        raise UserError(f"{path}: {lonely[0]} has no picture or no JSON; each sample needs both")
-    return [(key, record, pictures[key]) for key, record in records.items()]
+        raise UserError(f"{path}: {lonely[0]} has no image or no JSON; each sample needs both")
+    return [(key, record, images[key]) for key, record in records.items()]
 
 
 def _number(value: Any, where: str) -> float:

@@ -25,7 +25,8 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     if not torch.is_grad_enabled():
         # Without the wrapper of a gradient, which costs as much as a small norm.
         return _forward(x, weight_D, eps)[0]
-    return _RMSNorm.apply(x, weight_D, eps)
+    done: Tensor = _RMSNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
+    return done
 
 
 def _wide(x: Tensor) -> Tensor:

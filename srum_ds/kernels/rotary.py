@@ -31,7 +31,8 @@ def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
     """The same; the factors are constants, in x's dtype."""
     if not torch.is_grad_enabled():
         return _turn(x_NHD, cos_N1D, sin_N1D, 1)
-    return _Rotate.apply(x_NHD, cos_N1D, sin_N1D)
+    done: Tensor = _Rotate.apply(x_NHD, cos_N1D, sin_N1D)  # type: ignore[no-untyped-call]
+    return done
 
 
 def _turn(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor, sign: int) -> Tensor:

@@ -25,14 +25,16 @@ def place(first_U: Tensor, second_G: Tensor, slot_N: Tensor | None, places: int)
     """
     if slot_N is None:
         return first_U
-    return _Place.apply(first_U, second_G, slot_N, places)
+    done: Tensor = _Place.apply(first_U, second_G, slot_N, places)  # type: ignore[no-untyped-call]
+    return done
 
 
 def collect(grid_P: Tensor, slot_N: Tensor | None, split: int) -> tuple[Tensor, Tensor]:
     """Rows slot_N of a grid, as groups of ``split`` and of the other rows: the inverse of ``place``."""
     if slot_N is None:
         return grid_P, grid_P[:0]
-    return _Collect.apply(grid_P, slot_N, split)
+    groups: tuple[Tensor, Tensor] = _Collect.apply(grid_P, slot_N, split)  # type: ignore[no-untyped-call]
+    return groups
 
 
 def _place(first_U: Tensor, second_G: Tensor, slot_N: Tensor, places: int) -> Tensor:

@@ -67,7 +67,7 @@ class FlowSampling:
 
 def initial_noise(keys: Sequence[Key], shape: tuple[int, int]) -> Tensor:
     """Standard normal noise [N, T, C] of the pictures that ``keys`` seed, float32 on the CPU."""
-    return torch.stack([seeds.noise(shape, *key) for key in keys])
+    return torch.stack([seeds.normal(shape, *key) for key in keys])
 
 
 def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
@@ -89,7 +89,7 @@ def noised_views(samples: Samples, settings: ViewSettings, keys: SampleKeys) -> 
     x0_NTC = samples.tokens.float()
     device = x0_NTC.device
     shape = (settings.copies, *x0_NTC.shape[1:])
-    noise = torch.stack([seeds.noise(shape, *key) for key in keys.of("noise")]).to(device)
+    noise = torch.stack([seeds.normal(shape, *key) for key in keys.of("noise")]).to(device)
     u_N2M = torch.stack([seeds.uniform((2, settings.copies), *key) for key in keys.of("time")]).to(device)
     t_NM = timesteps(u_N2M[:, 0], settings.time_distribution, settings.time_shift)
     t = t_NM[:, :, None, None]

@@ -207,10 +207,7 @@ class Trainable(Protocol):
         ...
 
     def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains; ``lora`` needs ``add_lora`` first.
-
-        UserError for a mode that the design lacks.
-        """
+        """Names of the parameters that ``mode`` trains (``lora``: after ``add_lora``). UserError for another mode."""
         ...
 
     def judge_unchanged_by(self, mode: str) -> bool:

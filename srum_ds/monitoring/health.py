@@ -1,4 +1,4 @@
-"""The watch over a run: does what the model says of itself still go with what anyone can see?
+"""The watch over a run: warns when label-free metrics leave their range while the self-reward looks fine.
 
 A model that is rewarded by its own judgement may learn to please the judge, or feed back its own errors,
 while the reward looks fine. The watch compares label-free figures with what they were in the run's first

@@ -1,4 +1,4 @@
-"""Pictures for people: boxes coloured by score, and grids of captioned pictures."""
+"""Draws boxes coloured by score, and grids of captioned images. The writer and the evaluation call it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RED = (225, 45, 45)
 AMBER = (235, 190, 40)
 GREEN = (40, 185, 75)
 MARGIN = 8
-# Small pictures are enlarged by a whole factor until they are at least this wide.
+# Small images are enlarged by a whole factor until they are at least this wide.
 MIN_SIDE = 192
 MIN_SIDE_BOXES = 256
-# Room beside a picture for its tick or cross: on the picture it would hide an object.
+# Room beside an image for its tick or cross: on the image it would hide an object.
 MARK_STRIP = 28
 
 Colour = tuple[int, int, int]
@@ -31,7 +31,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture [3, H, W] (float in [0, 1] or uint8), and what to draw on it.
+    """An image [3, H, W] (float in [0, 1] or uint8), and what to draw on it.
 
     boxes: x0, y0, x1, y1 in [0, 1] each; scores: one a box, NaN where the judge failed. mark: a
     tick (True) or a cross (False) beside it.
@@ -55,14 +55,14 @@ def score_colour(score: float) -> Colour:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pictures of floats in [0, 1] as uint8, rounded; values outside are clipped, NaN is black."""
+    """Images of floats in [0, 1] as uint8, rounded; values outside are clipped, NaN is black."""
     if images.dtype == torch.uint8:
         return images
     return (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def to_pil(image_CHW: Tensor, scale: int = 1) -> Image.Image:
-    """A picture [3, H, W] as an RGB image, each pixel ``scale`` x ``scale`` large."""
+    """An image [3, H, W] as an RGB image, each pixel ``scale`` x ``scale`` large."""
     array = to_uint8(image_CHW).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(array)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
@@ -71,7 +71,7 @@ def to_pil(image_CHW: Tensor, scale: int = 1) -> Image.Image:
 def boxes_by_picture(
     regions: Regions, local_R: Tensor, count: int
 ) -> tuple[list[list[list[float]]], list[list[float]]]:
-    """(boxes, scores) for each of ``count`` pictures, from regions and their scores over all pictures."""
+    """(boxes, scores) for each of ``count`` images, from regions and their scores over all images."""
     boxes: list[list[list[float]]] = [[] for _ in range(count)]
     scores: list[list[float]] = [[] for _ in range(count)]
     for owner, box, score in zip(regions.owner_R.tolist(), regions.boxes_R4.tolist(), local_R.tolist(), strict=True):
@@ -81,7 +81,7 @@ def boxes_by_picture(
 
 
 def annotated(shown: Shown, min_side: int = MIN_SIDE_BOXES) -> Image.Image:
-    """The picture, enlarged where small, with boxes in their score's colour, score numbers and mark."""
+    """The image, enlarged where small, with boxes in their score's colour, score numbers and mark."""
     if len(shown.boxes) != len(shown.scores):
         raise ValueError(f"{len(shown.boxes)} boxes but {len(shown.scores)} scores")
     picture = to_pil(shown.image_CHW, max(1, math.ceil(min_side / shown.image_CHW.shape[-1])))
@@ -100,7 +100,7 @@ def annotated(shown: Shown, min_side: int = MIN_SIDE_BOXES) -> Image.Image:
 
 
 def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 4) -> Image.Image:
-    """Pictures of one size in rows of ``columns``, each above its caption (wrapped to its width)."""
+    """Images of one size in rows of ``columns``, each above its caption (wrapped to its width)."""
     if not pictures or len(pictures) != len(captions):
         raise ValueError(f"{len(pictures)} pictures but {len(captions)} captions")
     font = _font(14)
@@ -127,7 +127,7 @@ def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int 
 def comparison(
     rows: Sequence[tuple[str, Sequence[Shown]]], headings: Sequence[str], text_width: int = 190
 ) -> Image.Image:
-    """Rows of a text and one picture a column, under the columns' headings."""
+    """Rows of a text and one image a column, under the columns' headings."""
     font = _font(15)
     drawn = [(wrap(text, font, text_width), [annotated(shown, MIN_SIDE) for shown in cells]) for text, cells in rows]
     if not drawn or any(len(cells) != len(headings) for _, cells in drawn):

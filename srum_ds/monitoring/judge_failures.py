@@ -1,4 +1,4 @@
-"""The record of what the judge said and nobody could use, and when that is too much to go on."""
+"""Logs judge replies that could not be used, and ends a run in which there are too many. The job calls it per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step's metrics: sums over all ranks, label-free signals of collapse, and what they must not say.
+"""A step's metrics: sums over all ranks, label-free signals of collapse, and the end of a run that learns nothing.
 
 The training loop calls ``measure`` after every step; ``monitoring.writer`` writes what it gives.
 """
@@ -33,7 +33,7 @@ def measure(
     ``count``, the tokens that count on all ranks.
 
     ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
-    reply lay off the scale or could not be used, ``masked`` the pictures left out of the loss.
+    reply lay off the scale or could not be used, ``masked`` the images left out of the loss.
     ``region_answers`` and ``region_failures`` count what the judge was asked to find regions;
     ``phrases_split`` the prompts whose objects nobody named, so that they were split off their text.
     """
@@ -51,7 +51,7 @@ def measure(
     parsed, clamped, failed = torch.stack([status_counts(requests_of(b)) for b in batches]).sum(dim=0).tolist()
     token_sum, token_squares, token_count = token_spec.moments(torch.cat([b.samples.tokens for b in batches]))
     diversity = [group_diversity(token_spec, b.samples) for b in batches]
-    # One picture a prompt has nothing to be compared with.
+    # One image per prompt has nothing to be compared with.
     compared = [(d * g, float(g)) for d, g in zip(diversity, groups, strict=True) if d == d]
     own = {
         "diversity_sum": sum(d for d, _ in compared),
@@ -116,7 +116,7 @@ def reward_std_zero_share(global_N: Tensor, group_N: Tensor, tolerance: float = 
 
     Args:
         global_N: rewards, NaN where failed (left out).
-        group_N: prompt of each picture, int64.
+        group_N: prompt of each image, int64.
         tolerance: largest population standard deviation that counts as none.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A run's folder: who may write there, whether it fits the settings, and when it is finished."""
+"""A run's folder: its file names, its lock, whether it fits the settings, and when it is finished."""
 
 from __future__ import annotations
 

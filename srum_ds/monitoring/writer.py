@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind while it runs: metrics, TensorBoard, sample grids, one live line."""
+"""Writes what a run shows while it runs: metrics.jsonl, TensorBoard, sample grids and one live line. Rank 0 alone."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ class Monitor:
         captions: Sequence[str],
         step: int,
     ) -> Path | None:
-        """Shows pictures with their boxes coloured by score (red -1, amber 0, green +1, grey failed).
+        """Shows images with their boxes coloured by score (red -1, amber 0, green +1, grey failed).
 
-        images: [N, 3, H, W] in [0, 1]. boxes, scores: for each picture its boxes (x0, y0, x1, y1 in
+        images: [N, 3, H, W] in [0, 1]. boxes, scores: for each image its boxes (x0, y0, x1, y1 in
         [0, 1]) and one score a box (see ``srum_ds.monitoring.images.boxes_by_picture``). Written to
         TensorBoard and ``samples/<tag>_<step>.png``, whose path is returned (None on other ranks).
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from torch import Tensor
 
@@ -107,7 +107,7 @@ def get_objective(name: str) -> Objective:
             f"objective.name={name}: is {type(found).__name__}, expected an srum_ds.objectives.Objective; see "
             f"docs/extending.md"
         )
-    return cast(Objective, found)
+    return found
 
 
 def _needed(value: Tensor | None, what: str) -> Tensor:

@@ -1,0 +1,1 @@
+"""Prompt sets as shards: writing, importing public ones, and reading them in an order without state."""

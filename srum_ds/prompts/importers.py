@@ -146,7 +146,7 @@ def read_geneval(source: Path) -> dict[str, list[Prompt]]:
     """GenEval's prompts as one split, "test".
 
     source: ``evaluation_metadata.jsonl`` or its folder. Ids are the record's place (from 0, as in
-    the folder names of GenEval's pictures); phrases are the classes to include, with their colour;
+    the folder names of GenEval's images); phrases are the classes to include, with their colour;
     ``meta`` is the whole record, and ``counts``: how many of each phrase. Raises UserError naming the first bad line.
     """
     path = source / "evaluation_metadata.jsonl" if source.is_dir() else source
@@ -205,3 +205,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+IMPORTERS = {"compbench": read_compbench, "srum": read_srum, "geneval": read_geneval}
+"""Kind of prompts -> what reads them from a file or folder, by split."""

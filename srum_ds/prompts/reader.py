@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import derive
@@ -85,12 +84,6 @@ class PromptReader:
     def __iter__(self) -> Iterator[Prompt]:
         return (self[i] for i in range(len(self)))
 
-    def by_id(self, prompt_id: str) -> Prompt:
-        """The prompt with this id. Raises UserError when there is none."""
-        if prompt_id not in self._position:
-            raise UserError(f"{self.folder}: no prompt {prompt_id!r} in the split {self.split!r}")
-        return self[self._position[prompt_id]]
-
     def batch(self, step: int, prompts_per_step: int, seed: int, rank: int = 0, world_size: int = 1) -> list[Prompt]:
         """The prompts that ``rank`` takes in ``step``.
 
@@ -127,50 +120,3 @@ class PromptReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptors": {}}
-
-
-class PromptLoader:
-    """(step, prompts) for steps ``start`` .. ``stop - 1`` of one rank.
-
-    ``workers`` processes fetch ahead, 0 reads in this process; the result is the same.
-    """
-
-    def __init__(
-        self,
-        reader: PromptReader,
-        prompts_per_step: int,
-        seed: int,
-        start: int,
-        stop: int,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-    ):
-        global_indices(0, prompts_per_step, rank, world_size)
-        steps = _Steps(reader, prompts_per_step, seed, rank, world_size)
-        self._loader = DataLoader(
-            steps, batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_as_is
-        )
-
-    def __iter__(self) -> Iterator[tuple[int, list[Prompt]]]:
-        for step, prompts, error in self._loader:
-            # A worker hands its error over as text: torch would bury it in a traceback.
-            if error:
-                raise UserError(error)
-            yield step, prompts
-
-
-class _Steps(Dataset):
-    def __init__(self, reader: PromptReader, prompts_per_step: int, seed: int, rank: int, world_size: int):
-        self.reader = reader
-        self.arguments = (prompts_per_step, seed, rank, world_size)
-
-    def __getitem__(self, step: int) -> tuple[int, list[Prompt], str]:
-        try:
-            return step, self.reader.batch(step, *self.arguments), ""
-        except UserError as error:
-            return step, [], str(error)
-
-
-def _as_is(item: Any) -> Any:
-    return item

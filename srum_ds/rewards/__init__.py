@@ -1,6 +1,6 @@
-"""From pictures to token weights: regions, judging, readouts, reward maps, diagnostics.
+"""From images to token weights. Nothing here trains, and of a model only the judge is seen.
 
-Read in this order: ``phrases`` (what for), ``regions`` (where to look), ``templates`` (what to ask), ``judge``
-(about what), ``asking`` (how), ``readouts`` and ``parsing`` (what was said), ``reward_map`` (what it is worth,
-token by token), ``diagnostics``.
+Read in this order: ``phrases`` (which objects a prompt asks for), ``regions`` (which boxes are judged), ``templates``
+(the questions), ``judge`` (asking, and reading the answers), ``scores`` (log-probabilities to scores), ``painting``
+(boxes onto the token grid), ``token_weights`` (what the reward says about every token).
 """

@@ -144,7 +144,7 @@ def paper_map(
     edges exclusive; an empty box paints nothing. Bilinear resize (align_corners false, no antialias)
     gives the tokens. Scores below 0 therefore have no effect: this map is kept for comparison.
 
-    One departure: the release halves the map when the global score is missing. Here such a image
+    One departure: the release halves the map when the global score is missing. Here such an image
     gets weight 0, for the caller to mask. A failed (NaN) local score leaves the floor, as released.
 
     Args:

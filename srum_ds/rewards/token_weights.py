@@ -8,13 +8,11 @@ never becomes a number.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from srum_ds.config.schema import RewardConfig
-from srum_ds.rewards.painting import PLAIN_BRUSH, Brush, Combine, Resize, paint, paper_map
+from srum_ds.rewards.painting import PLAIN_BRUSH, Brush, paint, paper_map
 from srum_ds.types import Judged, Regions, Scores, TokenWeights
 
 
@@ -55,14 +53,14 @@ def token_weights(kind: str, judged: Judged, reward: RewardConfig) -> TokenWeigh
 def brush_of(reward: RewardConfig, image_hw: tuple[int, int]) -> Brush:
     """How a recipe paints: on the token grid by area, or on the image's pixels and bilinearly, as released."""
     canvas_hw = None if reward.resize == "area" else image_hw
-    return Brush(cast(Combine, reward.combine), reward.background, canvas_hw, cast(Resize, reward.resize))
+    return Brush(reward.combine, reward.background, canvas_hw, reward.resize)
 
 
 def centre_in_groups(values_M: Tensor, group_M: Tensor, groups: int, eps: float = 0.1) -> Tensor:
     """(value - mean) / (spread + eps) within each group, over its finite values.
 
     The spread is the population standard deviation. ``eps`` keeps a group whose values hardly
-    differ from being blown up to noise of size 1.
+    differ from being blown up to random differences of size 1.
 
     Args:
         values_M: float values, NaN where unknown.
@@ -102,7 +100,7 @@ def group_advantages(global_N: Tensor, group_N: Tensor, valid_N: Tensor | None =
         eps: see ``centre_in_groups``.
 
     Returns:
-        [N] float32; 0 for a image that does not count, and for one that is alone in its group.
+        [N] float32; 0 for an image that does not count, and for one that is alone in its group.
     """
     if valid_N is not None:
         global_N = torch.where(valid_N, global_N, torch.nan)

@@ -1,7 +1,7 @@
-"""One judged picture as three members of a tar, and back: JSON, PNG and safetensors; nothing is pickled.
+"""One judged image as three members of a tar, and back: JSON, PNG and safetensors; nothing is pickled.
 
     <key>.json          prompt, seeds, scores with statuses and raw replies, regions, who made it
-    <key>.png           the picture, 8 bits (models hand out multiples of 1/255)
+    <key>.png           the image, 8 bits (models hand out multiples of 1/255)
     <key>.safetensors   tokens exactly as sampled, [T, C] float32 or [T] int64 (format 1: latents_TC)
 
 Numbers in JSON are float32 values written so that they read back bit for bit; a score that failed is null.
@@ -85,7 +85,7 @@ def encode(
                 for r in members[n]
             ],
             "failures": failures[n],
-            # Of the whole micro-batch, kept with its first picture.
+            # Of the whole micro-batch, kept with its first image.
             "requests": requests if n == 0 or requests is None else {},
             "looked": looked if n == 0 else {},
             "made": dict(made),

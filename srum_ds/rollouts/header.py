@@ -15,7 +15,7 @@ from srum_ds.config import ROOT, Config, plain_config
 from srum_ds.rollouts.collect import Collector
 from srum_ds.rollouts.shards import Header, RolloutReader
 
-# Settings that say how pictures were drawn and judged; what else a recipe sets came later.
+# Settings that say how images were drawn and judged; what else a recipe sets came later.
 _SETTINGS = ("judge", "regions", "rollout", "reward.surplus_penalty")
 _ELSEWHERE = ("rollout.prompts_per_step", "rollout.images_per_prompt", "rollout.micro_batch_prompts", "rollout.keep")
 

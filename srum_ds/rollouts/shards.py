@@ -2,11 +2,11 @@
 
     DIR/index.jsonl                      first line: who made it; then one line a finished step
         config.yaml                      the settings, resolved
-        step-000000-rank-00000.tar       what rank 0 drew in step 0 (see ``rollout_samples``)
+        step-000000-rank-00000.tar       what rank 0 drew in step 0 (see ``codec``)
 
 The index's line is what makes a step exist: it is written, and on the disk, once every rank's tar is.
 Whatever was stopped in between leaves tars that no line lists, which the next writer removes. A reader
-of any world size takes the same pictures in the same order, whatever ranks wrote them.
+of any world size takes the same images in the same order, whatever ranks wrote them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``srum-ds rollout`` and ``srum-ds rescore``: pictures drawn and judged ahead of training, by any number of ranks.
+"""``srum-ds rollout`` and ``srum-ds rescore``: images drawn and judged ahead of training, by any number of ranks.
 
     deepspeed [launcher flags] --module srum_ds.rollouts.worker rollout DIR RECIPE key=value ...
     deepspeed [launcher flags] --module srum_ds.rollouts.worker rescore DIR DIR2 key=value ...
@@ -47,8 +47,8 @@ KEPT = "rescoring keeps the images as they were drawn; `srum-ds rollout` draws o
 def rollout(cfg: Config, out: Path) -> None:
     """Draws and judges ``train.steps`` steps of the recipe's prompts with the weights of ``model.path``.
 
-    A step's pictures are those that an online run draws in it as long as its weights are these: same
-    prompts, seeds and noise. Raises UserError on bad input and for a folder of other settings.
+    A step's images are those that an online run draws in it as long as its weights are these: same
+    prompts, same seeds. Raises UserError on bad input and for a folder of other settings.
     """
     check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     prompts = PromptReader(Path(cfg.data.shards), cfg.data.split)
@@ -66,10 +66,10 @@ def rollout(cfg: Config, out: Path) -> None:
 
 @torch.no_grad()
 def rescore(source: Path, out: Path, overrides: Sequence[str]) -> None:
-    """Judges the pictures of ``source`` again, under its settings with ``overrides`` on top, into ``out``.
+    """Judges the images of ``source`` again, under its settings with ``overrides`` on top, into ``out``.
 
-    Pictures and latents are carried over bit for bit; boxes too, unless a ``regions`` setting is given.
-    Raises UserError for settings that would draw other pictures, and where the model is another one.
+    Images and latents are carried over bit for bit; boxes too, unless a ``regions`` setting is given.
+    Raises UserError for settings that would draw other images, and where the model is another one.
     """
     refuse_others(overrides, RESCORABLE, KEPT)
     cfg = load_config(source / run_folder.CONFIG, overrides)

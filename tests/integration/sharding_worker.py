@@ -8,8 +8,11 @@ FOLDER holds two models, ``tiny`` and ``big``. Every rank's findings go to FOLDE
 from __future__ import annotations
 
 import json
+import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 QUESTIONS = ["yes or no?", "red?"]
 ANSWERS = ("yes", "no")
-ATTEMPTS = 3
+MB = 1e6
+SMALL = 1 * MB
+"""Tensors beside the model's: buffers, and what collectives pad."""
+GATHERED_AT_ONCE = 1 << 20
+"""Elements of one all-gather; small, so that the models themselves are seen beside its buffer."""
 
 
 def pictures() -> list[Tensor]:
@@ -55,16 +62,14 @@ def create(model: Any, mode: str, ds_config: dict[str, Any], precision: str = "f
 def train_step(engine: Any, model: Any, step: int) -> None:
     """One step of the velocity loss on this rank's half of four noised pictures."""
     from srum_ds.types import Prompt
+    from tests.support.batches import flow_view
 
-    channels = model.token_spec.size
     generator = torch.Generator().manual_seed(step)
-    x_NTC = torch.randn(4, 4, channels, generator=generator)
+    clean_NTC = torch.randn(4, 4, model.token_spec.size, generator=generator)
     mine = slice(engine.rank * 4 // engine.world_size, (engine.rank + 1) * 4 // engine.world_size)
-    x = x_NTC[mine]
-    ids = torch.stack(model.generator.prompt_ids([Prompt("a", "a red")] * len(x)))
-    length = torch.full((len(x),), ids.shape[1])
-    t = torch.full((len(x), 1), 0.5)
-    v = engine(ids, length, torch.zeros(len(x), 1, dtype=torch.bool), x[:, None], t, torch.tensor([2, 2]))
+    view = flow_view(clean_NTC[mine], 1, generator)
+    prompts = [Prompt("a", "a red")] * len(view.target)
+    v = model.predict(engine, prompts, view, (2, 2))
     engine.backward((v - 1).square().mean((1, 2, 3)).sum(), 4.0, 1)
     engine.step()
 
@@ -122,8 +127,8 @@ def judging(folder: Path, stage: str) -> dict[str, Any]:
     ds_config = read_ds_config(Path(cfg.deepspeed.config))
     model = load_model(folder, materialise=shard_loader(ds_config, "fp32"))
     engine = create(model, "transformer", ds_config)
-    seat = choose_judge(cfg, model)
-    judge_engine = seat.engine
+    host = choose_judge(cfg, model)
+    judge_engine = host.engine
     assert judge_engine is not None
     parameters: list[Any] = list(judge_engine.module.parameters())
     ours = {id(parameter) for parameter in model.module.parameters()}
@@ -134,8 +139,8 @@ def judging(folder: Path, stage: str) -> dict[str, Any]:
         with judge_engine.gathered():
             # The first rank alone: were there a collective left inside, it would hang.
             if engine.rank == 0:
-                answers(seat.judge)
-            return live, answers(seat.judge)
+                answers(host.judge)
+            return live, answers(host.judge)
 
     live, frozen = both()
     for step in range(3):
@@ -153,64 +158,66 @@ def judging(folder: Path, stage: str) -> dict[str, Any]:
     }
 
 
-def lowest(figures: list[dict[str, int]]) -> dict[str, int]:
-    """The attempt with the lowest peak: other threads, and other work on the machine, only ever add to it.
+def bytes_stored(folder: Path) -> tuple[int, int]:
+    """Bytes in float32 of all tensors of a folder's weights, and of the largest; from the file's header."""
+    from safetensors import safe_open
 
-    (A collective's own thread may hold a tensor for a moment after its caller has been woken.)
-    """
-    return min(figures, key=lambda found: found["peak"])
+    with safe_open(folder / "ema.safetensors", "pt") as handle:
+        sizes = [4 * math.prod(handle.get_slice(key).get_shape()) for key in handle.keys()]
+    return sum(sizes), max(sizes)
 
 
 def memory(folder: Path, run_dir: Path) -> dict[str, Any]:
-    """Anonymous memory of this rank while a large model is loaded, trained a step, judged and exported."""
+    """What this rank holds while a large model is loaded, its engine made, judged and exported, and what it may.
+
+    Under ``limits`` stand the bytes of tensors that it may hold at most, above those held before.
+    """
+    import torch.distributed as dist
+
     from srum_ds.config import Config
     from srum_ds.engine import FrozenEngine, read_ds_config, shard_loader
     from srum_ds.engine import gathering as engine_gathering
+    from srum_ds.job import Job
     from srum_ds.models import load_model
-    from srum_ds.train import export
-    from tests.support.memory import Peak
+    from tests.support.memory import TensorBytes
 
+    ranks = dist.get_world_size()
+    whole, largest = bytes_stored(folder)
     ds_config = read_ds_config(ROOT / "ds_configs/cpu.json")
     loader = shard_loader(ds_config, "fp32")
-    loads = []
-    for _ in range(ATTEMPTS):
-        model = None
-        with Peak() as load:
-            model = load_model(folder, materialise=loader)
-        loads.append(load.figures())
-    assert model is not None
-    parameters: list[Any] = list(model.module.parameters())
-    numels = [p.ds_numel for p in parameters]
-    with Peak() as make:
-        engine = create(model, "transformer", ds_config)
-    engine.add_weights("ema")
-    with Peak() as judge_load:
-        judge = load_model(folder, materialise=loader, only_looks=True)
-        judge_engine = FrozenEngine(judge.module, ds_config, "fp32")
-    parameters = list(judge.module.parameters())
-    judge_numel = sum(p.ds_numel for p in parameters)
-    # Gathering has a buffer beside what it gathers; small, so that the models themselves are seen.
-    engine_gathering._GATHER_NUMEL = 1 << 20
-    with Peak() as turns:
-        with engine.gathered():
-            pass
-        with judge_engine.gathered():
-            pass
-    exports = []
-    for _ in range(ATTEMPTS):
-        with Peak() as write:
-            export(Config(), engine, model, run_dir)
-        exports.append(write.figures())
-    return {
-        "model": 4 * sum(numels),
-        "largest": 4 * max(numels),
-        "judge": 4 * judge_numel,
-        "load": lowest(loads),
-        "create": make.figures(),
-        "judge_load": judge_load.figures(),
-        "turns": turns.figures(),
-        "export": lowest(exports),
+    found: dict[str, Any] = {}
+    limits = {
+        "load": whole / ranks + largest + SMALL,
+        # DeepSpeed keeps gradients twice, and its shards twice while it lays them in one piece.
+        "create": 3 * whole / ranks,
+        # Gathering holds its buffer twice.
+        "turns": whole + 4 * GATHERED_AT_ONCE,
+        "export": largest + SMALL,
     }
+    with TensorBytes() as tensors:
+        with tensors.measured(limits["load"], python=True) as found["load"]:
+            model = load_model(folder, materialise=loader)
+        with tensors.measured(limits["create"]) as found["create"]:
+            engine = create(model, "transformer", ds_config)
+        engine.add_weights("ema")
+        # What a judge lacks is known once it is there; until then it may hold what a whole model may.
+        with tensors.measured(limits["load"], python=True) as found["judge_load"]:
+            judge = load_model(folder, materialise=loader, only_judges=True)
+            judge_engine = FrozenEngine(judge.module, ds_config, "fp32")
+        engine_gathering._GATHER_NUMEL = GATHERED_AT_ONCE
+        with tensors.measured(limits["turns"]) as found["turns"]:
+            with engine.gathered():
+                pass
+            with judge_engine.gathered():
+                pass
+        job = SimpleNamespace(cfg=Config(), run_dir=run_dir, model=model, engine=engine)
+        with tensors.measured(limits["export"], python=True) as found["export"]:
+            Job.export(job)  # type: ignore[arg-type]
+    parameters: list[Any] = list(judge.module.parameters())
+    judge_bytes = 4 * sum(p.ds_numel for p in parameters)
+    limits["judge_load"] = judge_bytes / ranks + largest + SMALL
+    figures = {phase: asdict(seen) for phase, seen in found.items()}
+    return {"model": whole, "largest": largest, "judge": judge_bytes, "found": figures, "limits": limits}
 
 
 def main(folder: Path) -> None:

@@ -14,7 +14,7 @@ from srum_ds.common.registry import load_attribute
 from srum_ds.types import Failure, Prompt, Samples, Scores, Status
 
 Scorer = Callable[[Tensor, Sequence[Prompt]], Any]
-"""(pictures [N, 3, H, W] in [0, 1], their N prompts) -> N scores in [-1, 1], NaN for one it cannot give."""
+"""(images [N, 3, H, W] in [0, 1], their N prompts) -> N scores in [-1, 1], NaN for one it cannot give."""
 
 
 def load_function(name: str) -> Scorer:
@@ -26,7 +26,7 @@ def load_function(name: str) -> Scorer:
 
 
 def function_scores(function: Scorer, name: str, samples: Samples) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
-    """A function's scores of N pictures: (score_N float32, status_N int64, failures).
+    """A function's scores of N images: (score_N float32, status_N int64, failures).
 
     NaN is FAILED; what lies off [-1, 1] is CLAMPED. Raises UserError where it does not give N numbers.
     """
@@ -43,7 +43,7 @@ def function_scores(function: Scorer, name: str, samples: Samples) -> tuple[Tens
 
 
 def mix(own: Scores, other: Scores, weight: float) -> Scores:
-    """(1 - weight) own + weight other, for pictures and for regions; FAILED where either failed.
+    """(1 - weight) own + weight other, for images and for regions; FAILED where either failed.
 
     Phrases are the own judge's; missing shares are mixed where both have them. Requests, failures and replies
     are those of both.
@@ -68,7 +68,7 @@ def mix(own: Scores, other: Scores, weight: float) -> Scores:
 
 
 def mix_global(own: Scores, score_N: Tensor, status_N: Tensor, failures: tuple[Failure, ...], weight: float) -> Scores:
-    """The same with a judge of whole pictures alone: the regions' scores stay the own judge's."""
+    """The same with a judge of whole images alone: the regions' scores stay the own judge's."""
     global_N, global_status_N = mix_levels(own.global_N, own.global_status_N, score_N, status_N, weight)
     said = [f" | {value:.4g}" for value in score_N.tolist()]
     raw = tuple(text + (said[k] if k < len(said) else "") for k, text in enumerate(own.raw))

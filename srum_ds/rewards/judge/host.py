@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config
@@ -47,7 +48,7 @@ def choose_judge(cfg: Config, model: UnifiedModel) -> JudgeHost:
         )
     if cfg.model.judge != "frozen_copy" and unchanged:
         return JudgeHost(model)
-    ds_config = read_ds_config(cfg.deepspeed.config)
+    ds_config = read_ds_config(Path(cfg.deepspeed.config))
     materialise = shard_loader(ds_config, cfg.train.precision)
     device = compute_device()
     copy = load_model(cfg.model.path, cfg.model.kind, device=device, materialise=materialise, only_judges=True)

@@ -17,14 +17,14 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.readouts import GenerateReadout, Readout, Replies, Request
-from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions import crop
+from srum_ds.rewards.templates import Template
 from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which phrase each region of one picture shows.
+    """Which phrase each region of one image shows.
 
     ``phrase`` [R]: index into the prompt's phrases, -1 where no phrase claims the region.
     ``missing``: share of the asked-for objects, in [0, 1], that no region shows.
@@ -53,7 +53,7 @@ def phrase_counts(prompt: Prompt) -> tuple[int, ...]:
 
 
 def assign_phrases(scores_RP: np.ndarray, counts: Sequence[int]) -> Assignment:
-    """Matches the regions of one picture to the objects its prompt asks for, best total score first.
+    """Matches the regions of one image to the objects its prompt asks for, best total score first.
 
     Each phrase offers as many places as it asks for objects and each region takes at most one, so
     that one phrase cannot bless two objects. An answer that failed counts as 0 in the matching:
@@ -212,7 +212,7 @@ def _judge_crops(
 def _judge_boxes(
     judge: Judge, samples: Samples, regions: Regions, names: Sequence[tuple[str, int]], asking: Asking
 ) -> _Local:
-    """One written reply a picture about all of its boxes. A region of a reply counts as one request."""
+    """One written reply per image about all of its boxes. A region of a reply counts as one request."""
     readout = asking.readout
     assert isinstance(readout, GenerateReadout)
     prompts = samples.prompt_of_each()
@@ -265,7 +265,7 @@ def ask_all(
     readout: Readout,
     batch: int,
 ) -> Replies:
-    """All requests about all pictures, in order; those about one picture share it in the call."""
+    """All requests about all images, in order; those about one image share it in the call."""
     parts = [Replies(torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())]
     for start in range(0, len(pictures), batch):
         asked = requests[start : start + batch]

@@ -1,4 +1,4 @@
-"""What was said, in words: from a written reply to scores in [-1, 1], each parsed, clamped or failed."""
+"""Reads scores in [-1, 1] out of written replies, each parsed, clamped or failed. ``GenerateReadout`` calls it."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def parse_regions(text: str, count: int) -> list[RegionReply]:
     Only what follows the thinking counts.
 
     Returns:
-        One reply a region, in order; FAILED with NaN where the reply has no score for it.
+        One reply per region, in order; FAILED with NaN where the reply has no score for it.
     """
     reply = _after_thinking(text)
     if reply is None or count < 1:

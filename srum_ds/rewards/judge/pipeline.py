@@ -20,8 +20,8 @@ from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.external import Scorer, function_scores, load_function, mix, mix_global
 from srum_ds.rewards.judge.judge import Asking, judge_samples, render
 from srum_ds.rewards.judge.readouts import readout_of
-from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.regions.pipeline import RegionPipeline
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Judged, Prompt, Regions, Samples, Scores
 
 

@@ -1,0 +1,1 @@
+"""Object phrases of prompts: extracted by pure functions, and cached over the calls of a run."""

@@ -14,8 +14,8 @@ import torch
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.phrases.extract import Phrases, noun_chunks, parse_phrases, split_prompt
+from srum_ds.rewards.templates import Template
 from srum_ds.types import Prompt
 
 SPACY_MODEL = "en_core_web_sm"
@@ -45,7 +45,7 @@ class PhraseBook:
         mode: see above.
         template: question with ``prompt``, for ``ask`` and ``auto``.
         max_new_tokens: length of each reply.
-        picture_hw: size of the blank picture that goes with a question: judges answer about pictures.
+        picture_hw: size of the blank image that goes with a question: judges answer about images.
         batch: most prompts in one call.
         folder: where entries are kept; None: nowhere.
         rank: this process's.

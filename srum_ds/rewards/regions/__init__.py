@@ -1,4 +1,4 @@
-"""Where the judge looks: region proposals in normalised coordinates, their selection, pixel crops.
+"""Regions to judge locally: proposals in normalised coordinates, their selection, pixel crops.
 
 A proposer (``components``, ``sam``, ``ground``: one file each) finds candidates; ``boxes.select`` makes
 regions of them; ``relevance`` lets the judge keep those that concern the prompt; ``pipeline`` joins them.

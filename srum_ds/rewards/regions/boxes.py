@@ -18,11 +18,11 @@ from srum_ds.types import Prompt, Regions
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a proposer found in one picture, before the selection.
+    """What a proposer found in one image, before the selection.
 
-    boxes_R4: float64 x0, y0, x1, y1 as shares of the picture's sides; anything else (outside the
-    picture, empty, not finite) is clipped or dropped by ``select``. area_R: float64, share of the
-    picture that the object itself covers, by which proposals are ranked. ``failed``: the judge was asked
+    boxes_R4: float64 x0, y0, x1, y1 as shares of the image's sides; anything else (outside the
+    image, empty, not finite) is clipped or dropped by ``select``. area_R: float64, share of the
+    image that the object itself covers, by which proposals are ranked. ``failed``: the judge was asked
     for the boxes and its reply could not be used.
     """
 
@@ -40,7 +40,7 @@ class Proposer(Protocol):
     """Whether its boxes are objects, so that one that no phrase claims is one too many."""
 
     def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:
-        """Candidates of each of the N pictures [N, 3, H, W] in [0, 1], ``prompts[n]`` being picture n's."""
+        """Candidates of each of the N images [N, 3, H, W] in [0, 1], ``prompts[n]`` being image n's."""
         ...
 
 
@@ -103,7 +103,7 @@ def non_maximum(boxes_R4: Tensor, iou: float) -> Tensor:
 
 
 def suppress(regions: Regions, iou: float) -> Regions:
-    """Drops each region that overlaps an earlier kept region of its picture by more than ``iou``.
+    """Drops each region that overlaps an earlier kept region of its image by more than ``iou``.
 
     Proposals come largest first, so the larger of two overlapping boxes stays. ``iou`` in [0, 1];
     1 keeps everything.
@@ -131,7 +131,7 @@ def take(regions: Regions, index_K: Tensor) -> Regions:
 
 
 def first_of_each(regions: Regions, count: int) -> Regions:
-    """The first ``count`` regions of every picture."""
+    """The first ``count`` regions of every image."""
     kept = [torch.zeros(0, dtype=torch.int64)]
     for owner in torch.unique(regions.owner_R).tolist():
         kept.append(torch.nonzero(regions.owner_R == owner).flatten()[:count])
@@ -146,23 +146,23 @@ def select(
     overlap: float = 1.0,
     pad: float = 0.0,
 ) -> Regions:
-    """From what a proposer found to the regions of N pictures.
+    """From what a proposer found to the regions of N images.
 
-    In this order: boxes are clipped to the picture; those that are empty then, or have an edge that is
+    In this order: boxes are clipped to the image; those that are empty then, or have an edge that is
     not finite, are dropped (swapped corners are empty: a proposer that wants them mends them); objects
     below ``min_area`` are dropped; the rest is ranked by area, largest first, ties in the proposer's
     order; of two boxes that overlap by more than ``overlap`` (intersection over union) the later is
     dropped; the first ``max_count`` stay, are widened by ``pad`` on each side and clipped again.
 
     Args:
-        found: one entry a picture.
-        max_count: most regions of a picture, >= 1.
-        min_area: share of the picture in [0, 1].
+        found: one entry per image.
+        max_count: most regions of an image, >= 1.
+        min_area: share of the image in [0, 1].
         overlap: in [0, 1]; 1 keeps everything.
-        pad: share of the picture's side, >= 0.
+        pad: share of the image's side, >= 0.
 
     Returns:
-        Regions on the CPU, owners ascending; ``asked`` counts nothing yet, ``failed`` the failed pictures.
+        Regions on the CPU, owners ascending; ``asked`` counts nothing yet, ``failed`` the failed images.
 
     Raises:
         UserError: a setting out of range.
@@ -186,7 +186,7 @@ def select(
 
 
 def _select_one(of_one: Candidates, max_count: int, min_area: float, overlap: float) -> Tensor:
-    """The selected boxes [K, 4] of one picture, not widened yet."""
+    """The selected boxes [K, 4] of one image, not widened yet."""
     finite_R = torch.isfinite(of_one.boxes_R4).all(dim=1) & torch.isfinite(of_one.area_R)
     boxes_R4 = of_one.boxes_R4[finite_R].clamp(0.0, 1.0)
     area_R = of_one.area_R[finite_R]

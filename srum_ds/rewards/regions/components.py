@@ -17,8 +17,8 @@ from srum_ds.types import Prompt
 class Components:
     """Connected foreground segments, largest first (ties: upper, then left).
 
-    Foreground is what differs from the picture's background, the median colour of its border, by more
-    than ``threshold`` in its strongest channel. A blank picture has none, and one whose border is not
+    Foreground is what differs from the image's background, the median colour of its border, by more
+    than ``threshold`` in its strongest channel. A blank image has none, and one whose border is not
     finite is blank.
 
     Args:
@@ -43,13 +43,13 @@ def component_candidates(images_NCHW: Tensor, threshold: float = 0.2) -> list[Ca
 
 
 def component_boxes(picture_CHW: np.ndarray, threshold: float) -> Candidates:
-    """The foreground segments of one picture; see ``Components``."""
+    """The foreground segments of one image; see ``Components``."""
     _, height, width = picture_CHW.shape
     border = np.concatenate(
         [picture_CHW[:, 0], picture_CHW[:, -1], picture_CHW[:, :, 0], picture_CHW[:, :, -1]], axis=1
     )
     background = np.median(border, axis=1)
-    # NaN compares false, so a broken picture has no foreground rather than a broken label image.
+    # NaN compares false, so a broken image has no foreground rather than a broken label image.
     foreground = np.abs(picture_CHW - background[:, None, None]).max(axis=0) > threshold
     labels, count = ndimage.label(foreground)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
@@ -72,7 +72,7 @@ class Grid:
         edges = [k / side for k in range(side + 1)]
         cells = [(column, row) for row in range(side) for column in range(side)]
         boxes = [(edges[x], edges[y], edges[x + 1], edges[y + 1]) for x, y in cells]
-        # A cell is no object that could be too small: all count as the whole picture.
+        # A cell is no object that could be too small: all count as the whole image.
         self.cells = candidates_of(boxes, [1.0] * len(boxes))
 
     def __call__(self, images_NCHW: Tensor, prompts: Sequence[Prompt], judge: Judge) -> list[Candidates]:

@@ -1,4 +1,4 @@
-"""Cutting regions out of their pictures."""
+"""Cutting regions out of their images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from srum_ds.types import Regions
 
 
 def crop(images_NCHW: Tensor, regions: Regions, size_hw: tuple[int, int] | None = (64, 64)) -> list[Tensor]:
-    """Cuts every region out of its picture.
+    """Cuts every region out of its image.
 
-    Box edges are rounded to whole pixels and clipped to the picture (at least one pixel stays). With
+    Box edges are rounded to whole pixels and clipped to the image (at least one pixel stays). With
     ``size_hw`` each cut is resampled to that one size (bilinear, antialiased where it shrinks), so that
     crops batch and their shape does not depend on what was found; None gives the cut as it is.
 
     Args:
-        images_NCHW: pictures [N, 3, H, W] in [0, 1].
-        regions: R boxes over these pictures.
+        images_NCHW: images [N, 3, H, W] in [0, 1].
+        regions: R boxes over these images.
         size_hw: height and width of the crops in pixels, or None.
 
     Returns:
-        R tensors [3, h, w], float32 in [0, 1], on the pictures' device, in the regions' order.
+        R tensors [3, h, w], float32 in [0, 1], on the images' device, in the regions' order.
     """
     cuts = [
         _cut(images_NCHW[owner], box)
@@ -35,10 +35,10 @@ def crop(images_NCHW: Tensor, regions: Regions, size_hw: tuple[int, int] | None 
 
 
 def crop_pictures(images_NCHW: Tensor, boxes_N4: Tensor, size: int) -> Tensor:
-    """One crop of each picture, cut and resampled exactly as ``crop`` does: [N, 3, size, size] float32.
+    """One crop of each image, cut and resampled exactly as ``crop`` does: [N, 3, size, size] float32.
 
     Args:
-        images_NCHW: pictures [N, 3, H, W] in [0, 1].
+        images_NCHW: images [N, 3, H, W] in [0, 1].
         boxes_N4: one normalised box for each of them.
         size: side of the crops in pixels.
     """
@@ -47,7 +47,7 @@ def crop_pictures(images_NCHW: Tensor, boxes_N4: Tensor, size: int) -> Tensor:
 
 
 def _cut(image_CHW: Tensor, box: Sequence[float]) -> Tensor:
-    """One box (x0, y0, x1, y1, normalised) of one picture."""
+    """One box (x0, y0, x1, y1, normalised) of one image."""
     height, width = image_CHW.shape[-2:]
     left, right = _pixel_range(box[0], box[2], width)
     top, bottom = _pixel_range(box[1], box[3], height)

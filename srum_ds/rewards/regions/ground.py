@@ -14,13 +14,13 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt
 
 Convention = Literal["qwen2.5-vl", "qwen3-vl", "pixels"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
-# The side that Qwen2.5-VL's pictures are rounded to: 2 x 2 patches of 14 pixels.
+# The side that Qwen2.5-VL's images are rounded to: 2 x 2 patches of 14 pixels.
 QWEN25_UNIT = 28
 QWEN25_SQUARES = (4, 16384)
 _KEYS = ("bbox_2d", "bbox", "box_2d", "box")
@@ -28,7 +28,7 @@ _KEYS = ("bbox_2d", "bbox", "box_2d", "box")
 
 @dataclass(frozen=True)
 class Found:
-    """Boxes x0, y0, x1, y1 as shares of the picture's sides, and how many entries were no box.
+    """Boxes x0, y0, x1, y1 as shares of the image's sides, and how many entries were no box.
 
     ``readable``: the reply held a list, if perhaps an empty one: [] says that nothing is there.
     """
@@ -40,11 +40,11 @@ class Found:
 
 
 def seen_size(size_hw: tuple[int, int], convention: str) -> tuple[float, float]:
-    """(height, width) that a convention's coordinates count to, for a picture of ``size_hw`` pixels.
+    """(height, width) that a convention's coordinates count to, for an image of ``size_hw`` pixels.
 
-    ``qwen2.5-vl``: pixels of the picture as the model sees it, each side rounded to the nearest multiple of
+    ``qwen2.5-vl``: pixels of the image as the model sees it, each side rounded to the nearest multiple of
     28 within the released processor's budget of 4 to 16384 such squares.
-    ``qwen3-vl``: 0 to 1000 whatever the size. ``pixels``: of the picture as it is.
+    ``qwen3-vl``: 0 to 1000 whatever the size. ``pixels``: of the image as it is.
     """
     if convention == "qwen3-vl":
         return 1000.0, 1000.0
@@ -69,12 +69,12 @@ def parse_boxes(reply: str, size_hw: tuple[int, int], convention: str) -> Found:
     objects with ``bbox_2d`` (or ``bbox``, ``box_2d``, ``box``): [x0, y0, x1, y1] and, if it likes, ``label``;
     a list of bare quadruples, one object alone, several lists, prose around it and code fences do as well. Of
     a truncated reply the entries whose coordinates are whole are read. Swapped corners are put right, parts outside the
-    picture are cut off, and a box that is empty then, that lies outside, or that is not four finite
+    image are cut off, and a box that is empty then, that lies outside, or that is not four finite
     numbers counts as broken.
 
     Args:
         reply: the judge's text.
-        size_hw: height and width of the picture in pixels.
+        size_hw: height and width of the image in pixels.
         convention: see ``seen_size``.
     """
     height, width = seen_size(size_hw, convention)
@@ -148,7 +148,7 @@ def _normalised(numbers: Any, height: float, width: float) -> tuple[float, float
 
 
 class Ground:
-    """Asks the judge where the prompt's objects are: one question a picture, ``max_new_tokens`` of reply.
+    """Asks the judge where the prompt's objects are: one question per image, ``max_new_tokens`` of reply.
 
     A reply without any list, or with nothing but broken boxes, is a failed one: the image has no
     regions then, and ``Regions.failed`` counts it.
@@ -157,7 +157,7 @@ class Ground:
         template: question with ``prompt``; ``phrases`` (a list) may be used as well.
         convention: how the judge writes coordinates; see ``seen_size``.
         max_new_tokens: >= 1.
-        batch: most pictures in one call.
+        batch: most images in one call.
 
     Raises:
         UserError: a template that does not use ``prompt`` or ``phrases``, or an unknown convention.

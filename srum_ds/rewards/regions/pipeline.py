@@ -1,4 +1,4 @@
-"""Where a recipe has the judge look: the prompts' object phrases and the images' regions.
+"""Phrases and regions as a recipe has them: the prompts' object phrases and the boxes that are judged locally.
 
 ``RegionPipeline`` is built once per run from the settings; the judge's pipeline asks it for every micro-batch.
 """
@@ -13,10 +13,10 @@ from typing import cast
 from srum_ds.config import Config
 from srum_ds.config.choices import REGION_PROPOSERS
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.templates import Template, load_template
 from srum_ds.rewards.phrases.cache import PhraseBook
 from srum_ds.rewards.regions.boxes import NoProposer, Proposer, first_of_each, no_regions, select
 from srum_ds.rewards.regions.relevance import keep_relevant
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt, Regions, Samples
 
 PHRASES = "phrases"
@@ -26,7 +26,7 @@ PHRASES = "phrases"
 class Filter:
     """The judge's yes/no question about each proposal; see ``keep_relevant``.
 
-    ``candidates``: most proposals of a picture that it is asked about, the largest first.
+    ``candidates``: most proposals of an image that it is asked about, the largest first.
     """
 
     template: Template

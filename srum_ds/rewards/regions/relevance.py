@@ -10,10 +10,10 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import yes_no_score
-from srum_ds.rewards.judge.templates import Template
 from srum_ds.rewards.regions.boxes import take
 from srum_ds.rewards.regions.crops import crop
+from srum_ds.rewards.scores import yes_no_score
+from srum_ds.rewards.templates import Template
 from srum_ds.types import Prompt, Regions, Status
 
 
@@ -38,9 +38,9 @@ def keep_relevant(
 
     Args:
         judge: whoever answers.
-        images_NCHW: pictures in [0, 1].
+        images_NCHW: images in [0, 1].
         regions: R boxes over them.
-        prompts: the prompt of each of the N pictures.
+        prompts: the prompt of each of the N images.
         template: question with ``prompt`` or ``phrase``.
         answers: yes and no as the model writes them.
         crop_size, batch, min_mass: see ``judge_rollout``.

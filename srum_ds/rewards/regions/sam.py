@@ -28,7 +28,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class SegmentAnything:
-    """Automatic masks of a whole picture, in its own copy on every rank: nothing communicates.
+    """Automatic masks of a whole image, in its own copy on every rank: nothing communicates.
 
     A mask is kept when the model's own estimate of its quality exceeds ``min_quality`` and its area
     changes little (``min_stability``) as the cut moves by 1 to either side of 0. Of two masks whose boxes
@@ -73,7 +73,7 @@ class SegmentAnything:
 
     @torch.no_grad()
     def masks_of(self, image_CHW: Tensor) -> Candidates:
-        """Boxes and areas of the masks of one picture [3, H, W] in [0, 1], best quality first."""
+        """Boxes and areas of the masks of one image [3, H, W] in [0, 1], best quality first."""
         height, width = image_CHW.shape[-2:]
         pixels_1CSS, used_hw = self.prepare(image_CHW)
         embeddings = self.model.get_image_embeddings(pixels_1CSS.to(self.model.dtype))
@@ -103,9 +103,9 @@ class SegmentAnything:
         return candidates_of(boxes_K4.tolist(), (area_K[best].double() / (height * width)).tolist())
 
     def prepare(self, image_CHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The model's input [1, 3, S, S], and how much of it (rows, columns) the picture fills.
+        """The model's input [1, 3, S, S], and how much of it (rows, columns) the image fills.
 
-        SAM keeps the picture's proportions and pads below or to the right, after normalising; SAM 2 stretches it.
+        SAM keeps the image's proportions and pads below or to the right, after normalising; SAM 2 stretches it.
         """
         side = self.model.config.prompt_encoder_config.image_size
         height, width = image_CHW.shape[-2:]
@@ -122,7 +122,7 @@ class SegmentAnything:
         return F.pad(pixels_1CHW, (0, side - used_hw[1], 0, side - used_hw[0])), used_hw
 
     def enlarge(self, logits_Mhw: Tensor, used_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
-        """Mask logits at the picture's size [M, H, W], its padding cut off."""
+        """Mask logits at the image's size [M, H, W], its padding cut off."""
         logits_M1hw = logits_Mhw[:, None]
         if self.model.config.model_type == "sam":
             side = self.model.config.prompt_encoder_config.image_size

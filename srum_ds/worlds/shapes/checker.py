@@ -1,4 +1,4 @@
-"""What a picture shows, from its pixels alone: no learned part, no knowledge of how it was made."""
+"""What an image shows, from its pixels alone: no learned part, no knowledge of how it was made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TEMPLATE_SUMS = _TEMPLATES.sum(axis=(1, 2))
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """Something bright in a picture. An attribute is None where the pixels do not settle it.
+    """Something bright in an image. An attribute is None where the pixels do not settle it.
 
     ``x``, ``y``: centre in pixels. ``box``: x0, y0, x1, y1 in pixels, ends exclusive.
     """
@@ -52,7 +52,7 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How far a picture follows a prompt.
+    """How far an image follows a prompt.
 
     ``exact``: exactly the objects asked for, and the relation. ``objects_exact``: the same without the
     relation. ``partial``: share of attributes and relation met, times the ratio of the counts.
@@ -64,26 +64,26 @@ class Check:
     detected: tuple[Detected, ...]
 
 
-def as_picture(image: np.ndarray | Tensor) -> np.ndarray:
-    """A picture as float32 [H, W, 3] clipped to [0, 1]; also takes a tensor [3, H, W].
+def as_array(image: np.ndarray | Tensor) -> np.ndarray:
+    """An image as float32 [H, W, 3] clipped to [0, 1]; also takes a tensor [3, H, W].
 
     Raises ValueError for another shape. Non-finite values stay, so that the caller sees them.
     """
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"expected a picture tensor [3, H, W], got {tuple(image.shape)}")
+            raise ValueError(f"expected an image tensor [3, H, W], got {tuple(image.shape)}")
         image = image.detach().to("cpu", torch.float32).permute(1, 2, 0).numpy()
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected a picture array [H, W, 3], got {image.shape}")
+        raise ValueError(f"expected an image array [H, W, 3], got {image.shape}")
     return np.clip(image.astype(np.float32), 0.0, 1.0)
 
 
 def detect(image: np.ndarray | Tensor) -> list[Detected]:
-    """Everything bright in a picture of values in [0, 1]; nothing where any value is not finite."""
-    picture = as_picture(image)
-    if not np.isfinite(picture).all():
+    """Everything bright in an image of values in [0, 1]; nothing where any value is not finite."""
+    pixels_HW3 = as_array(image)
+    if not np.isfinite(pixels_HW3).all():
         return []
-    labels, _ = ndimage.label(picture.max(axis=2) > BRIGHT)
+    labels, _ = ndimage.label(pixels_HW3.max(axis=2) > BRIGHT)
     found = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         blob = labels[window] == number
@@ -91,7 +91,7 @@ def detect(image: np.ndarray | Tensor) -> list[Detected]:
             continue
         rows, columns = window
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        colors = picture[window] * blob[:, :, None]
+        colors = pixels_HW3[window] * blob[:, :, None]
         color, shape, texture = _describe(colors)
         x = (columns.start + columns.stop) / 2
         y = (rows.start + rows.stop) / 2
@@ -139,7 +139,7 @@ def _nearest_look(light: np.ndarray) -> tuple[str | None, str | None]:
 
 
 def check(prompt: ShapePrompt | Prompt, image: np.ndarray | Tensor) -> Check:
-    """Judges a picture ([H, W, 3] array or [3, H, W] tensor, values in [0, 1]) against a prompt."""
+    """Judges an image ([H, W, 3] array or [3, H, W] tensor, values in [0, 1]) against a prompt."""
     wanted = _as_shape_prompt(prompt)
     detected = tuple(detect(image))
     met, objects_met, has_relation = _best_match(wanted, detected)
@@ -193,9 +193,9 @@ def region_matches(
     A box shows an object where at least half of that object's own box lies inside it.
     """
     slots = _as_shape_prompt(prompt).slots
-    picture = as_picture(image)
-    height, width = picture.shape[:2]
-    wanted = [thing for thing in detect(picture) if any(slot.fits(thing) for slot in slots)]
+    pixels_HW3 = as_array(image)
+    height, width = pixels_HW3.shape[:2]
+    wanted = [thing for thing in detect(pixels_HW3) if any(slot.fits(thing) for slot in slots)]
     rows = boxes.tolist() if isinstance(boxes, Tensor) else boxes
     matches = []
     for x0, y0, x1, y1 in rows:

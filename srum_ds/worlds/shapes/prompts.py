@@ -137,7 +137,7 @@ class ShapePrompt:
         return prompt
 
     def meaning(self) -> tuple[Any, ...]:
-        """A key that is equal exactly for prompts of one kind that ask for the same picture."""
+        """A key that is equal exactly for prompts of one kind that ask for the same image."""
         if self.relation is None:
             return (self.kind, tuple(sorted(self.slots, key=Slot.order)), None)
         if self.relation in ("right of", "below"):

@@ -55,12 +55,12 @@ QuestionAnswer = tuple[str, str]
 
 
 def match_question(prompt_text: str) -> str:
-    """The judge's question about a whole picture."""
+    """The judge's question about a whole image."""
     return f"does the picture show {prompt_text}?"
 
 
 def exist_question(slot: Slot) -> str:
-    """Whether a whole picture holds such an object."""
+    """Whether a whole image holds such an object."""
     return f"is there {slot.phrase()}?"
 
 
@@ -83,11 +83,11 @@ def _yes_no(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-# ---------------------------------------------------------------- what a picture shows
+# ---------------------------------------------------------------- what an image shows
 
 
 def visible_objects(scene: Scene) -> list[Visible]:
-    """The objects of a picture as its pixels show them: broken ones as the checker sees them."""
+    """The objects of an image as its pixels show them: broken ones as the checker sees them."""
     if all(thing.flaw is None for thing in scene):
         return list(scene)
     return list(detect(render_scenes([scene])[0]))
@@ -102,7 +102,7 @@ def _slot_of(thing: Visible) -> Slot:
 
 
 def describe(rng: random.Random, objects: Sequence[Visible], tries: int = 12) -> ShapePrompt | None:
-    """A random training prompt that is true of a picture; None where none was found."""
+    """A random training prompt that is true of an image; None where none was found."""
     if not 1 <= len(objects) <= 4 or len(_intact(objects)) < len(objects):
         return None
     # Only numeracy and shape prompts can be about other than two objects.
@@ -134,7 +134,7 @@ def _describe_as(rng: random.Random, kind: str, objects: Sequence[Visible]) -> S
 
 
 def understanding_scene(rng: random.Random, scene: Scene) -> Scene:
-    """The picture to ask about: the scene itself or, more often, a mutation; no held-out pair in it."""
+    """The image to ask about: the scene itself or, more often, a mutation; no held-out pair in it."""
     if rng.random() >= MUTATED_SHARE:
         return scene
     for _ in range(50):
@@ -164,7 +164,7 @@ def _random_slot(rng: random.Random) -> Slot:
 
 
 def match_questions(rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]) -> list[QuestionAnswer]:
-    """Five whole-picture questions, about half true: the caption, true descriptions, hard negatives."""
+    """Five whole-image questions, about half true: the caption, true descriptions, hard negatives."""
 
     def hard_negative(prompt: ShapePrompt) -> ShapePrompt:
         return alter_prompt(rng, prompt, attribute_share=1 - STRUCTURE_SHARE)
@@ -201,7 +201,7 @@ def exist_questions(
 
 
 def _unique_slot(rng: random.Random, thing: Visible, objects: Sequence[Visible]) -> Slot | None:
-    """A description that fits one object of the picture and might fit no other."""
+    """A description that fits one object of the image and might fit no other."""
     for attempt in range(4):
         slot = partial_slot(rng, _slot_of(thing)) if attempt < 3 else _slot_of(thing)
         if sum(slot.may_fit(other) for other in objects) == 1:
@@ -249,7 +249,7 @@ def _direction(rng: random.Random, objects: Sequence[Visible]) -> QuestionAnswer
 
 
 def open_questions(rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]) -> list[QuestionAnswer]:
-    """Two "where" and two "which way" questions; "is there" where a picture has no unique answer."""
+    """Two "where" and two "which way" questions; "is there" where an image has no unique answer."""
     pairs = [_where(rng, objects), _where(rng, objects), _direction(rng, objects), _direction(rng, objects)]
     spare = iter(exist_questions(rng, caption, objects, OPEN_QUESTIONS))
     return [pair if pair is not None else next(spare) for pair in pairs]
@@ -258,7 +258,7 @@ def open_questions(rng: random.Random, caption: ShapePrompt, objects: Sequence[V
 def crop_questions(
     rng: random.Random, caption: ShapePrompt, objects: Sequence[Visible]
 ) -> tuple[list[float], list[QuestionAnswer]]:
-    """One box (x0, y0, x1, y1 in pixels, inside the picture) and four questions about its crop."""
+    """One box (x0, y0, x1, y1 in pixels, inside the image) and four questions about its crop."""
     good = _intact(objects)
     if objects and rng.random() < 0.95:
         shown = [rng.choice(list(objects))]
@@ -296,8 +296,8 @@ def crop_questions(
 def build_examples(seed: int, n: int) -> dict[str, Any]:
     """``n`` supervised examples, the same for the same seed.
 
-    Arrays: ``scene`` int8 [n, 5, 16] (the picture the caption is true of), ``shown`` int8 [n, 5, 16] (the
-    picture the questions are about), ``crop_box`` float32 [n, 4] (pixels of that picture). Texts: ``caption``
+    Arrays: ``scene`` int8 [n, 5, 16] (the image the caption is true of), ``shown`` int8 [n, 5, 16] (the
+    image the questions are about), ``crop_box`` float32 [n, 4] (pixels of that image). Texts: ``caption``
     [n]; ``altered`` [n][2]; ``match_question`` and ``match_answer`` [n][5]; ``exist_*`` [n][3]; ``open_*``
     [n][4] (two "where", two "which way"); ``crop_*`` [n][4].
     """

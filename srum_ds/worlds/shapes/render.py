@@ -45,7 +45,8 @@ def object_mask(shape: str, texture: str, jitter: tuple[int, int] = (0, 0)) -> n
         dim = np.floor((y + radius) / STRIPE) % 2 == 1
         brightness = np.where(dim, brightness * STRIPE_DIM, brightness)
     blocks = brightness.reshape(CELL, SUPERSAMPLING, CELL, SUPERSAMPLING)
-    return blocks.mean(axis=(1, 3)).astype(np.float32)
+    mean: np.ndarray = blocks.mean(axis=(1, 3)).astype(np.float32)
+    return mean
 
 
 def mask_index(shape: str, texture: str, jitter: tuple[int, int]) -> int:
@@ -81,7 +82,7 @@ def scene_array(scene: Sequence[SceneObject]) -> np.ndarray:
 
 
 def render_arrays(arrays_N516: Tensor) -> Tensor:
-    """Pictures [N, 3, 64, 64] float32 in [0, 1] of scene arrays [N, 5, 16] (or [N, 2, 16]: no flaws)."""
+    """Images [N, 3, 64, 64] float32 in [0, 1] of scene arrays [N, 5, 16] (or [N, 2, 16]: no flaws)."""
     arrays = arrays_N516.long()
     cells = _paint(arrays[:, 0], arrays[:, 1])
     if arrays.shape[1] == ARRAY_ROWS and bool((arrays[:, 4] > 0).any()):
@@ -109,14 +110,14 @@ def _paint(mask_N16: Tensor, color_N16: Tensor) -> Tensor:
 
 
 def render_scenes(scenes: Sequence[Sequence[SceneObject]]) -> Tensor:
-    """Pictures [N, 3, 64, 64] float32 in [0, 1]."""
+    """Images [N, 3, 64, 64] float32 in [0, 1]."""
     if not scenes:
         return torch.zeros(0, 3, PICTURE, PICTURE)
     return render_arrays(torch.from_numpy(np.stack([scene_array(scene) for scene in scenes])))
 
 
 def random_arrays(count: int, generator: torch.Generator, occupied: float = 0.45, flawed: float = 0.15) -> Tensor:
-    """Arrays [count, 5, 16] of crowded random pictures, some objects broken: what the VAE learns from."""
+    """Arrays [count, 5, 16] of crowded random images, some objects broken: what the VAE learns from."""
     shape = (count, len(CELLS))
 
     def integers(low: int, high: int) -> Tensor:

@@ -85,7 +85,7 @@ def alter_slot(rng: random.Random, slot: Slot) -> Slot:
 def alter_prompt(
     rng: random.Random, prompt: ShapePrompt, attribute_share: float = 0.7, split: str = "train"
 ) -> ShapePrompt:
-    """A prompt of the same kind and of ``split`` that asks for a slightly different picture.
+    """A prompt of the same kind and of ``split`` that asks for a slightly different image.
 
     With probability ``attribute_share`` one attribute of one object phrase differs; else two objects
     swap an attribute, or the count or the relation differs. ValueError where the split has no other

@@ -1,6 +1,6 @@
 """Scenes of coloured shapes: where objects stand, what holds of them, how they go wrong.
 
-A picture is 64x64 pixels: 4x4 cells of 16 pixels, each empty or holding one 12 pixel object whose
+An image is 64x64 pixels: 4x4 cells of 16 pixels, each empty or holding one 12 pixel object whose
 centre is moved by up to one pixel. Everything about prompts is reachable from here too.
 """
 
@@ -70,7 +70,7 @@ SAME_LINE_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """An object in a picture. ``cell`` is row-major 0..15, ``jitter`` is (dy, dx) in pixels.
+    """An object in an image. ``cell`` is row-major 0..15, ``jitter`` is (dy, dx) in pixels.
 
     ``flaw`` is one of FLAWS for a broken object; the joined and mixed ones also need ``second``,
     the other object's attributes.
@@ -152,7 +152,7 @@ def _cell_pairs(relation: str) -> tuple[list[tuple[int, int]], list[tuple[int, i
 
 
 def random_scene(rng: random.Random, prompt: ShapePrompt, train: bool = True) -> Scene:
-    """A picture that a prompt is true of.
+    """An image that a prompt is true of.
 
     Unnamed textures are solid, unnamed colours random. Where ``train``, no pair of objects in it is
     held out (the prompt itself must then be a training prompt).
@@ -177,7 +177,7 @@ def _random_cells(rng: random.Random, prompt: ShapePrompt) -> Sequence[int]:
 
 
 def mutate_scene(rng: random.Random, scene: Scene) -> Scene:
-    """A picture that differs in one thing.
+    """An image that differs in one thing.
 
     An object is dropped, doubled, recoloured, reshaped, retextured, moved, broken, or two objects
     exchange colours or places. May contain held-out pairs: the caller checks.

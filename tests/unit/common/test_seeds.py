@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srum_ds.common.seeds import derive, generator, noise, uniform
+from srum_ds.common.seeds import derive, generator, normal, uniform
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
@@ -28,10 +28,10 @@ def test_a_part_that_is_neither_name_nor_number_is_refused(part: object) -> None
 
 
 def test_noise_does_not_depend_on_what_was_drawn_before() -> None:
-    first = noise((16, 64), 3, "rollout", "p1", 0)
+    first = normal((16, 64), 3, "rollout", "p1", 0)
     torch.manual_seed(123)
     torch.randn(7)
-    batch = torch.stack([noise((16, 64), 3, "rollout", name, 0) for name in ("p2", "p1")])
+    batch = torch.stack([normal((16, 64), 3, "rollout", name, 0) for name in ("p2", "p1")])
     assert torch.equal(batch[1], first)
     assert not torch.equal(batch[0], first)
     assert first.dtype == torch.float32 and first.device.type == "cpu"
@@ -41,13 +41,13 @@ def test_noise_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.randn(4)
     torch.manual_seed(5)
-    noise((1000,), "a")
+    normal((1000,), "a")
     uniform((1000,), "a")
     assert torch.equal(torch.randn(4), expected)
 
 
 def test_noise_is_standard_normal_and_uniform_is_uniform() -> None:
-    x = noise((200_000,), "statistics")
+    x = normal((200_000,), "statistics")
     assert abs(x.mean().item()) < 0.01
     assert abs(x.std().item() - 1.0) < 0.01
     u = uniform((200_000,), "statistics")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum_ds.commands.shards import shapes_prompts
 from srum_ds.config import diff_configs, load_config
 from srum_ds.evaluation.evaluate import draw_settings
-from srum_ds.models.flow import Noised
 from srum_ds.objectives import get_objective
-from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask
-from srum_ds.rewards.judge.pipeline import Questions
-from srum_ds.types import Prompt, Regions, Samples, Scores
+from srum_ds.objectives.apply import count_tokens
+from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.types import Judged, Regions, TrainView
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
+from tests.support.batches import losses_of, map_of, samples_of, scores_of, weighed
 from tests.support.paths import CONFORMANCE, RECIPES
 from tests.unit.rewards.test_reward_map import released_regions
 
@@ -83,7 +84,7 @@ def test_the_full_size_recipe_has_the_released_numbers_and_loads_without_the_wei
     assert (j.readout, j.regional, j.think, j.temperature, j.max_new_tokens) == ("generate", "boxes", True, 0.0, 4096)
     assert (cfg.regions.kind, cfg.regions.sam_model, cfg.regions.max_count) == ("sam", "facebook/sam-vit-huge", 10)
     # The questions fit the way they are asked.
-    Questions(cfg)
+    assert JudgePipeline(cfg).asking.readout.think
     t = cfg.train
     assert (t.lr, t.warmup_steps, t.steps, t.timesteps_per_image) == (2e-5, 100, 309, 1)
     assert (t.precision, cfg.model.trains, cfg.model.judge) == ("bf16", "transformer", "frozen_copy")
@@ -103,24 +104,15 @@ def test_the_paper_recipe_equals_the_release_to_1e_6() -> None:
     n, channels = 2, target_MC.shape[1]
     grid = (2, 3)
     shape = (n, 1, grid[0] * grid[1], channels)
-    whole_N = torch.tensor([float(case[f"global_score_{i}"]) for i in range(n)])
-    nothing = torch.zeros(n, dtype=torch.int64)
-    rollout = Samples(
-        (Prompt("a", "a"), Prompt("b", "b")),
-        torch.arange(n),
-        nothing,
-        torch.zeros(n, 3, height, width),
-        torch.zeros(shape[0], *shape[2:]),
-        grid,
+    samples = replace(
+        samples_of(torch.zeros(shape[0], *shape[2:]), grid, [0, 1]), images_NCHW=torch.zeros(n, 3, height, width)
     )
-    scores = Scores(whole_N, nothing, local, torch.zeros(len(local), dtype=torch.int64), torch.zeros(len(local)).long())
-    noised = Noised(torch.zeros(shape), target_MC.reshape(shape), torch.zeros(n, 1), torch.zeros(n, 1).bool())
-    batch = Batch(rollout, Regions(owner, boxes), scores, noised)
-    kind = get_objective(cfg.objective.name).weights
-    weights_Nhw = reward_weights(cfg, kind, batch)
-    assert weights_Nhw is not None
-    assert torch.allclose(weights_Nhw.flatten(), tensors["srum/token_rewards"], rtol=0, atol=1e-6)
-    mask = token_mask(batch, kind, weights_Nhw)
-    losses = token_losses(cfg, velocity_MC.reshape(shape), batch, weights_Nhw, mask, None, None)
-    # The pictures themselves are the constraint's target, as in the released data.
-    assert float(losses.sum() / sum_of([mask])) == pytest.approx(float(tensors["srum/same_loss"]), rel=0, abs=1e-6)
+    whole_N = [float(case[f"global_score_{i}"]) for i in range(n)]
+    judged = Judged(samples, Regions(owner, boxes), scores_of(whole_N, local.tolist()))
+    view = TrainView({}, target_MC.reshape(shape), torch.ones(shape[:3], dtype=torch.bool))
+    batch = weighed(cfg, judged, view)
+    assert torch.allclose(map_of(batch).flatten(), tensors["srum/token_rewards"], rtol=0, atol=1e-6)
+    losses = losses_of(cfg, batch, velocity_MC.reshape(shape))
+    # The images themselves are the constraint's target, as in the released data.
+    found = float(losses.sum() / count_tokens([batch]))
+    assert found == pytest.approx(float(tensors["srum/same_loss"]), rel=0, abs=1e-6)

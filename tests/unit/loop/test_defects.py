@@ -20,18 +20,19 @@ from srum_ds.common.errors import UserError
 from srum_ds.config import Config, load_config
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models import load_model
-from srum_ds.models.flow import FlowSampling, Noised
+from srum_ds.models.flow import FlowSampling
+from srum_ds.monitoring.judge_failures import refuse_broken_judge
 from srum_ds.monitoring.metrics import measure
-from srum_ds.objectives import get_objective
-from srum_ds.objectives.apply import Batch, reward_weights, sum_of, token_losses, token_mask
+from srum_ds.objectives.apply import Batch, count_tokens
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.prompts.shards import write_shards
 from srum_ds.rewards.judge.parsing import parse_regions, parse_score
-from srum_ds.rewards.judge.pipeline import Questions, refuse_broken_judge
-from srum_ds.rewards.judge.readouts import GenerateReadout, Replies, Request, alone
-from srum_ds.rewards.token_weights import paper_map
+from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rewards.judge.readouts import GenerateReadout, Replies, Request
+from srum_ds.rewards.painting import paper_map
 from srum_ds.rollouts.collect import roll_out
-from srum_ds.types import Prompt, Regions, Samples, Scores, Status
+from srum_ds.types import Judged, Prompt, Regions, Status, TokenWeights, TrainView
+from tests.support.batches import left_half_batch, losses_of, map_of, samples_of
 from tests.support.paths import ROOT
 
 RECIPES = ROOT / "launch/recipes"
@@ -42,35 +43,13 @@ def recipe(name: str, *more: str) -> Config:
     return load_config(RECIPES / f"{name}.yaml", more)
 
 
-def batch(global_N: Sequence[float], local_R: Sequence[float], box: Sequence[float] = (0.0, 0.0, 0.5, 1.0)) -> Batch:
-    """Pictures of one prompt on a 2 x 2 grid, each with one region (the left half), scored as given."""
-    n = len(global_N)
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(n, TOKENS, CHANNELS, generator=generator)
-    noise = torch.randn(n, 1, TOKENS, CHANNELS, generator=generator)
-    rollout = Samples(
-        (Prompt("a", "a red circle", phrases=("a red circle",)),),
-        torch.zeros(n, dtype=torch.int64),
-        torch.arange(n),
-        torch.zeros(n, 3, 64, 64),
-        latents,
-        (2, 2),
-    )
-    whole, local = torch.tensor(list(global_N)), torch.tensor(list(local_R))
-
-    def status(scores: Tensor) -> Tensor:
-        return torch.where(scores.isnan(), int(Status.FAILED), int(Status.PARSED))
-
-    scores = Scores(whole, status(whole), local, status(local), torch.zeros(n, dtype=torch.int64))
-    x = 0.5 * latents[:, None] + 0.5 * noise
-    noised = Noised(x, noise - latents[:, None], torch.full((n, 1), 0.5), torch.zeros(n, 1).bool())
-    return Batch(rollout, Regions(torch.arange(n), torch.tensor([list(box)] * n)), scores, noised)
+def batch(cfg: Config, global_N: Sequence[float], local_R: Sequence[float]) -> Batch:
+    """Images of one prompt, each with one region (the left half), scored as given, weighed as a recipe says."""
+    return left_half_batch(cfg, global_N, local_R, [0] * len(global_N), 1, CHANNELS)
 
 
-def weights_of(cfg: Config, given: Batch) -> Tensor:
-    weights = reward_weights(cfg, get_objective(cfg.objective.name).weights, given)
-    assert weights is not None
-    return weights
+def weights_of(cfg: Config, global_N: Sequence[float], local_R: Sequence[float]) -> Tensor:
+    return map_of(batch(cfg, global_N, local_R))
 
 
 class Writer:
@@ -97,17 +76,17 @@ class Writer:
 
 def read(readout: GenerateReadout, writer: Writer) -> Replies:
     request = Request(0, "how good is it?", "a red circle", ("a", 0, "whole"))
-    return readout.read(writer, [torch.zeros(3, 8, 8)], [request], alone)  # type: ignore[arg-type]
+    return readout.read(writer, [torch.zeros(3, 8, 8)], [request])  # type: ignore[arg-type]
 
 
 def test_defect_01() -> None:
     """Scores below 0 are inert: a region scored -0.9 weighs what the background weighs."""
-    bad = batch([0.5, 0.5], [-0.9, 0.9])
-    kept = weights_of(recipe("paper"), bad)
+    bad = ([0.5, 0.5], [-0.9, 0.9])
+    kept = weights_of(recipe("paper"), *bad)
     # Kept in `paper`: the floor of 0.5, times (0.5 + 1) / 2, at the region's centre as outside it.
     assert kept[0].flatten().tolist() == pytest.approx([0.375] * 4)
     # The default: the whole pictures do not differ, the region repels, and the background is neutral.
-    ours = weights_of(recipe("srum"), bad)
+    ours = weights_of(recipe("srum"), *bad)
     assert (ours[0, :, 0] < 0).all() and ours[0, :, 1].eq(0).all() and (ours[1, :, 0] > 0).all()
 
 
@@ -116,8 +95,7 @@ def test_defect_02() -> None:
     assert parse_score("Score: 50") == (1.0, Status.CLAMPED)
     replies = read(GenerateReadout(retries=0), Writer(lambda _: "Score: 50"))
     assert replies.score_Q.tolist() == [1.0] and replies.status_Q.tolist() == [int(Status.CLAMPED)]
-    given = batch([1.0], [float(replies.score_Q[0])])
-    assert float(weights_of(recipe("paper"), given).max()) == 1.0
+    assert float(weights_of(recipe("paper"), [1.0], [float(replies.score_Q[0])]).max()) == 1.0
 
 
 def test_defect_03() -> None:
@@ -144,8 +122,8 @@ def test_defect_05() -> None:
     (first, *again) = writer.asked
     assert first[0] == 0.0 and all(temperature > 0 for temperature, _ in again)
     assert len({seed for _, seed in writer.asked}) == 3
-    with pytest.raises(UserError, match="greedy"):
-        GenerateReadout(retries=1, retry_temperature=0.0)
+    with pytest.raises(UserError, match=r"judge\.retry_temperature=0.*a number above 0"):
+        recipe("srum", "judge.retry_temperature=0")
 
 
 def test_defect_06() -> None:
@@ -153,29 +131,24 @@ def test_defect_06() -> None:
     assert parse_score("Score: 0") == (0.0, Status.PARSED)
     failed, status = parse_score("no idea")
     assert math.isnan(failed) and status == Status.FAILED
-    given = batch([0.0, math.nan, 0.8], [0.1, 0.1, 0.1])
+    scores = ([0.0, math.nan, 0.8], [0.1, 0.1, 0.1])
     for name in ("srum", "paper"):
-        cfg = recipe(name)
-        mask = token_mask(given, get_objective(cfg.objective.name).weights, weights_of(cfg, given))
-        assert mask[:, 0, 0].tolist() == [True, False, True]
+        assert batch(recipe(name), *scores).counts_NMT[:, 0, 0].tolist() == [True, False, True]
     # In the paper's map a genuine 0 weighs by its factor (0 + 1) / 2.
-    assert weights_of(recipe("paper"), given)[0, 0, 1] == pytest.approx(0.25)
+    assert weights_of(recipe("paper"), *scores)[0, 0, 1] == pytest.approx(0.25)
 
 
 def test_defect_07() -> None:
     """A missing global score halves the map (factor 0.5) instead of being neutral."""
-    given = batch([math.nan, 0.6], [0.4, 0.4])
     for name in ("srum", "paper"):
         cfg = recipe(name, "objective.constraint=none")
-        kind = get_objective(cfg.objective.name).weights
-        weights = weights_of(cfg, given)
-        mask = token_mask(given, kind, weights)
+        given = batch(cfg, [math.nan, 0.6], [0.4, 0.4])
         v = torch.randn(2, 1, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        token_losses(cfg, v, given, weights, mask, torch.zeros_like(v), None).sum().backward()
+        losses_of(cfg, given, v, torch.zeros_like(v)).sum().backward()
         assert v.grad is not None
         assert v.grad[0].eq(0).all() and v.grad[1].abs().max() > 0
         # It is not in the denominator either.
-        assert int(sum_of([mask])) == TOKENS
+        assert int(count_tokens([given])) == TOKENS
 
 
 def test_defect_08() -> None:
@@ -189,7 +162,7 @@ def test_defect_08() -> None:
         assert tokens[0, :, 0].tolist() == pytest.approx([0.9] * 2)
         assert tokens[0, :, 3].tolist() == pytest.approx([0.5] * 2)
     ours = [
-        weights_of(recipe("srum", f"rollout.image_size=[{side},{side}]"), batch([0.5, 0.5], [0.9, -0.9]))
+        weights_of(recipe("srum", f"rollout.image_size=[{side},{side}]"), [0.5, 0.5], [0.9, -0.9])
         for side in (64, 1024)
     ]
     assert torch.equal(*ours) and (ours[0][0, :, 0] > 0).all() and ours[0][0, :, 1].eq(0).all()
@@ -236,28 +209,27 @@ def sft_gradient(batches: Sequence[Batch]) -> Tensor:
         precision="fp32",
         seed=0,
     )
-    masks = [token_mask(b, "none", None) for b in batches]
-    count = float(engine.all_reduce(sum_of(masks)))
-    for b, mask in zip(batches, masks, strict=True):
-        loss = token_losses(cfg, engine("velocity", b.noised.x_NMTC), b, None, mask, None, None).sum()
+    count = float(engine.all_reduce(count_tokens(batches)))
+    for b in batches:
+        loss = losses_of(cfg, b, engine("velocity", b.view.inputs["x_NMTC"])).sum()
         engine.backward(loss, count, micro_batches=len(batches))
     return torch.tensor(engine.step())
 
 
 def test_defect_10() -> None:
     """The mean is taken per GPU, not over the global token count: unequal parts would weigh alike."""
-    given = batch([0.5, math.nan, math.nan, 0.3, 0.1, 0.2], [0.0] * 6)
+    given = batch(recipe("sft"), [0.5, math.nan, math.nan, 0.3, 0.1, 0.2], [0.0] * 6)
 
     def part(rows: slice) -> Batch:
-        noised = Noised(*(getattr(given.noised, f)[rows] for f in ("x_NMTC", "target_NMTC", "t_NM", "dropped_NM")))
-        scores = replace(given.scores, global_N=given.scores.global_N[rows])
-        return replace(given, scores=scores, noised=noised)
+        inputs = {"x_NMTC": given.view.inputs["x_NMTC"][rows]}
+        view = TrainView(inputs, given.view.target[rows], given.view.counts_NMT[rows])
+        return replace(given, view=view, weights=TokenWeights(None, given.weights.counts_N[rows]))
 
     # One part has one picture that counts, the other three: as ranks, or micro-batches, would have.
     parts = [part(slice(0, 3)), part(slice(3, 6))]
     together, apart = sft_gradient([given]), sft_gradient(parts)
     assert apart == pytest.approx(float(together), rel=1e-6)
-    x, target = given.noised.x_NMTC, given.noised.target_NMTC
+    x, target = given.view.inputs["x_NMTC"], given.view.target
     counts = given.scores.global_N.isfinite()
     by_hand = (2 * (x - target) * x)[counts].sum(dim=(0, 1, 2)) / CHANNELS / (int(counts.sum()) * TOKENS)
     assert float(together) == pytest.approx(float(by_hand.norm()), rel=1e-5)
@@ -276,17 +248,18 @@ def test_defect_11() -> None:
     """Unparsable judge replies are swallowed: ours are counted, reported with their text, and end a run of them."""
     cfg = recipe("srum", "judge.readout=generate", "judge.max_new_tokens=3", "judge.retries=0")
     model = load_model(ROOT / "srum_ds/assets/tiny_bagel")
-    given = batch([0.0, 0.0], [0.0, 0.0])
-    rollout = replace(given.samples, tokens=torch.zeros(2, 16, 64), grid=(4, 4))
+    samples = samples_of(torch.zeros(2, 16, 64), (4, 4), [0, 0])
     # The tiny model repeats its one word for ever, which is no verdict.
     regions = Regions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    scores = Questions(cfg).about(model, rollout, regions)
+    judging = JudgePipeline(cfg)
+    scores = judging.scores(model, samples, regions)
     assert scores.global_N.isnan().all()
-    spoilt = replace(given, samples=rollout, regions=regions, scores=scores)
-    record = measure(OneRank(), [spoilt], torch.zeros(()), 0.0, Clock(), False)  # type: ignore[arg-type]
+    spoilt = Judged(samples, regions, scores)
+    loss = torch.zeros(())
+    record, _ = measure(OneRank(), model.token_spec, [spoilt], loss, 0.0, Clock(), False)  # type: ignore[arg-type]
     assert (record["judged"], record["parse_failures"]) == (2, 2)
     with pytest.raises(UserError, match=r"judge\.max_failed_share") as told:
-        refuse_broken_judge(cfg, record | {"step": 4}, [spoilt])
+        refuse_broken_judge(cfg.judge.max_failed_share, judging.readout.cure, record | {"step": 4}, [spoilt])
     assert scores.failures[0].reply[:3] in str(told.value)
 
 
@@ -297,8 +270,7 @@ def test_defect_12() -> None:
     sampling = FlowSampling(num_timesteps=3, text_scale=1.25, interval=(0.0, 1.0))
 
     def drawn(part: Sequence[Prompt], seed: int = 0) -> Tensor:
-        channels = model.config.token_channels
-        return roll_out(model, part, 2, (4, 4), channels, sampling, seed, 7).tokens  # type: ignore[arg-type]
+        return roll_out(model, part, 2, (64, 64), sampling, seed, 7).tokens
 
     whole = drawn(prompts)
     for split in ([prompts[:1], prompts[1:]], [prompts[:2], prompts[2:]]):

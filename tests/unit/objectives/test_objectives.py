@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,28 +11,47 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.objectives import OBJECTIVES, compute_losses, get_objective, nft, signed, square_error, weighted
-from tests.support.paths import CONFORMANCE as SETS
+from srum_ds.config.choices import OBJECTIVES
+from srum_ds.config.schema import ObjectiveConfig
+from srum_ds.models.matching import CategoricalTokens, FlowMatching
+from srum_ds.objectives import Objective, Terms, get_objective
+from srum_ds.objectives.apply import compute_losses
+from srum_ds.objectives.losses import nft_of_mixtures, weighted
+from tests.support.paths import SHARED
 
-CONFORMANCE = SETS / "bagel_a"
+CONFORMANCE = SHARED / "conformance" / "bagel_a"
+FLOW = FlowMatching()
+CODES = CategoricalTokens()
+NAMES = tuple(OBJECTIVES.builtin)
+# The weighted loss is released with this constraint, this project's signed one is meant to be held to the base.
+OWN_CONSTRAINT = {"weighted": ("target", 0.5), "signed": ("reference", 1.0)}
 
 V = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]])
 TARGET = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
 OLD = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])
 
 
-def losses(name: str, weights: list[float] | None = None, velocity: Tensor = V, **settings: object) -> Tensor:
+def settings_of(name: str, **given: object) -> ObjectiveConfig:
+    """Plain settings of an objective: its own constraint, plain squares, and what a test changes."""
+    kind, weight = OWN_CONSTRAINT.get(name, ("none", 0.0))
+    return replace(ObjectiveConfig(name=name, adaptive=False, constraint=kind, constraint_weight=weight), **given)  # type: ignore[arg-type]
+
+
+def terms_of(velocity: Tensor, target: Tensor = TARGET, weights_BT: Tensor | None = None, **given: Tensor) -> Terms:
+    return Terms(FLOW, velocity, target, weights_BT, **given)  # type: ignore[arg-type]
+
+
+def losses(
+    name: str,
+    weights: list[float] | None = None,
+    velocity: Tensor = V,
+    counts_BT: Tensor | None = None,
+    time_B: Tensor | None = None,
+    **settings: object,
+) -> Tensor:
     weights_BT = None if weights is None else torch.tensor([weights])
-    return compute_losses(
-        name,
-        velocity,
-        TARGET,
-        weights_BT=weights_BT,
-        old_velocity_BTC=OLD,
-        reference_velocity_BTC=OLD,
-        partner_B=torch.zeros(1, dtype=torch.int64),
-        **settings,  # type: ignore[arg-type]
-    )
+    terms = Terms(FLOW, velocity, TARGET, weights_BT, OLD, OLD, torch.zeros(1, dtype=torch.int64), time_B)
+    return compute_losses(get_objective(name), terms, settings_of(name, **settings), counts_BT)
 
 
 def test_values_by_hand() -> None:
@@ -57,24 +77,25 @@ def test_nft_by_hand() -> None:
     plus = [(0.75**2 + 1) / 2, 0.25]
     minus = [(0.25**2 + 1) / 2, (0.25 + 2.25) / 2]
     expected = [(0.75 * plus[0] + 0.25 * minus[0]) / 0.5, (0.25 * plus[1] + 0.75 * minus[1]) / 0.5]
-    assert losses("nft", [0.5, -0.5], options={"beta": 0.5}).tolist() == [pytest.approx(expected)]
+    assert losses("nft", [0.5, -0.5], beta=0.5).tolist() == [pytest.approx(expected)]
 
 
 def test_adaptive_nft_by_hand() -> None:
     # b = 1 as above: mean |v+ - target| = (1 + 2 + 1 + 0) / 4 = 1 and mean |v- - target| = (0 + 2 + 1 + 2) / 4;
     # at t = 0.5 the squares count t^2 / (t * 1) = 0.5 and 0.25 / 0.625 = 0.4.
     expected = [0.75 * 2.5 * 0.5 + 0.25 * 2 * 0.4, 0.25 * 0.5 * 0.5 + 0.75 * 2.5 * 0.4]
-    found = losses("nft", [0.5, -0.5], options={"adaptive": True}, t_B=torch.tensor([0.5]))
+    found = losses("nft", [0.5, -0.5], adaptive=True, time_B=torch.tensor([0.5]))
     assert found.tolist() == [pytest.approx(expected)]
-    with pytest.raises(ValueError, match="adaptive form of nft needs t_B"):
-        losses("nft", [0.5, -0.5], options={"adaptive": True})
+    with pytest.raises(ValueError, match="adaptive form of flow matching needs the noise levels"):
+        losses("nft", [0.5, -0.5], adaptive=True)
 
 
 def test_a_picture_matched_ten_times_worse_pulls_no_harder_in_the_adaptive_form() -> None:
     def pull(times: float, adaptive: bool) -> float:
         old = TARGET + times * (OLD - TARGET)
         velocity = old.clone().requires_grad_()
-        found = nft(velocity, TARGET, torch.ones(1, 2), old, torch.tensor([0.5]), adaptive=adaptive)
+        terms = Terms(FLOW, velocity, TARGET, torch.ones(1, 2), old, time_B=torch.tensor([0.5]))
+        found = compute_losses(get_objective("nft"), terms, settings_of("nft", adaptive=adaptive))
         return float(torch.autograd.grad(found.sum(), velocity)[0].norm())
 
     assert pull(10.0, True) == pytest.approx(pull(1.0, True))
@@ -87,7 +108,7 @@ def test_group_by_hand() -> None:
     assert losses("group", [0.5, 0.5]).tolist() == [pytest.approx([-0.5 * rho, -0.5])]
     # a negative advantage is clipped once the token is far enough from its target
     assert losses("group", [-0.5, -0.5]).tolist() == [pytest.approx([0.5 * 0.8, 0.5])]
-    assert losses("group", [-0.5, 0.5], options={"clip": 0.3}).tolist() == [pytest.approx([0.5 * 0.7, -0.5])]
+    assert losses("group", [-0.5, 0.5], clip=0.3).tolist() == [pytest.approx([0.5 * 0.7, -0.5])]
 
 
 def test_awm_by_hand() -> None:
@@ -100,7 +121,7 @@ def test_awm_by_hand() -> None:
 def test_awm_with_one_advantage_a_picture_has_the_published_gradient() -> None:
     advantage = 0.7
     near = (OLD + 0.05 * (TARGET - OLD)).requires_grad_()
-    ratio = (square_error(OLD, TARGET).mean() - square_error(near, TARGET).mean()).exp()
+    ratio = (FLOW.energy(OLD, TARGET).mean() - FLOW.energy(near, TARGET).mean()).exp()
     published = -torch.minimum(advantage * ratio, advantage * ratio.clamp(0.8, 1.2))
     (expected,) = torch.autograd.grad(published, near)
     found = gradient("awm", advantage, near.detach(), constraint="none") / 2
@@ -112,16 +133,16 @@ def test_awm_with_one_advantage_a_picture_has_the_published_gradient() -> None:
 
 
 def pair(best: Tensor, worst: Tensor, beta: float = 2.0) -> Tensor:
-    """Losses of three pictures: the best, one in no pair, the worst."""
-    return compute_losses(
-        "dpo",
+    """Losses of three images: the best, one in no pair, the worst."""
+    terms = Terms(
+        FLOW,
         torch.cat([best, V, worst]),
         TARGET.expand(3, 2, 2),
-        weights_BT=torch.tensor([[1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]]),
-        reference_velocity_BTC=OLD.expand(3, 2, 2),
+        torch.tensor([[1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]]),
+        reference=OLD.expand(3, 2, 2),
         partner_B=torch.tensor([2, 1, 0]),
-        options={"dpo_beta": beta},
     )
+    return compute_losses(get_objective("dpo"), terms, settings_of("dpo", dpo_beta=beta))
 
 
 def test_dpo_by_hand() -> None:
@@ -167,15 +188,14 @@ def test_at_the_old_policy_the_gradient_is_the_weight_times_flow_matchings(name:
 def test_nft_is_bounded_below_and_drawn_back_when_it_strays() -> None:
     for beta in (1.0, 0.5):
         away = OLD + 50 * (OLD - TARGET)
-        pull = gradient("nft", -1.0, away, options={"beta": beta})
+        pull = gradient("nft", -1.0, away, beta=beta)
         assert ((away - OLD) * pull).sum() > 0
-    far = nft(OLD + 1e3, TARGET, torch.full((1, 2), -1.0), OLD)
-    assert (far > 0).all()
+    assert (losses("nft", [-1.0, -1.0], OLD + 1e3) > 0).all()
 
 
 def test_signed_repulsion_runs_out() -> None:
-    weights = torch.full((1, 2), -1.0)
-    assert torch.allclose(signed(V * 1e3, TARGET, weights)[0, 0], torch.tensor(-2.0))
+    far_off = losses("signed", [-1.0, -1.0], V * 1e3, constraint="none")
+    assert torch.allclose(far_off[0, 0], torch.tensor(-2.0))
     near, far = TARGET + 0.1, TARGET + 10.0
     assert gradient("signed", -1.0, far, constraint="none").abs().max() < 1e-6
     assert torch.allclose(
@@ -193,13 +213,14 @@ def test_group_stops_at_the_clip_range() -> None:
 
 def test_masked_tokens_have_no_loss_and_no_gradient_even_with_failed_weights() -> None:
     mask = torch.tensor([[True, False]])
-    for name, objective in OBJECTIVES.items():
+    for name in NAMES:
+        objective = get_objective(name)
         if objective.weights == "pair":
             # It masks whole pictures.
             continue
         velocity = V.clone().requires_grad_()
         weights = None if objective.weights == "none" else [0.5, math.nan]
-        masked = losses(name, weights, velocity, mask_BT=mask, constraint="reference", constraint_weight=0.3)
+        masked = losses(name, weights, velocity, counts_BT=mask, constraint="reference", constraint_weight=0.3)
         masked.sum().backward()
         assert masked[0, 1] == 0 and masked[0, 0] != 0
         assert velocity.grad is not None
@@ -208,21 +229,13 @@ def test_masked_tokens_have_no_loss_and_no_gradient_even_with_failed_weights() -
 
 
 def test_only_the_trained_velocity_gets_a_gradient() -> None:
-    for name, objective in OBJECTIVES.items():
+    for name in NAMES:
+        objective = get_objective(name)
         tensors = [x.clone().requires_grad_() for x in (V, TARGET, OLD, OLD)]
         weights = None if objective.weights == "none" else torch.full((1, 2), 0.5, requires_grad=True)
-        total = compute_losses(
-            name,
-            tensors[0],
-            tensors[1],
-            weights_BT=weights,
-            old_velocity_BTC=tensors[2],
-            reference_velocity_BTC=tensors[3],
-            partner_B=torch.zeros(1, dtype=torch.int64),
-            constraint="reference",
-            constraint_weight=1.0,
-        ).sum()
-        total.backward()
+        terms = Terms(FLOW, tensors[0], tensors[1], weights, tensors[2], tensors[3], torch.zeros(1, dtype=torch.int64))
+        settings = settings_of(name, constraint="reference", constraint_weight=1.0)
+        compute_losses(objective, terms, settings).sum().backward()
         assert tensors[0].grad is not None
         assert all(x.grad is None for x in tensors[1:])
         assert weights is None or weights.grad is None
@@ -233,24 +246,12 @@ def test_bf16_velocities_are_reckoned_with_in_fp32() -> None:
     shape = (2, 16, 64)
     velocity, target, old = (torch.randn(shape, generator=generator).bfloat16() for _ in range(3))
     weights = torch.rand(2, 16, generator=generator)
-    for name in OBJECTIVES:
-        given = {"weights_BT": weights, "constraint": "target", "constraint_weight": 0.5}
-        given["partner_B"] = torch.tensor([1, 0])
-        low = compute_losses(
-            name,
-            velocity,
-            target,
-            old_velocity_BTC=old,
-            reference_velocity_BTC=old,
-            **given,  # type: ignore[arg-type]
-        )
-        high = compute_losses(
-            name,
-            velocity.float(),
-            target.float(),
-            old_velocity_BTC=old.float(),
-            reference_velocity_BTC=old.float(),
-            **given,  # type: ignore[arg-type]
+    for name in NAMES:
+        settings = settings_of(name, constraint="target", constraint_weight=0.5)
+        pairs = torch.tensor([1, 0])
+        low, high = (
+            compute_losses(get_objective(name), Terms(FLOW, v, x, weights, o, o, pairs), settings)
+            for v, x, o in ((velocity, target, old), (velocity.float(), target.float(), old.float()))
         )
         assert low.dtype == torch.float32
         assert torch.equal(low, high)
@@ -259,32 +260,89 @@ def test_bf16_velocities_are_reckoned_with_in_fp32() -> None:
 def test_what_is_missing_or_out_of_range_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'weighted'"):
         get_objective("weigthed")
-    with pytest.raises(UserError, match="no option 'gamma'; its options: beta"):
-        losses("nft", [0.5, 0.5], options={"gamma": 1.0})
-    with pytest.raises(UserError, match="constraint 'kl'"):
-        losses("sft", constraint="kl")
+    nft, signed, dpo = (get_objective(name) for name in ("nft", "signed", "dpo"))
+    weights = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="needs weights_BT"):
         losses("nft")
-    with pytest.raises(ValueError, match="needs old_velocity_BTC"):
-        compute_losses("nft", V, TARGET, weights_BT=torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="needs reference_velocity_BTC"):
-        compute_losses("signed", V, TARGET, weights_BT=torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="'dpo' needs reference_velocity_BTC"):
-        compute_losses("dpo", V, TARGET, weights_BT=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="needs the old policy's prediction"):
+        compute_losses(nft, terms_of(V, weights_BT=weights), settings_of("nft"))
+    with pytest.raises(ValueError, match="constraint 'reference' needs the reference model's prediction"):
+        compute_losses(signed, terms_of(V, weights_BT=weights), settings_of("signed"))
+    with pytest.raises(ValueError, match="needs the reference model's prediction"):
+        compute_losses(dpo, terms_of(V, weights_BT=weights), settings_of("dpo"))
     with pytest.raises(ValueError, match="needs partner_B"):
-        compute_losses("dpo", V, TARGET, weights_BT=torch.zeros(1, 2), reference_velocity_BTC=V)
+        compute_losses(dpo, terms_of(V, weights_BT=weights, reference=V), settings_of("dpo"))
     for name, bad in (("weighted", [0.5, -0.1]), ("nft", [1.5, 0.0]), ("nft", [math.nan, 0.0])):
         with pytest.raises(ValueError, match="outside or not a number"):
             losses(name, bad)
     with pytest.raises(ValueError, match="do not fit"):
-        compute_losses("weighted", V, TARGET, weights_BT=torch.zeros(1, 3))
+        compute_losses(get_objective("weighted"), terms_of(V, weights_BT=torch.zeros(1, 3)), settings_of("weighted"))
 
 
 def test_registry_says_what_each_objective_needs() -> None:
-    assert set(OBJECTIVES) == {"weighted", "signed", "group", "nft", "sft", "awm", "dpo"}
-    assert {name for name, o in OBJECTIVES.items() if o.needs_old} == {"nft", "group", "awm"}
-    assert {name for name, o in OBJECTIVES.items() if o.needs_reference} == {"signed", "dpo"}
-    assert {name for name, o in OBJECTIVES.items() if o.weights == "positive"} == {"weighted"}
+    found = {name: get_objective(name) for name in NAMES}
+    assert set(found) == {"weighted", "signed", "group", "nft", "sft", "awm", "dpo"}
+    assert {name for name, o in found.items() if o.needs_old} == {"nft", "group", "awm"}
+    assert {name for name, o in found.items() if o.needs_reference} == {"dpo"}
+    assert {name for name, o in found.items() if o.compares_samples} == {"nft", "group", "awm", "dpo"}
+    assert {name for name, o in found.items() if not o.uses_reward} == {"sft"}
+    assert {name for name, o in found.items() if o.weights == "positive"} == {"weighted"}
+    assert all(isinstance(o, Objective) and o.source for o in found.values())
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 2.0])
+def test_nft_on_energies_is_nft_of_the_two_policies(beta: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    v, target, old = (torch.randn(4, 5, 6, generator=generator) for _ in range(3))
+    weights = torch.rand(4, 5, generator=generator) * 2 - 1
+    v.requires_grad_()
+    found = compute_losses(get_objective("nft"), terms_of(v, target, weights, old=old), settings_of("nft", beta=beta))
+    attract, repel = (FLOW.energy(FLOW.mix(old, v, share), target) for share in (beta, -beta))
+    expected = nft_of_mixtures(attract, repel, weights, beta)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for loss in (found, expected):
+        loss.sum().backward(retain_graph=True)
+    (one,) = torch.autograd.grad(found.sum(), v, retain_graph=True)
+    (other,) = torch.autograd.grad(expected.sum(), v)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+# ---- codes: the same objectives on logits
+
+LOGITS = torch.log(torch.tensor([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]]]))
+OLD_LOGITS = torch.log(torch.tensor([[[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]]]))
+TAKEN = torch.tensor([[1, 0]])
+
+
+def code_losses(name: str, weights: list[float], logits: Tensor = LOGITS, **settings: object) -> Tensor:
+    terms = Terms(CODES, logits, TAKEN, torch.tensor([weights]), OLD_LOGITS, OLD_LOGITS)
+    given = {"constraint": "none", **settings}
+    return compute_losses(get_objective(name), terms, settings_of(name, **given))
+
+
+def test_codes_by_hand() -> None:
+    assert CODES.energy(LOGITS, TAKEN).tolist() == [pytest.approx([-math.log(0.5), -math.log(0.6)])]
+    assert CODES.energy(LOGITS, torch.tensor([[-1, 0]]))[0, 0] == 0
+    kl = sum(p * math.log(p / q) for p, q in zip((0.2, 0.5, 0.3), (0.25, 0.25, 0.5), strict=True))
+    assert float(CODES.divergence(LOGITS, OLD_LOGITS)[0, 0]) == pytest.approx(kl, rel=1e-5)
+    # group is GRPO's ratio p / p_old, clipped: 0.5 / 0.25 = 2 and 0.6 / 0.5 = 1.2.
+    assert code_losses("group", [1.0, -1.0]).tolist() == [pytest.approx([-1.2, 1.2])]
+    assert code_losses("weighted", [0.5, 1.0]).tolist() == [pytest.approx([-0.5 * math.log(0.5), -math.log(0.6)])]
+    # With the bound 1, a negative weight is |w| (p - 1): its gradient is that of p, and fades with it.
+    assert code_losses("signed", [-1.0, -0.5], bound=1.0).tolist() == [pytest.approx([0.5 - 1, 0.5 * (0.6 - 1)])]
+    # A mixture of logits is a geometric one of the distributions.
+    middle = CODES.mix(OLD_LOGITS, LOGITS, 0.5).softmax(-1)[0, 0]
+    roots = torch.tensor([math.sqrt(0.2 * 0.25), math.sqrt(0.5 * 0.25), math.sqrt(0.3 * 0.5)])
+    torch.testing.assert_close(middle, roots / roots.sum())
+
+
+@pytest.mark.parametrize("name", ["nft", "group", "awm", "signed", "weighted"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_good_codes_become_likelier(name: str, adaptive: bool) -> None:
+    logits = OLD_LOGITS.clone().requires_grad_()
+    code_losses(name, [1.0, 0.5], logits, adaptive=adaptive, bound=1.0).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0, 1] < 0 and logits.grad[0, 1, 0] < 0
 
 
 def test_released_losses() -> None:
@@ -298,12 +356,12 @@ def test_released_losses() -> None:
     def close(value: Tensor, name: str) -> bool:
         return torch.allclose(value.mean(), case[name], rtol=0, atol=1e-6)
 
-    assert close(weighted(velocity, bad, rewards), "loss_reward")
-    assert close(square_error(velocity, good), "loss_constraint")
-    total = compute_losses("weighted", velocity, bad, weights_BT=rewards, constraint_target_BTC=good)
-    assert close(total, "loss")
-    assert close(square_error(velocity, bad), "same_loss_constraint")
-    assert close(weighted(velocity, bad, rewards), "same_loss_reward")
-    same = compute_losses("weighted", velocity, bad, weights_BT=rewards)
-    assert close(same, "same_loss")
-    assert close(compute_losses("sft", velocity, good), "nomap_loss")
+    assert close(weighted(FLOW.energy(velocity, bad), rewards), "loss_reward")
+    assert close(FLOW.energy(velocity, good), "loss_constraint")
+    terms = terms_of(velocity, bad, rewards)
+    settings = settings_of("weighted")
+    assert close(compute_losses(get_objective("weighted"), terms, settings, constraint_target=good), "loss")
+    assert close(FLOW.energy(velocity, bad), "same_loss_constraint")
+    assert close(weighted(FLOW.energy(velocity, bad), rewards), "same_loss_reward")
+    assert close(compute_losses(get_objective("weighted"), terms, settings), "same_loss")
+    assert close(compute_losses(get_objective("sft"), terms_of(velocity, good), settings_of("sft")), "nomap_loss")

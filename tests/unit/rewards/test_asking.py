@@ -16,7 +16,7 @@ from srum_ds.models import BagelAdapter, load_model
 from srum_ds.rewards.judge.judge import judge_rollout
 from srum_ds.rewards.judge.pipeline import FAILURES, FailureLog, Questions, readout_of, refuse_broken_judge
 from srum_ds.rewards.judge.readouts import GenerateReadout, LikelihoodReadout, LogprobReadout, Readout, Request, alone
-from srum_ds.rewards.judge.templates import Template, load_template
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Judged, Prompt, Regions, Samples, Scores, Status
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.world import SceneObject

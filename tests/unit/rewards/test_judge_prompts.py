@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from srum_ds.common.errors import UserError
-from srum_ds.rewards.judge.templates import PROMPTS_FOLDER, builtin_names, load_template
+from srum_ds.rewards.templates import PROMPTS_FOLDER, builtin_names, load_template
 
 
 def test_shapes_questions_are_exactly_what_the_judge_learnt() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from srum_ds.config.schema import Reward
 from srum_ds.rewards.judge.judge import judge_rollout
 from srum_ds.rewards.judge.readouts import LogprobReadout
-from srum_ds.rewards.judge.templates import load_template
+from srum_ds.rewards.templates import load_template
 from srum_ds.rewards.token_weights import dense_weights
 from srum_ds.types import Prompt, Regions, Samples, Scores
 from tests.support.paths import ROOT

@@ -9,36 +9,50 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.models.flow import FlowSampling, add_noise, timesteps
-from srum_ds.rollouts.collect import roll_out
-from srum_ds.types import Prompt, Samples
+from srum_ds.common import seeds
+from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.config import load_config
+from srum_ds.models.flow import FlowSampling, noised_views, timesteps
+from srum_ds.models.protocol import ViewSettings
+from srum_ds.rollouts.collect import roll_out, training_views
+from srum_ds.types import Prompt, Samples, TrainView
+from tests.support.paths import RECIPES
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
 
 
 class Echo:
-    """Draws the noise it was given, so that a test sees which noise each picture got."""
+    """Draws tokens straight from its keys, so that a test sees what each image was seeded by."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // 16, width // 16
 
     def generate(
-        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: FlowSampling
+        self, prompts: Sequence[Prompt], keys: Sequence[Key], grid: tuple[int, int], sampling: FlowSampling
     ) -> tuple[Tensor, Tensor]:
-        return noise_NTC, torch.zeros(len(prompts), 3, 32, 32)
+        tokens = [seeds.normal((grid[0] * grid[1], 5), *key) for key in keys]
+        return torch.stack(tokens), torch.zeros(len(prompts), 3, 32, 32)
+
+    def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
+        return noised_views(samples, settings, keys)
 
 
 def draw(prompts: Sequence[Prompt], step: int = 3, seed: int = 0) -> Samples:
-    return roll_out(Echo(), prompts, 2, (2, 2), 5, FlowSampling(), seed, step)  # type: ignore[arg-type]
+    return roll_out(Echo(), prompts, 2, (32, 32), FlowSampling(), seed, step)  # type: ignore[arg-type]
 
 
-def noised(rollout: Samples, step: int = 3) -> tuple[Tensor, ...]:
-    n = add_noise(rollout, 3, "logit_normal", 1.0, 0.3, 0, step)
-    return n.x_NMTC, n.target_NMTC, n.t_NM, n.dropped_NM
+def viewed(samples: Samples, step: int = 3, same: bool = False) -> tuple[Tensor, ...]:
+    words = ("timesteps_per_image=3", "timestep_shift=1", "caption_dropout=0.3")
+    cfg = load_config(RECIPES / "tiny.yaml", [f"train.{word}" for word in words])
+    view = training_views(cfg, Echo(), samples, step, same)  # type: ignore[arg-type]
+    return view.inputs["x_NMTC"], view.target, view.inputs["time_NM"], view.inputs["dropped_NM"]
 
 
 def test_a_picture_and_its_copies_do_not_depend_on_the_batch() -> None:
     together = draw(PROMPTS)
     apart = [draw(PROMPTS[:1]), draw(PROMPTS[1:])]
     assert torch.equal(together.tokens, torch.cat([r.tokens for r in apart]))
-    for whole, parts in zip(noised(together), zip(*map(noised, apart), strict=True), strict=True):
+    for whole, parts in zip(viewed(together), zip(*map(viewed, apart), strict=True), strict=True):
         assert torch.equal(whole, torch.cat(list(parts)))
     assert together.group_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert together.sample_N.tolist() == [0, 1] * 4
@@ -46,12 +60,12 @@ def test_a_picture_and_its_copies_do_not_depend_on_the_batch() -> None:
 
 def test_samples_compared_with_each_other_can_share_noise_times_and_dropout() -> None:
     rollout = draw(PROMPTS)
-    alike = add_noise(rollout, 3, "logit_normal", 1.0, 0.3, 0, 3, shared=True)
-    noise_NMTC = alike.target_NMTC + rollout.tokens[:, None]
-    for values in (noise_NMTC, alike.t_NM, alike.dropped_NM.float()):
+    _, target_NMTC, time_NM, dropped_NM = viewed(rollout, same=True)
+    noise_NMTC = target_NMTC + rollout.tokens[:, None]
+    for values in (noise_NMTC, time_NM, dropped_NM.float()):
         assert torch.allclose(values[0::2], values[1::2], atol=1e-6)
     assert not torch.allclose(noise_NMTC[0], noise_NMTC[2])
-    assert not torch.allclose(noised(rollout)[2][0], noised(rollout)[2][1])
+    assert not torch.allclose(viewed(rollout)[2][0], viewed(rollout)[2][1])
 
 
 def test_samples_steps_and_seeds_differ() -> None:
@@ -68,14 +82,14 @@ def test_a_prompt_met_twice_in_a_step_is_drawn_from_other_noise() -> None:
     twice = draw([PROMPTS[0], again])
     first, second = twice.tokens.chunk(2)
     assert not torch.equal(first, second)
-    a, b = noised(twice)[0].chunk(2)
+    a, b = viewed(twice)[0].chunk(2)
     assert not torch.equal(a - first[:, None], b - second[:, None])
     assert torch.equal(first, draw([PROMPTS[0]]).tokens)
 
 
 def test_noised_copies_lie_on_the_line_from_data_to_noise() -> None:
     rollout = draw(PROMPTS)
-    x, target, t, _ = noised(rollout)
+    x, target, t, _ = viewed(rollout)
     # x_t = x0 + t (noise - x0)
     expected = rollout.tokens[:, None] + t[:, :, None, None] * target
     torch.testing.assert_close(x, expected)

@@ -1,8 +1,9 @@
-"""Samples shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
+"""Rollout shards: what is written reads back bit for bit, and what is damaged or foreign is named."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,50 +15,10 @@ import webdataset
 
 from srum_ds.common.errors import UserError
 from srum_ds.rollouts.codec import decode, encode
-from srum_ds.rollouts.shards import Header, RolloutReader, RolloutWriter, load_index
-from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores
-
-HEADER = Header(
-    seed=3,
-    model="f" * 64,
-    prompts_per_step=4,
-    images_per_prompt=2,
-    grid=(2, 1),
-    token_channels=3,
-    settings={"rollout.text_scale": 1.25},
-    judge={"readout": "logprob", "global_template": {"sha256": "a" * 64}},
-    made_by={"package": "srum-ds 0", "commit": None},
-)
-
-
-def judged(first: int = 0, seed: int = 0) -> Judged:
-    """Two prompts of two samples: one picture without regions, one failed score of each kind."""
-    g = torch.Generator().manual_seed(seed + first)
-    prompts = tuple(
-        Prompt(f"p{i}", f"größer {i}", "color", ("a", "b"), {"counts": [1, 2]}, epoch=i % 2) for i in (first, first + 1)
-    )
-    rollout = Samples(
-        prompts=prompts,
-        group_N=torch.tensor([0, 0, 1, 1]),
-        sample_N=torch.tensor([0, 1, 0, 1]),
-        images_NCHW=torch.randint(0, 256, (4, 3, 8, 6), generator=g).float() / 255,
-        tokens=torch.randn(4, 2, 3, generator=g),
-        grid=(2, 1),
-    )
-    low = torch.rand(5, 2, generator=g) / 2
-    regions = Regions(torch.tensor([0, 0, 2, 3, 3]), torch.cat([low, low + 0.3], dim=1), asked=7, failed=2)
-    scores = Scores(
-        global_N=torch.tensor([0.1, torch.nan, -1.0, 1 / 3]),
-        global_status_N=torch.tensor([0, 2, 1, 0]),
-        local_R=torch.tensor([0.7, -0.2, torch.nan, 1.0, 0.0]),
-        local_status_R=torch.tensor([0, 0, 2, 1, 0]),
-        phrase_R=torch.tensor([0, -1, 1, 1, 0]),
-        raw=tuple(f"reply {i}" for i in range(9)),
-        missing_N=torch.tensor([0.0, 1.0, 1 / 3, 0.5]),
-        status_Q=torch.tensor([0, 0, 0, 0, 1, 2, 2]),
-        failures=(Failure(1, -1, "is it?", "perhaps", "g 1"), Failure(2, 2, "a?", "blue", "l 1")),
-    )
-    return Judged(rollout, regions, scores)
+from srum_ds.rollouts.shards import RolloutReader, RolloutWriter, load_index
+from srum_ds.types import Judged, Regions, Samples, Scores, TokenSpec
+from tests.support.paths import GOLDEN
+from tests.support.rollouts import HEADER, judged
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -128,7 +89,7 @@ def test_the_tars_are_webdatasets_and_a_sample_says_who_made_it(folder: Path) ->
     assert len(samples) == 8
     record = json.loads(samples[5]["json"])
     assert (record["step"], record["place"], record["sample"]) == (2, 2, 1)
-    assert record["noise_seed"] == [3, "rollout", 2, "p2", 1]
+    assert record["seed"] == [3, "rollout", 2, "p2", 1]
     assert record["global"] == {"score": None, "status": "failed", "raw": "reply 1"}
     assert record["made"]["model"] == "f" * 64 and record["made"]["policy"] == 1
     assert record["made"]["judge"]["global_template"]["sha256"] == "a" * 64
@@ -194,3 +155,38 @@ def test_a_sample_that_is_none_is_named() -> None:
     for broken in ({"png": b"no picture"}, {"json": b"{}"}, {"safetensors": b"0123456789"}):
         with pytest.raises(UserError, match=r"shard 5: not a sample of a rollout"):
             decode([samples[0] | broken, *samples[1:]], "shard 5")
+
+
+def test_a_folder_of_format_1_reads_as_it_did_and_goes_on_as_format_2(tmp_path: Path) -> None:
+    """tests/golden/rollouts_v1 was written by the last version of format 1 from the same ``judged`` samples."""
+    folder = tmp_path / "old"
+    shutil.copytree(GOLDEN / "rollouts_v1", folder)
+    settings = {"rollout.text_scale": 1.25, "judge.global_template": "shapes_global"}
+    header = replace(HEADER, settings=settings)
+    reader = RolloutReader(folder)
+    assert reader.header == header
+    for found, expected in zip(reader.batches(0, 2), (judged(0), judged(2)), strict=True):
+        assert_same(replace(found, scores=replace(found.scores, status_Q=None)), _without_requests(expected))
+    writer = RolloutWriter(folder, header)
+    writer.write(1, 0, [judged(4), judged(6)])
+    again = RolloutReader(folder)
+    assert json.loads((folder / "index.jsonl").read_text().splitlines()[0])["version"] == 2
+    assert torch.equal(again.batches(0, 2)[0].samples.tokens, judged(0).samples.tokens)
+    assert torch.equal(again.batches(1, 2)[1].samples.tokens, judged(6).samples.tokens)
+
+
+def test_codes_are_kept_as_codes(tmp_path: Path) -> None:
+    header = replace(HEADER, tokens=TokenSpec("discrete", 11))
+    drawn = judged()
+    codes = torch.tensor([[3, 10], [0, 1], [7, 7], [2, 5]])
+    coded = replace(drawn, samples=replace(drawn.samples, tokens=codes))
+    RolloutWriter(tmp_path / "codes", header).write(0, 0, [coded, coded])
+    reader = RolloutReader(tmp_path / "codes")
+    assert reader.header.tokens == TokenSpec("discrete", 11)
+    found = reader.batches(0, 2)[0].samples.tokens
+    assert found.dtype == torch.int64 and torch.equal(found, codes)
+
+
+def _without_requests(judged: Judged) -> Judged:
+    """How requests ended is kept by kind and not in order."""
+    return replace(judged, scores=replace(judged.scores, status_Q=None))

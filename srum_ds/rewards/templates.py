@@ -1,4 +1,4 @@
-"""What to ask: judge questions as data files, rendered by Jinja in a sandbox."""
+"""Judge questions as data files (``questions/*.jinja``, or the user's own), rendered by Jinja in a sandbox."""
 
 from __future__ import annotations
 
