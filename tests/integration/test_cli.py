@@ -23,8 +23,8 @@ from srum_ds.common.errors import UserError, guarded
 from srum_ds.config import Config, load_config
 from srum_ds.evaluation.evaluate import evaluation_request
 
-COMMANDS = ("train", "eval", "ablate", "calibrate", "rollout", "rescore", "generate", "ask", "inspect", "check-adapter")
-COMMANDS += ("shards", "config")
+COMMANDS = ["train", "eval", "ablate", "calibrate", "rollout", "rescore"]
+COMMANDS += ["generate", "ask", "inspect", "check-adapter", "shards", "config"]
 SLOW_IMPORTS = ("torch", "deepspeed", "transformers", "diffusers", "scipy", "omegaconf")
 
 
