@@ -14,16 +14,18 @@ from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
 from srum_ds.models import load_model
-from srum_ds.objectives.apply import reward_weights, with_noise
 from srum_ds.prompts.importers import read_compbench
 from srum_ds.prompts.shards import write_shards
-from srum_ds.rewards.judge.host import Seat
-from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rewards.judge.host import JudgeHost
+from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.phrases.cache import spacy_parser
-from srum_ds.rewards.regions.pipeline import Looker
-from srum_ds.rollouts.sources import draw
+from srum_ds.rewards.regions.pipeline import RegionPipeline
+from srum_ds.rewards.token_weights import token_weights
+from srum_ds.rollouts.collect import Collector, sampling_of
 from srum_ds.types import Prompt, Status
-from tests.integration.test_train import MODEL, RECIPE, finish, launch, metrics, settings
+from tests.support.launching import finish, launch
+from tests.support.paths import MODEL, RECIPE
+from tests.support.runs import metrics, short_run
 
 SHORT = ["rollout.num_timesteps=4", "rollout.images_per_prompt=2", "rollout.micro_batch_prompts=2"]
 BARE = (Prompt("one", "a red circle and a blue square"), Prompt("two", "three green circles"))
@@ -49,8 +51,9 @@ def model() -> Any:
 )
 def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
     cfg = load_config(RECIPE, [*SHORT, *words])
+    collector = Collector(cfg, model, JudgeHost(model), JudgePipeline(cfg), sampling_of(cfg))
     with ExitStack() as gathered:
-        (judged,) = draw(cfg, model, Seat(model), Questions(cfg), BARE, 0, Clock(), gathered)
+        (judged,) = collector.collect(BARE, 0, Clock(), gathered)
     regions, scores = judged.regions, judged.scores
     found = [(p.phrases, p.meta.get("counts")) for p in judged.samples.prompts]
     if cfg.regions.kind == "none":
@@ -70,7 +73,7 @@ def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
         assert len(regions) > 0 and regions.asked == 0
     else:
         assert regions.asked >= len(regions)
-    weights = reward_weights(cfg, "signed", with_noise(cfg, judged, 0))
+    weights = token_weights("signed", judged, cfg.reward).map_Nhw
     assert weights is not None and weights.shape == (4, 4, 4)
     assert bool(torch.isfinite(weights).all())
 
@@ -78,7 +81,7 @@ def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
 def test_the_shards_own_phrases_are_left_as_they_are(model: Any) -> None:
     cfg = load_config(RECIPE, SHORT)
     known = Prompt("known", "two red circles", phrases=("a red circle",), meta={"counts": [2]})
-    assert Questions(cfg).look.phrases(model, (known,)) == (known,)
+    assert JudgePipeline(cfg).regions.phrases(model, (known,)) == (known,)
 
 
 def test_templates_that_are_not_there_are_said_at_the_start() -> None:
@@ -89,7 +92,7 @@ def test_templates_that_are_not_there_are_said_at_the_start() -> None:
     ):
         words = [f"regions.{key}=no/such.jinja", f"regions.kind={kind}", "regions.filter=true"]
         with pytest.raises(UserError, match="no/such.jinja"):
-            Looker(load_config(RECIPE, words))
+            RegionPipeline(load_config(RECIPE, words))
 
 
 def test_a_run_on_a_public_prompt_set_asks_splits_and_remembers(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_a_run_on_a_public_prompt_set_asks_splits_and_remembers(tmp_path: Path) 
         write_shards(shards, split, prompts)
     run_dir = tmp_path / "run"
     words = ["train.steps=2", "regions.phrases_tokens=4", "log.tensorboard=true", "log.image_every=1"]
-    finish(launch(1, settings(shards, run_dir, *words)))
+    finish(launch(1, short_run(shards, run_dir, "train.save_every=4", *words)))
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [0, 1]
     assert all(line["regions"] > 0 for line in lines)

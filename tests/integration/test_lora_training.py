@@ -14,28 +14,25 @@ from srum_ds.common.clock import Clock
 from srum_ds.config import Config, load_config
 from srum_ds.models import load_model
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.prompts.shards import write_shards
-from srum_ds.rewards.judge.host import Seat
-from srum_ds.rewards.judge.pipeline import Questions
-from srum_ds.rollouts.sources import draw
-from srum_ds.worlds.shapes.world import enumerate_prompts
-from tests.integration.test_train import MODEL, RECIPE, finish, launch, metrics, settings
+from srum_ds.rewards.judge.host import JudgeHost
+from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rollouts.collect import Collector, sampling_of
+from tests.support.launching import finish, launch
+from tests.support.paths import MODEL, RECIPE
+from tests.support.runs import metrics, short_run, write_prompts
 
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    prompts = list(enumerate_prompts("color", "train"))[:8]
-    write_shards(folder, "train", [p.to_prompt(f"train-{i}") for i, p in enumerate(prompts)])
-    return folder
+    return write_prompts(tmp_path_factory.mktemp("shards"), 8)
 
 
 def words(shards: Path, run_dir: Path) -> list[str]:
     """An adapter on both experts: then the judge is safe only because LoRA is off."""
     lora = ["model.trains=lora", "lora.rank=4", 'lora.targets=["q_proj","mlp.up_proj","*_moe_gen"]', "train.lr=1e-2"]
-    return settings(shards, run_dir, f"train.steps={STEPS}", "train.save_every=1", "train.keep_checkpoints=4", *lora)
+    return short_run(shards, run_dir, f"train.steps={STEPS}", "train.save_every=1", "train.keep_checkpoints=4", *lora)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ def test_from_a_checkpoint_it_ends_with_the_same_weights(
 
 
 def test_scores_are_those_of_the_untrained_model(shards: Path) -> None:
-    """What ``draw`` hands to the loss, with an adapter that is far from zero on both experts."""
+    """What the collector hands to the loss, with an adapter that is far from zero on both experts."""
     cfg: Config = load_config(RECIPE, words(shards, Path("unused"))[1:])
     model, base = load_model(MODEL), load_model(MODEL)
     model.add_lora(4, 32.0, cfg.lora.targets, 0)
@@ -99,13 +96,14 @@ def test_scores_are_those_of_the_untrained_model(shards: Path) -> None:
     for name, parameter in model.module.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    ask = Questions(cfg)
+    judging = JudgePipeline(cfg)
+    collector = Collector(cfg, model, JudgeHost(model), judging, sampling_of(cfg))
     prompts = PromptReader(shards, "train").batch(0, 2, 0, 0, 1)
     with torch.no_grad():
         with ExitStack() as gathered:
-            judged = draw(cfg, model, Seat(model), ask, prompts, 0, Clock(), gathered)[0]
-        expected = ask.about(base, judged.samples, judged.regions)
-        switched_on = ask.about(model, judged.samples, judged.regions)
+            judged = collector.collect(prompts, 0, Clock(), gathered)[0]
+        expected = judging.scores(base, judged.samples, judged.regions)
+        switched_on = judging.scores(model, judged.samples, judged.regions)
     assert torch.equal(judged.scores.global_N, expected.global_N)
     assert torch.equal(judged.scores.local_R, expected.local_R)
     assert not torch.equal(judged.scores.global_N, switched_on.global_N)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,88 +11,22 @@ from safetensors.torch import load_file
 
 from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
-from srum_ds.prompts.shards import write_shards
 from srum_ds.train import main
-from srum_ds.worlds.shapes.world import enumerate_prompts
-from tests.support.paths import ROOT
+from tests.support.launching import finish, kill_after, launch
+from tests.support.paths import MODEL
+from tests.support.runs import metrics, short_run, write_prompts
 
-MODEL = ROOT / "srum_ds/assets/tiny_bagel"
-RECIPE = str(ROOT / "launch/recipes/tiny.yaml")
 STEPS = 20
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten prompts: with four a step, the epoch ends in the middle of step 2."""
-    folder = tmp_path_factory.mktemp("shards")
-    prompts = list(enumerate_prompts("color", "train"))[:10]
-    write_shards(folder, "train", [p.to_prompt(f"train-{i}") for i, p in enumerate(prompts)])
-    write_shards(folder, "validation", [p.to_prompt(f"validation-{i}") for i, p in enumerate(prompts)])
-    return folder
+    return write_prompts(tmp_path_factory.mktemp("shards"), 10, ("train", "validation"))
 
 
 def settings(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    return [
-        RECIPE,
-        f"run.dir={run_dir}",
-        f"data.shards={shards}",
-        f"train.steps={STEPS}",
-        "train.save_every=4",
-        "train.timesteps_per_image=2",
-        "rollout.prompts_per_step=4",
-        "rollout.micro_batch_prompts=2",
-        "rollout.images_per_prompt=2",
-        "rollout.num_timesteps=4",
-        "log.tensorboard=false",
-        *more,
-    ]
-
-
-def launch(ranks: int, words: list[str]) -> subprocess.Popen[str]:
-    """The documented command, in a process group of its own."""
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
-    command += ["--master_port", str(21000 + os.getpid() % 20000 + ranks), "launch/train.sh", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-4000:]
-    return output
-
-
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def kill_after(process: subprocess.Popen[str], run_dir: Path, lines: int, file: str = "metrics.jsonl") -> None:
-    """kill -9 of the launcher and every rank once ``file`` (a line a step) has so many lines."""
-    deadline = time.time() + 240
-    path = run_dir / file
-    while time.time() < deadline and process.poll() is None:
-        if path.exists() and path.read_text().count("\n") >= lines:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()[0][-4000:]
-    os.killpg(process.pid, signal.SIGKILL)
-    for line in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
-        if f"run.dir={run_dir}" in line:
-            try:
-                os.kill(int(line.split()[0]), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-    process.communicate()
+    return short_run(shards, run_dir, f"train.steps={STEPS}", "train.save_every=4", *more)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass
 class Figures:
-    """Bytes above the level at the start: of tensors at their highest and at the end, and of Python objects (if asked)."""
+    """Bytes above those at the start: of tensors, at their highest and at the end; of Python objects, if asked."""
 
     tensor_peak: int = 0
     tensors_stayed: int = 0

@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from srum_ds.commands.shards import shapes_prompts
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key, normal
 from srum_ds.config import load_config, save_config
@@ -30,6 +29,7 @@ from srum_ds.models.protocol import Judge
 from srum_ds.prompts.shards import write_shards
 from srum_ds.rewards.judge.readouts import Replies, Request
 from srum_ds.types import Prompt
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
 from tests.support.paths import RECIPE

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from srum_ds.rewards.regions.finder import RegionFinder
 
 from srum_ds.common.errors import UserError
-from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rewards.regions import select
-from srum_ds.rewards.regions.finder import RegionFinder
 from srum_ds.rewards.regions.ground import CONVENTIONS, Ground, parse_boxes, seen_size
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt
 from tests.unit.rewards.test_judge import ColourJudge, picture, rollout_of
 

@@ -22,8 +22,8 @@ from srum_ds.models.protocol import Judge
 from srum_ds.prompts.shards import write_shards
 from srum_ds.rewards.judge.judge import assign_phrases, judge_rollout, phrase_counts
 from srum_ds.rewards.judge.readouts import LogprobReadout
-from srum_ds.rewards.templates import load_template
 from srum_ds.rewards.regions import no_regions, propose
+from srum_ds.rewards.templates import load_template
 from srum_ds.types import Prompt, Regions, Samples, Scores, Status
 from srum_ds.worlds.shapes.world import enumerate_prompts
 from tests.support.paths import ROOT

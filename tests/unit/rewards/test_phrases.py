@@ -11,9 +11,9 @@ import torch
 from srum_ds.common.errors import UserError
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.judge import phrase_counts
-from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rewards.phrases.cache import PhraseBook, spacy_parser
 from srum_ds.rewards.phrases.extract import gather, noun_chunks, parse_phrases, read_phrase, singular, split_prompt
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt
 from tests.support.paths import ROOT
 from tests.unit.rewards.test_judge import ColourJudge

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from srum_ds.rewards.regions.finder import Filter, RegionFinder
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.rewards.templates import Template, load_template
 from srum_ds.rewards.regions import non_maximum, select
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, first_of_each
 from srum_ds.rewards.regions.components import Components
-from srum_ds.rewards.regions.finder import Filter, RegionFinder
 from srum_ds.rewards.regions.relevance import keep_relevant
+from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt, Regions
 from tests.unit.rewards.test_judge import ColourJudge, picture, rollout_of
 
