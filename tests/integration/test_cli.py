@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from srum_ds import __version__
 from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError, guarded
 from srum_ds.config import Config, load_config
-from srum_ds.evaluation import request as commands
+from srum_ds.evaluation.evaluate import evaluation_request
 
+COMMANDS = ("train", "eval", "ablate", "calibrate", "rollout", "rescore", "generate", "ask", "inspect", "check-adapter")
+COMMANDS += ("shards", "config")
 SLOW_IMPORTS = ("torch", "deepspeed", "transformers", "diffusers", "scipy", "omegaconf")
 
 
@@ -42,7 +45,7 @@ def test_help_lists_the_commands_and_imports_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "eval", "generate", "ask", "shards", "config", "inspect"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
@@ -51,6 +54,11 @@ def test_help_lists_the_commands_and_imports_nothing_slow() -> None:
     [
         ["train"],
         ["eval"],
+        ["ablate"],
+        ["calibrate"],
+        ["rollout"],
+        ["rescore"],
+        ["check-adapter"],
         ["generate"],
         ["ask"],
         ["inspect"],
@@ -141,25 +149,25 @@ def test_eval_knows_the_run_by_folder_or_by_recipe(tmp_path: Path, capsys: pytes
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"run:\n  dir: {tmp_path}/run\n")
     with pytest.raises(UserError, match="holds no run"):
-        commands.evaluation_request([], recipe)
+        evaluation_request([], recipe)
     for name in ("run", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")
     run_dir = tmp_path / "run"
-    assert commands.evaluation_request([str(run_dir)], None) == (run_dir, [])
-    assert commands.evaluation_request([str(run_dir), "eval.prompts=6"], None) == (
+    assert evaluation_request([str(run_dir)], None) == (run_dir, [])
+    assert evaluation_request([str(run_dir), "eval.prompts=6"], None) == (
         run_dir,
         ["eval.prompts=6"],
     )
-    assert commands.evaluation_request(["train.steps=2"], recipe) == (run_dir, [])
+    assert evaluation_request(["train.steps=2"], recipe) == (run_dir, [])
     words = [f"run.dir={tmp_path}/other", "eval.seed=2"]
-    assert commands.evaluation_request(words, recipe) == (tmp_path / "other", ["eval.seed=2"])
+    assert evaluation_request(words, recipe) == (tmp_path / "other", ["eval.seed=2"])
     with pytest.raises(UserError, match="keeps its settings"):
-        commands.evaluation_request([str(run_dir), "train.steps=2"], None)
+        evaluation_request([str(run_dir), "train.steps=2"], None)
     with pytest.raises(UserError, match="give one of them"):
-        commands.evaluation_request([str(run_dir)], recipe)
+        evaluation_request([str(run_dir)], recipe)
     with pytest.raises(UserError, match=r"eval\.prompts"):
-        commands.evaluation_request([str(run_dir), "eval.prompt=6"], None)
+        evaluation_request([str(run_dir), "eval.prompt=6"], None)
 
 
 def test_train_starts_the_launcher_with_what_was_asked(
@@ -275,7 +283,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_python_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launcher, "has_cuda", lambda: False)
-    monkeypatch.setattr(launcher.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UserError, match="python3-dev"):
         launcher.build_communication_op()
 
