@@ -11,11 +11,14 @@ from torch import Tensor
 from srum_ds.rewards.regions import select
 from srum_ds.rewards.regions.components import component_candidates
 from srum_ds.types import Prompt, Regions, Samples
+from srum_ds.worlds.shapes.render import render_scenes
+from srum_ds.worlds.shapes.world import SceneObject
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.9, 0.1), "blue": (0.1, 0.1, 0.9)}
 ANSWERS = ("yes", "no")
 
 RIGHT = Prompt(id="right", text="a red circle and a blue square", phrases=("a red circle", "a blue square"))
+WRONG = Prompt(id="wrong", text="a green triangle and a yellow cross", phrases=("a green triangle", "a yellow cross"))
 THREE = Prompt(id="three", text="three green circles", phrases=("a green circle",), meta={"counts": [3]})
 
 
@@ -168,3 +171,13 @@ def proposed(
     """Components as the tiny recipe proposes them: objects of 12 pixels get boxes of 16."""
     found = component_candidates(images_NCHW, threshold)
     return select(found, max_count=max_count, min_area=min_area, pad=pad)
+
+
+def one_scene_twice() -> tuple[Samples, Regions]:
+    """A red circle and a blue square, for the prompt that they show (RIGHT) and for another (WRONG), with boxes."""
+    scene = (SceneObject("solid", "red", "circle", 5), SceneObject("solid", "blue", "square", 10))
+    image = render_scenes([scene])[0]
+    boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.75, 0.75]])
+    return samples_showing((RIGHT, WRONG), ((image,), (image,))), Regions(
+        torch.tensor([0, 0, 1, 1]), torch.cat([boxes, boxes])
+    )
