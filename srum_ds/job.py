@@ -115,9 +115,9 @@ class Job:
         return reason
 
     def stop(self, reason: StopReason, step: int) -> int:
-        """Ends the run after ``step`` steps, exporting what it was made for; returns its exit status."""
+        """Ends the run after its ``step``-th step, exporting what it was made for; returns its exit status."""
         if reason is StopReason.ASKED:
-            self.monitor.message(f"stopped after {step} steps, as asked; the same command goes on from there.")
+            self.monitor.message(f"stopped after step {step}, as asked; the same command goes on from there.")
         else:
             self.export()
             self.monitor.message(f"trained model: {self.run_dir / run_folder.EXPORT}")

@@ -1,13 +1,14 @@
-"""Starts ``deepspeed launch/train.sh`` for ``srum-ds train``, with the environment it wants.
+"""Starts the DeepSpeed launcher for ``srum-ds train``, ``rollout`` and ``rescore``, with the environment it wants.
 
-Everything after this is the same path as calling the DeepSpeed launcher by hand: this module only
-fills in what one would have to type and export. ``python -m srum_ds.commands.launcher`` compiles DeepSpeed's
-communication op ahead of time (`make setup`).
+Everything after this is the same path as calling the DeepSpeed launcher by hand: this module only fills in what one
+would have to type and export. ``python -m srum_ds.commands.launcher`` compiles DeepSpeed's communication op ahead of
+time (`make setup`).
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -22,9 +23,10 @@ import psutil
 
 from srum_ds.common.compiled_ops import ops_environment
 from srum_ds.common.errors import UserError
-from srum_ds.config import ROOT, Config, find_path
+from srum_ds.config import ROOT, Config, check_world, find_path
 
 TRAIN_SCRIPT = Path("launch/train.sh")
+WORKER = "srum_ds.rollouts.worker"
 # Any of these says itself how many ranks start, and where.
 PLACEMENT_FLAGS = ("--num_gpus", "--num_accelerators", "--num_nodes", "--include", "-i", "--exclude", "-e")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -141,6 +143,27 @@ def _signal_tree(pid: int, stop: Callable[[psutil.Process], None], ranks_only: b
             stop(target)
         except psutil.NoSuchProcess:
             continue
+
+
+def run_worker(cfg: Config, words: Sequence[str], launcher_args: str, dry_run: bool) -> int:
+    """Runs ``rollouts.worker`` with ``words`` and returns its exit status.
+
+    One rank runs in this process where a launcher has started it, or where one rank is all; else the launcher starts
+    them. ``dry_run`` prints the launcher's command line instead. Raises UserError for ranks that do not divide a
+    step's prompts, and as ``build_command``.
+    """
+    if not dry_run and ("RANK" in os.environ or (cfg.deepspeed.ranks == 1 and not launcher_args)):
+        from srum_ds.rollouts.worker import main
+
+        return main(words)
+    command = build_module_command(cfg, WORKER, words, shlex.split(launcher_args))
+    if not launcher_args:
+        # Nobody else says how many ranks there are, so a bad number can be told before they start.
+        check_world(cfg, cfg.deepspeed.ranks)
+    if dry_run:
+        print(shlex.join(command))
+        return 0
+    return run_command(command, build_environment(os.environ, cfg.deepspeed.ranks, has_cuda()))
 
 
 def build_communication_op() -> None:

@@ -9,6 +9,7 @@ Packages add entries by an entry point of the registry's group; anything else is
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -22,6 +23,8 @@ from typing import Any, Generic, TypeVar, cast
 from srum_ds.common.errors import UserError
 
 T = TypeVar("T")
+
+_USER_MODULE = "srum_ds_user_"
 
 
 @dataclass
@@ -100,7 +103,7 @@ def load_attribute(name: str, setting: str) -> Any:
     """
     source, _, attribute = name.rpartition(":")
     try:
-        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+        module = import_file(Path(source)) if source.endswith(".py") else _import_module(source)
     except Exception as error:
         raise UserError(
             f"{setting}={name}: {source} cannot be imported ({type(error).__name__}: {error}); expected module:name "
@@ -118,11 +121,12 @@ def _import_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """The module of a user's Python file, imported once under a name that is the same in every process."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    name = f"srum_ds_user_{path.stem}_{abs(hash(str(path)))}"
+    name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
@@ -134,3 +138,8 @@ def _import_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def user_files() -> list[Path]:
+    """The files that ``file.py:attribute`` has named so far: a new process imports them before it unpickles objects."""
+    return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(_USER_MODULE)]

@@ -1,4 +1,4 @@
-"""From the outcomes of many runs to one table: JSON, Markdown and a plot. Nothing here trains or draws."""
+"""Makes one table of the outcomes of many runs: JSON, Markdown and a plot. ``ablation`` calls it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ HEADINGS = ("recipe", "seeds", "exact success", "against the base", "against the
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """One evaluated run.
 
-    base, trained: 1 where a prompt's image is exact, else 0; the same prompts and noise in all runs.
+    base, trained: 1 where a prompt's image is exact, else 0; the same prompts and seeds in all runs.
     images: images drawn to train on. seconds: spent in training steps. stopped_by_watch: whether
     the watch ended the run early.
     """
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def build_table(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RunOutcome],
     best_of_8: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     failed: Sequence[str] = (),
@@ -65,8 +65,8 @@ def build_table(
         return {"base": None, "best_of_8": None, "rows": [], "failed": list(failed), "settings": dict(settings or {})}
     base = list(outcomes[0].base)
     if any(list(outcome.base) != base for outcome in outcomes):
-        raise ValueError("the runs were not compared with the same pictures of the base")
-    rows: dict[str, list[Outcome]] = {}
+        raise ValueError("the runs were not compared with the same images of the base")
+    rows: dict[str, list[RunOutcome]] = {}
     for outcome in outcomes:
         rows.setdefault(outcome.recipe, []).append(outcome)
     gap = estimate(best_of_8).mean - estimate(base).mean if best_of_8 is not None else math.nan
@@ -81,7 +81,7 @@ def build_table(
     return dict(without_nan(table))
 
 
-def _row(name: str, runs: Sequence[Outcome], first: Sequence[Outcome], gap: float) -> dict[str, Any]:
+def _row(name: str, runs: Sequence[RunOutcome], first: Sequence[RunOutcome], gap: float) -> dict[str, Any]:
     means = [float(np.mean(run.trained)) for run in runs]
     over_seeds = estimate(means)
     delta = {run.seed: np.subtract(run.trained, run.base) for run in runs}
@@ -170,11 +170,11 @@ def markdown(table: Mapping[str, Any], command: str = "") -> str:
     lines += ["| " + " | ".join(row) + " |" for row in cells(table)]
     lines += [
         "",
-        "Exact success: the share of held-out prompts whose picture shows exactly what was asked for, as judged "
+        "Exact success: the share of held-out prompts whose image shows exactly what was asked for, as judged "
         "from pixels by a checker without any learned part. ± of a recipe is one standard error over its seeds, of "
         "the base and its best of 8 over prompts. A difference has two: over seeds, then over prompts (paired: the "
-        'same prompt, the same noise). "Against the first" is the first recipe minus this one, seed by seed. Images '
-        "and seconds are of one run: pictures drawn to train on, and time spent in training steps.",
+        'same prompt, the same seed). "Against the first" is the first recipe minus this one, seed by seed. Images '
+        "and seconds are of one run: images drawn to train on, and time spent in training steps.",
     ]
     if table["failed"]:
         lines += ["", "Without a result: " + "; ".join(table["failed"]) + "."]

@@ -1,4 +1,4 @@
-"""``srum-ds calibrate``: what each readout of the judge is worth, against labels and in seconds."""
+"""``srum-ds calibrate``: compares readouts of the judge with labelled images, in accuracy and in seconds."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def calibrate(
     Raises UserError for readouts, settings or labels that do not fit, before anything is drawn.
     """
     configs = {name: readout_config(recipe, overrides, name) for name in readouts}
-    questions = {name: JudgePipeline(cfg) for name, cfg in configs.items()}
+    pipelines = {name: JudgePipeline(cfg) for name, cfg in configs.items()}
     base = load_config(recipe, overrides)
     labelled = drawn_and_checked(base, processes) if labels is None else read_labels(labels, threshold)
     model = load_model(base.model.path, base.model.kind, device=_device())
     rows = {}
-    for name, ask in questions.items():
-        opinion = opinions(ask, model, labelled)
-        rows[name] = {"judge": ask.described(), **figures(opinion, labelled)}
+    for name, judging in pipelines.items():
+        opinion = ask_readout(judging, model, labelled)
+        rows[name] = {"judge": judging.described(), **readout_metrics(opinion, labelled)}
     result: dict[str, Any] = _finite({"source": labelled.source, "readouts": rows, "environment": environment(1)})
     write_atomic(out / "calibration.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     write_atomic(out / "calibration.md", markdown(result))
@@ -90,7 +90,7 @@ def readout_config(recipe: Path | str, overrides: Sequence[str], name: str) -> C
 
     Raises UserError for an unknown readout and for settings that do not fit.
     """
-    readout, *own = re.split(r":(?=[a-z_]+\.[a-z_.]+=)", name)
+    readout, *own = re.split(r":(?=[a-z_]+(?:\.\w+)+=)", name)
     if readout not in READOUTS.names() and ":" not in readout:
         known = ", ".join(READOUTS.names())
         raise UserError(
@@ -99,15 +99,15 @@ def readout_config(recipe: Path | str, overrides: Sequence[str], name: str) -> C
     return load_config(recipe, [*overrides, f"judge.readout={readout}", *own])
 
 
-def opinions(ask: JudgePipeline, judge: Judge, labelled: Labelled) -> Opinion:
+def ask_readout(judging: JudgePipeline, judge: Judge, labelled: Labelled) -> Opinion:
     """What a readout says of all images and of all questions about their regions."""
-    j = ask.cfg.judge
+    j = judging.cfg.judge
     if j.regional != "crop":
         raise UserError("judge.regional=boxes cannot be calibrated on questions about single regions: set it to crop")
     device = _device()
     images = [image.to(device) for image in labelled.images]
     whole = [
-        [Request(0, ask.question_about(prompt), prompt.text, (prompt.name, "whole"))] for prompt in labelled.prompts
+        [Request(0, judging.question_about(prompt), prompt.text, (prompt.name, "whole"))] for prompt in labelled.prompts
     ]
     regions: dict[int, list[RegionQuestion]] = {}
     for item in labelled.asked:
@@ -117,13 +117,13 @@ def opinions(ask: JudgePipeline, judge: Judge, labelled: Labelled) -> Opinion:
     for items in regions.values():
         first = items[0]
         box = Regions(torch.zeros(1, dtype=torch.int64), torch.tensor([first.box]))
-        crops.append(crop(images[first.picture][None], box, j.crop_size)[0])
-        prompt = labelled.prompts[first.picture]
+        crops.append(crop(images[first.image][None], box, j.crop_size)[0])
+        prompt = labelled.prompts[first.image]
         parts.append(
             [
                 Request(
                     0,
-                    render(ask.part, ask.readout, prompt=prompt.text, phrase=item.phrase),
+                    render(judging.part, judging.readout, prompt=prompt.text, phrase=item.phrase),
                     item.phrase,
                     (prompt.name, first.region, number),
                 )
@@ -131,28 +131,28 @@ def opinions(ask: JudgePipeline, judge: Judge, labelled: Labelled) -> Opinion:
             ]
         )
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    said = ask_all(judge, images, whole, ask.readout, j.batch)
+    said = ask_all(judge, images, whole, judging.readout, j.batch)
     between = time.perf_counter()
-    said_parts = ask_all(judge, crops, parts, ask.readout, j.batch)
+    said_parts = ask_all(judge, crops, parts, judging.readout, j.batch)
     end, end_cpu = time.perf_counter(), time.process_time()
     return Opinion(said, said_parts, between - begin, end - between, end_cpu - begin_cpu)
 
 
-def figures(opinion: Opinion, labelled: Labelled) -> dict[str, Any]:
-    """All figures of a readout: global, local, agreement, and cost.
+def readout_metrics(opinion: Opinion, labelled: Labelled) -> dict[str, Any]:
+    """All metrics of a readout: global, local, agreement, and cost.
 
     The order of ``labelled.asked`` is that of the regions.
     """
     count, crops = len(labelled.prompts), len({item.region for item in labelled.asked})
-    owner_Q = np.array([item.picture for item in labelled.asked], dtype=int)
+    owner_Q = np.array([item.image for item in labelled.asked], dtype=int)
     result: dict[str, Any] = {
-        "global": level(opinion.whole, labelled.good_N, labelled.grade_N, np.arange(count)),
+        "global": level_metrics(opinion.whole, labelled.good_N, labelled.grade_N, np.arange(count)),
         "seconds_a_picture": opinion.seconds_whole / count,
     }
     if crops:
         good_Q = np.array([item.good for item in labelled.asked])
         grade_Q = np.array([item.grade for item in labelled.asked])
-        result["local"] = level(opinion.parts, good_Q, grade_Q, owner_Q)
+        result["local"] = level_metrics(opinion.parts, good_Q, grade_Q, owner_Q)
         result["local"]["crops"] = crops
         result["seconds_a_crop"] = opinion.seconds_parts / crops
         result["agreement"] = agreement(opinion, labelled)
@@ -161,7 +161,7 @@ def figures(opinion: Opinion, labelled: Labelled) -> dict[str, Any]:
     return result
 
 
-def level(replies: Replies, good: np.ndarray, grade: np.ndarray, owner: np.ndarray) -> dict[str, Any]:
+def level_metrics(replies: Replies, good: np.ndarray, grade: np.ndarray, owner: np.ndarray) -> dict[str, Any]:
     """AUC, rank correlation, accuracy, calibration and failures of one level.
 
     auc: against ``good``, with the standard error of a bootstrap over images (``owner``). spearman: against
@@ -204,11 +204,11 @@ def spearman(scores: ArrayLike, grades: ArrayLike) -> float:
 def auc_error(scores: np.ndarray, good: np.ndarray, owner: np.ndarray, seed: int = 0) -> float:
     """Standard error of the AUC from a bootstrap over images: an image's questions are drawn together."""
     rng = np.random.default_rng(seed)
-    pictures, place = np.unique(owner, return_inverse=True)
-    members = [np.flatnonzero(place == number) for number in range(len(pictures))]
+    images, place = np.unique(owner, return_inverse=True)
+    members = [np.flatnonzero(place == number) for number in range(len(images))]
     values = []
     for _ in range(RESAMPLES):
-        drawn = np.concatenate([members[number] for number in rng.integers(len(pictures), size=len(pictures))])
+        drawn = np.concatenate([members[number] for number in rng.integers(len(images), size=len(images))])
         values.append(auc(scores[drawn], good[drawn]))
     finite = np.array([value for value in values if math.isfinite(value)])
     return float(finite.std(ddof=1)) if finite.size > 1 else math.nan
@@ -242,13 +242,13 @@ def agreement(opinion: Opinion, labelled: Labelled) -> dict[str, Any]:
     """
     best: dict[tuple[int, int], float] = {}
     for item, score in zip(labelled.asked, opinion.parts.score_Q.tolist(), strict=True):
-        key = (item.picture, item.region)
+        key = (item.image, item.region)
         if item.own and math.isfinite(score):
             best[key] = max(score, best.get(key, -math.inf))
-    of_picture: dict[int, list[float]] = {}
-    for (picture, _), score in best.items():
-        of_picture.setdefault(picture, []).append(score)
-    local_N = np.array([np.mean(of_picture.get(n, [math.nan])) for n in range(len(labelled.prompts))])
+    of_image: dict[int, list[float]] = {}
+    for (image, _), score in best.items():
+        of_image.setdefault(image, []).append(score)
+    local_N = np.array([np.mean(of_image.get(n, [math.nan])) for n in range(len(labelled.prompts))])
     global_N = opinion.whole.score_Q.double().numpy()
     both = np.isfinite(local_N) & np.isfinite(global_N)
     same = float(((local_N[both] > 0) == (global_N[both] > 0)).mean()) if both.any() else math.nan

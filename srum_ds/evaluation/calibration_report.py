@@ -1,4 +1,4 @@
-"""A calibration as Markdown and as a reliability plot."""
+"""Shows a calibration as Markdown and as a reliability plot. ``calibration`` and the command call it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def markdown(result: Mapping[str, Any]) -> str:
                 lines.append(_level_row(name, level, row[level]))
     lines += [
         "",
-        "| readout | seconds a picture | seconds a crop | seconds a judged picture | of the processor | global with "
+        "| readout | seconds per image | seconds per crop | seconds per judged image | of the processor | global with "
         "local: Spearman | same sign |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -44,9 +44,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "± is one standard error from a bootstrap over pictures. Failed replies are left out of all figures but their "
+        "± is one standard error from a bootstrap over images. Failed replies are left out of all figures but their "
         "own. Calibration error: mean distance between (score + 1) / 2 and the share of good ones, over ten bins. A "
-        "crop is asked about several phrases. A picture counts locally as the mean over its regions of the best score "
+        "crop is asked about several phrases. An image counts locally as the mean over its regions of the best score "
         "for any of the prompt's phrases.",
         "",
     ]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256, write_atomic
+from srum_ds.common.registry import import_file, user_files
 from srum_ds.common.seeds import Key
 from srum_ds.models import load_model
 from srum_ds.models.protocol import UnifiedModel
@@ -182,13 +183,20 @@ def _draw_all(batches: Sequence[_Batch], processes: int) -> Iterator[tuple[np.nd
     # spawn: a forked torch can hang on locks that other threads held.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(processes, context, _start_process, (user_files(),)) as pool:
             yield from pool.map(_draw_batch, batches)
     except BrokenProcessPool as error:
         raise UserError(
             "a drawing process was ended by the system, probably for lack of memory: lower eval.batch, "
             "or use one process"
         ) from error
+
+
+def _start_process(files: Sequence[Path]) -> None:
+    """Prepares a drawing process: one thread, and the user's own code, which a readout or sampler may be of."""
+    torch.set_num_threads(1)
+    for file in files:
+        import_file(file)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An independent checker's look at held-out prompts while a run trains."""
+"""Has an independent checker look at held-out prompts while a run trains. The job calls it after steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLIT = "validation"
 
 
 class HeldOut:
-    """The first ``watch.prompts`` prompts of the split ``validation``, one image each, always the same noise.
+    """The first ``watch.prompts`` prompts of the split ``validation``, one image each, always of the same seed.
 
     Raises UserError for an unknown checker and for a split that cannot be read.
     """

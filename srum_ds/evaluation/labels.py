@@ -1,4 +1,7 @@
-"""Labelled images to calibrate a judge on: drawn and checked, or from a shard with scores of others."""
+"""Labelled images to calibrate a judge on: drawn and checked, or from a shard with scores of others.
+
+``calibration`` calls it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from srum_ds.rewards.regions import select
 from srum_ds.rewards.regions.components import component_candidates
 from srum_ds.types import Prompt
 
-PICTURE_ENDINGS = ("png", "jpg", "jpeg", "webp")
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class RegionQuestion:
     one of the prompt's.
     """
 
-    picture: int
+    image: int
     region: int
     box: tuple[float, float, float, float]
     phrase: str
@@ -79,7 +82,7 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
     try:
         benchmark = benchmark_for(cfg, prompts)
     except UserError as error:
-        raise UserError(f"{error}; or give --labels, a shard of pictures with scores") from error
+        raise UserError(f"{error}; or give --labels, a shard of images with scores") from error
     folder = Path(cfg.model.path)
     settings = draw_settings(cfg)
     drawn = draw_images([folder], prompts, eval_questions(cfg, prompts), settings, processes)[0]
@@ -95,7 +98,7 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
         boxes = [regions.boxes_R4[region].tolist() for region in mine]
         truths = benchmark.region_truths(rng, prompt, image_CHW, boxes)
         for region, box, of_box in zip(mine, boxes, truths, strict=True):
-            place = _box(box, "a drawn picture")
+            place = _box(box, "a drawn image")
             for said in of_box:
                 grade = float(said.truth)
                 asked.append(RegionQuestion(number, region, place, said.phrase, said.truth, grade, said.own))
@@ -140,7 +143,7 @@ def read_labels(path: Path, threshold: float) -> Labelled:
     asked: list[RegionQuestion] = []
     region_count = 0
     for tar in tars:
-        for key, record, picture in _samples(tar):
+        for key, record, image in _samples(tar):
             where = f"{tar}: {key}.json"
             if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
                 raise UserError(f'{where}: expected an object with "prompt" (text) and "score" (a number)')
@@ -156,7 +159,7 @@ def read_labels(path: Path, threshold: float) -> Labelled:
                 phrases[entry["phrase"]] = None
                 region_count += 1
             prompts.append(Prompt(key, record["prompt"], "", tuple(phrases)))
-            images.append(picture)
+            images.append(image)
             grades.append(_number(record.get("score"), where))
     if not prompts:
         raise UserError(f"{path}: holds no samples of <key>.png and <key>.json")
@@ -168,7 +171,7 @@ def read_labels(path: Path, threshold: float) -> Labelled:
 def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
     """(key, record, image) of each sample of a tar, in its order."""
     records: dict[str, Any] = {}
-    pictures: dict[str, Tensor] = {}
+    images: dict[str, Tensor] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -179,16 +182,16 @@ def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
                 data = stream.read()
                 if ending == "json":
                     records[key] = json.loads(data)
-                elif ending.lower() in PICTURE_ENDINGS:
-                    with Image.open(io.BytesIO(data)) as picture:
-                        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
-                    pictures[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+                elif ending.lower() in IMAGE_ENDINGS:
+                    with Image.open(io.BytesIO(data)) as opened:
+                        pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255.0
+                    images[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     except (OSError, tarfile.TarError, ValueError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: not a readable tar of pictures and JSON ({error})") from error
-    lonely = sorted(records.keys() ^ pictures.keys())
+        raise UserError(f"{path}: not a readable tar of images and JSON ({error})") from error
+    lonely = sorted(records.keys() ^ images.keys())
     if lonely:
-        raise UserError(f"{path}: {lonely[0]} has no picture or no JSON; each sample needs both")
-    return [(key, record, pictures[key]) for key, record in records.items()]
+        raise UserError(f"{path}: {lonely[0]} has no image or no JSON; each sample needs both")
+    return [(key, record, images[key]) for key, record in records.items()]
 
 
 def _number(value: Any, where: str) -> float:

@@ -1,4 +1,7 @@
-"""From measurements of two models to ``result.json``, ``eval.md`` and a table on the screen."""
+"""Makes ``result.json``, ``eval.md`` and a table on the screen of the outcomes of two models.
+
+``evaluate`` calls it, and a training run that is finished shows its result by it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ SIDES = ("base", "trained")
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one model's images, one entry a prompt.
+    """What was measured of one model's images, one entry per prompt.
 
     exact: 1 where an image shows exactly what was asked for, else 0. partial: credit in [0, 1].
     self_reward: the model's own global score in [-1, 1], NaN where its answer failed.
@@ -70,7 +73,7 @@ def build_result(
         "seconds": round(seconds, 1),
         "settings": dict(settings or {}),
     }
-    return without_nan(result)
+    return dict(without_nan(result))
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
@@ -81,7 +84,7 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 
 def show_result(run_dir: Path, console: Console) -> None:
     """Prints a finished run's result, or how to get it."""
-    path = run_dir / "result.json"
+    path = run_dir / RESULT
     if not path.exists():
         console.print(f"{run_dir} is finished; `srum-ds eval {run_dir}` measures it.", highlight=False)
         return
@@ -151,9 +154,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     low, high = result["difference"]["ci95"]
     lines += [
         "",
-        "Exact success: the picture shows exactly the objects asked for, in the relation asked for, as "
+        "Exact success: the image shows exactly the objects asked for, in the relation asked for, as "
         "judged from pixels by a checker without any learned part. ± is one standard error; the difference "
-        "is paired (the same prompt, the same noise). "
+        "is paired (the same prompt, the same seed). "
         f"Its 95 % interval (bootstrap, BCa) is {low:+.3f} to {high:+.3f}.",
         "",
         f"Seed {result['seed']}, {result['seconds']:.0f} s.",

@@ -1,4 +1,4 @@
-"""Means with their standard errors, and differences of paired measurements."""
+"""Means with their standard errors, differences of paired measurements, and the AUC. The reports call it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def estimate(values: ArrayLike) -> Estimate:
 
 
 def paired_difference(base: ArrayLike, trained: ArrayLike) -> Estimate:
-    """Mean of ``trained - base`` over pairs (the same prompt and noise) with its standard error.
+    """Mean of ``trained - base`` over pairs (the same prompt and seed) with its standard error.
 
     Raises ValueError for lists of different lengths or values that are not finite.
     """
@@ -112,4 +112,5 @@ def _differences(base: ArrayLike, trained: ArrayLike) -> np.ndarray:
     a, b = _finite(base), _finite(trained)
     if a.size != b.size:
         raise ValueError(f"pairs need equal numbers: {a.size} against {b.size}")
-    return b - a
+    differences: np.ndarray = b - a
+    return differences

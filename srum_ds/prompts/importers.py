@@ -205,3 +205,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+IMPORTERS = {"compbench": read_compbench, "srum": read_srum, "geneval": read_geneval}
+"""Kind of prompts -> what reads them from a file or folder, by split."""

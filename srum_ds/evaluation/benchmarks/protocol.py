@@ -1,7 +1,8 @@
 """What a benchmark must offer, and opening one by the name that ``eval.benchmark`` gives.
 
-A benchmark scores images of the prompts that it knows, and has no learned part that saw the training. It is registered in
-``srum_ds/config/choices.py`` or by an entry point of the group ``srum_ds.benchmarks``, or named ``file.py:NAME``.
+A benchmark scores images of the prompts that it knows, and has no learned part that saw the training. It is registered
+in ``srum_ds/config/choices.py`` or by an entry point of the group ``srum_ds.benchmarks``, or named ``file.py:NAME``.
+``evaluate`` opens it for all commands.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -77,4 +78,4 @@ def load_benchmark(name: str) -> Benchmark:
             f"eval.benchmark={name}: is {type(found).__name__}, expected a benchmark with name, refuse, check and "
             f"region_truths (srum_ds/evaluation/benchmarks/protocol.py)"
         )
-    return cast(Benchmark, found)
+    return found

@@ -1,4 +1,4 @@
-"""The shapes world as a benchmark (``eval.benchmark=shapes``) and as a checker of held-out prompts (``watch.checker=shapes``).
+"""The shapes world as a benchmark (``eval.benchmark=shapes``) and as a checker (``watch.checker=shapes``).
 
 ``srum_ds/config/choices.py`` names both, so that the evaluation finds this world without importing it.
 """

@@ -64,26 +64,26 @@ class Check:
     detected: tuple[Detected, ...]
 
 
-def as_picture(image: np.ndarray | Tensor) -> np.ndarray:
+def as_array(image: np.ndarray | Tensor) -> np.ndarray:
     """An image as float32 [H, W, 3] clipped to [0, 1]; also takes a tensor [3, H, W].
 
     Raises ValueError for another shape. Non-finite values stay, so that the caller sees them.
     """
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"expected a picture tensor [3, H, W], got {tuple(image.shape)}")
+            raise ValueError(f"expected an image tensor [3, H, W], got {tuple(image.shape)}")
         image = image.detach().to("cpu", torch.float32).permute(1, 2, 0).numpy()
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected a picture array [H, W, 3], got {image.shape}")
+        raise ValueError(f"expected an image array [H, W, 3], got {image.shape}")
     return np.clip(image.astype(np.float32), 0.0, 1.0)
 
 
 def detect(image: np.ndarray | Tensor) -> list[Detected]:
     """Everything bright in an image of values in [0, 1]; nothing where any value is not finite."""
-    picture = as_picture(image)
-    if not np.isfinite(picture).all():
+    pixels_HW3 = as_array(image)
+    if not np.isfinite(pixels_HW3).all():
         return []
-    labels, _ = ndimage.label(picture.max(axis=2) > BRIGHT)
+    labels, _ = ndimage.label(pixels_HW3.max(axis=2) > BRIGHT)
     found = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         blob = labels[window] == number
@@ -91,7 +91,7 @@ def detect(image: np.ndarray | Tensor) -> list[Detected]:
             continue
         rows, columns = window
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        colors = picture[window] * blob[:, :, None]
+        colors = pixels_HW3[window] * blob[:, :, None]
         color, shape, texture = _describe(colors)
         x = (columns.start + columns.stop) / 2
         y = (rows.start + rows.stop) / 2
@@ -193,9 +193,9 @@ def region_matches(
     A box shows an object where at least half of that object's own box lies inside it.
     """
     slots = _as_shape_prompt(prompt).slots
-    picture = as_picture(image)
-    height, width = picture.shape[:2]
-    wanted = [thing for thing in detect(picture) if any(slot.fits(thing) for slot in slots)]
+    pixels_HW3 = as_array(image)
+    height, width = pixels_HW3.shape[:2]
+    wanted = [thing for thing in detect(pixels_HW3) if any(slot.fits(thing) for slot in slots)]
     rows = boxes.tolist() if isinstance(boxes, Tensor) else boxes
     matches = []
     for x0, y0, x1, y1 in rows:

@@ -45,7 +45,8 @@ def object_mask(shape: str, texture: str, jitter: tuple[int, int] = (0, 0)) -> n
         dim = np.floor((y + radius) / STRIPE) % 2 == 1
         brightness = np.where(dim, brightness * STRIPE_DIM, brightness)
     blocks = brightness.reshape(CELL, SUPERSAMPLING, CELL, SUPERSAMPLING)
-    return blocks.mean(axis=(1, 3)).astype(np.float32)
+    mean: np.ndarray = blocks.mean(axis=(1, 3)).astype(np.float32)
+    return mean
 
 
 def mask_index(shape: str, texture: str, jitter: tuple[int, int]) -> int:

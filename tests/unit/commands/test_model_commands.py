@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from srum_ds.commands.model_work import Placement, parse_size, resolve_placement
 
 from srum_ds.commands.main import main
-from srum_ds.commands.model_work import Placement, parse_size, resolve_placement
 from srum_ds.common.errors import UserError
 from srum_ds.common.image_files import read_picture
 from srum_ds.common.seeds import noise

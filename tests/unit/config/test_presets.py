@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum_ds.commands.shards import shapes_prompts
 from srum_ds.config import diff_configs, load_config
 from srum_ds.evaluation.evaluate import draw_settings
 from srum_ds.objectives import get_objective
 from srum_ds.objectives.apply import count_tokens
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.types import Judged, Regions, TrainView
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from tests.support.batches import losses_of, map_of, samples_of, scores_of, weighed
 from tests.support.paths import CONFORMANCE, RECIPES
 from tests.unit.rewards.test_reward_map import released_regions

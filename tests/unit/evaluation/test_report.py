@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from srum_ds.commands.shards import shapes_prompts
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config, save_config
 from srum_ds.evaluation import draw as drawing
@@ -27,6 +26,7 @@ from srum_ds.evaluation.report import Measured, build_result, markdown, result_t
 from srum_ds.models.flow import FlowSampling
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
 

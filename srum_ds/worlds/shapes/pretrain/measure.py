@@ -70,11 +70,11 @@ def crop_answers(model: UnifiedModel, rollout: Samples, regions: Regions, seed: 
     scores, truths = [], []
     for start in range(0, len(crops), BATCH):
         part = asked[start : start + BATCH]
-        questions = [crop_question(phrase) for of_crop in part for phrase, _ in of_crop]
+        questions = [crop_question(asked_of.phrase) for of_crop in part for asked_of in of_crop]
         index = [k for k, of_crop in enumerate(part) for _ in of_crop]
         logprobs = model.answer_logprobs(crops[start : start + BATCH], questions, ("yes", "no"), index)
         scores.append(yes_no_score(logprobs)[0])
-        truths += [truth for of_crop in part for _, truth in of_crop]
+        truths += [asked_of.truth for of_crop in part for asked_of in of_crop]
     return torch.cat(scores).numpy(), np.array(truths)
 
 

@@ -1,0 +1,87 @@
+"""From the sampler's options of `srum-ds generate` to the sampling settings of a design."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from srum_ds.common.errors import UserError
+
+if TYPE_CHECKING:
+    from srum_ds.models.protocol import ModelFamily
+
+SETTING_OF_OPTION = {
+    "--steps": "num_timesteps",
+    "--guidance": "text_scale",
+    "--image-guidance": "image_scale",
+    "--interval": "interval",
+    "--renorm": "renorm",
+    "--renorm-min": "renorm_min",
+    "--shift": "timestep_shift",
+}
+
+
+def sampling_settings(family: ModelFamily, options: Mapping[str, Any], further: Sequence[str], editing: bool) -> Any:
+    """Settings of the family's ``sampling_type``: its defaults, those for editing, and on top what is given.
+
+    options: values of ``SETTING_OF_OPTION``, None for an option that was not given. further: the KEY=VALUE of
+    `--sampler`. editing: whether an image is edited.
+
+    Raises UserError, naming the option, for a setting that the design does not have and for a value out of its range.
+    """
+    from srum_ds.models import make_sampling
+
+    given = {option: value for option, value in options.items() if value is not None}
+    if given.get("--steps", 1) < 1:
+        raise UserError("--steps must be at least 1. Correct it and repeat the command.")
+    settings = {SETTING_OF_OPTION[option]: _value(option, value) for option, value in given.items()}
+    _check_known(family, given)
+    for key, value in map(_parse, further):
+        if key in settings:
+            raise UserError(f"--sampler {key} is given twice, or an option beside it says the same: give one of them.")
+        settings[key] = value
+    usual = dict(family.edit_sampling or {}) if editing else {}
+    try:
+        return make_sampling(family, usual | settings, "--sampler {}")
+    except UserError as error:
+        blamed = [option for option in given if not _stands_alone(family, SETTING_OF_OPTION[option], settings)]
+        if not blamed:
+            raise
+        raise UserError(f"{blamed[0]}: {error}. Correct it and repeat the command.") from error
+
+
+def _value(option: str, value: Any) -> Any:
+    # There is one time point more than there are steps between them.
+    return value + 1 if option == "--steps" else value
+
+
+def _check_known(family: ModelFamily, given: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(family.sampling_type)]
+    for option in given:
+        if SETTING_OF_OPTION[option] not in known:
+            raise UserError(
+                f"{option} sets {SETTING_OF_OPTION[option]}, which the sampler of {family.kind} does not have. It has "
+                f"{', '.join(known)}: give those as --sampler KEY=VALUE."
+            )
+
+
+def _stands_alone(family: ModelFamily, setting: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the value of one setting is allowed beside the defaults of all others."""
+    try:
+        family.sampling_type(**{setting: settings[setting]})
+    except UserError:
+        return False
+    return True
+
+
+def _parse(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--sampler {word!r} is not of the form KEY=VALUE.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--sampler {word!r}: the value is not valid YAML.") from error
