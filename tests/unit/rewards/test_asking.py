@@ -226,7 +226,7 @@ def test_bad_settings_are_refused_where_they_are_given() -> None:
 
 
 def test_the_released_recipe_asks_in_writing_about_all_boxes_at_once() -> None:
-    cfg = load_config(RECIPES / "bagel_paper.yaml", ["regions.kind=components"])
+    cfg = load_config(RECIPES / "bagel_paper.yaml")
     samples, regions = one_scene_twice()
     writer = WritingJudge(lambda question, attempt: "<think>hm</think>Region 1: Score: 1\n---\nRegion 2: Score: -1")
     scores = JudgePipeline(cfg).scores(writer, samples, regions)
