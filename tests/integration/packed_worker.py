@@ -18,9 +18,9 @@ import torch
 
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.packing import Latents, Part, Picture, Text
+from tests.support.paths import ROOT
 from tests.support.tiny_models import random_picture
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
 COUNT = 20.0
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.config import load_config
-from srum_ds.config.schema import Config, ObjectiveConfig
+from srum_ds.config import Config, load_config
+from srum_ds.config.schema import ObjectiveConfig
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.models.matching import CategoricalTokens, FlowMatching
 from srum_ds.models.protocol import Judge
