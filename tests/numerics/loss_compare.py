@@ -59,11 +59,14 @@ def runs(quick: bool) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def commands(quick: bool) -> dict[str, tuple[str, ...]]:
-    """Name -> words of each other `srum-ds` command; {out} is a folder of its own."""
+def commands() -> dict[str, tuple[str, ...]]:
+    """Name -> words of each other `srum-ds` command.
+
+    {out} is a folder of its own; {image} the first picture of ``draw``, at a path that both trees share, since the
+    names of edited pictures depend on it.
+    """
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    drawn = "{out}/../draw/a-red-circle-above-a-blue-square-seed3-0.png"
-    del quick
+    drawn = "{image}"
     return {
         "draw": ("generate", "--model", MODEL, *prompts, "--seed", "3", "--count", "2", "--out", "{out}"),
         "guided": ("generate", "--model", MODEL, *prompts, "--steps", "10", "--guidance", "1.25", "--out", "{out}"),
@@ -97,11 +100,14 @@ def call(tree: Path, words: Sequence[str]) -> str:
 
 def make(tree: Path, out: Path, quick: bool) -> None:
     """Runs everything in a tree; results lie in ``out``. What is there already is not done again."""
-    for name, words in commands(quick).items():
+    for name, words in commands().items():
         folder = out / "commands" / name
         if not (folder / "printed.txt").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            printed = call(tree, [word.format(out=folder) for word in words])
+            image = out.parent / "image.png"
+            printed = call(tree, [word.format(out=folder, image=image) for word in words])
+            if name == "draw":
+                shutil.copyfile(min(folder.glob("*.png")), image)
             (folder / "printed.txt").write_text(printed.replace(str(out), "OUT"))
     for name, (recipe, *overrides) in runs(quick).items():
         folder = out / "runs" / name
