@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from srum_ds.commands.shards import shapes_prompts
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
 from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_benchmark
@@ -19,6 +19,7 @@ from srum_ds.evaluation.labels import drawn_and_checked
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.checker import check
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.truth import crop_truths
 from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
@@ -60,14 +61,16 @@ def test_images_are_checked_in_batches_and_in_order() -> None:
         name = "counting"
         sizes: list[int] = []
 
-        def refuse(self, prompts: object, where: str) -> None: ...
+        def refuse(self, prompts: Sequence[Prompt], where: str) -> None: ...
 
-        def check(self, prompts: list[Prompt], images_NCHW: torch.Tensor) -> list[Outcome]:
+        def check(self, prompts: Sequence[Prompt], images_NCHW: torch.Tensor) -> list[Outcome]:
             self.sizes.append(len(prompts))
             return [Outcome(False, float(image.mean())) for image in images_NCHW]
 
-        def region_truths(self, *arguments: object) -> list[list[RegionTruth]]:
-            return []
+        def region_truths(
+            self, rng: random.Random, prompt: Prompt, image_CHW: torch.Tensor, boxes: Sequence[Sequence[float]]
+        ) -> list[list[RegionTruth]]:
+            return [[] for _ in boxes]
 
     images_NCHW = (torch.arange(5) * 51).to(torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
     benchmark = Counting()
