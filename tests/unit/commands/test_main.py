@@ -12,7 +12,7 @@ from srum_ds import __version__
 from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError, guarded
 from srum_ds.config import load_config
-from srum_ds.evaluation import request as commands
+from srum_ds.evaluation.evaluate import evaluation_request
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,11 @@ from srum_ds.evaluation import request as commands
     [
         ["train"],
         ["eval"],
+        ["ablate"],
+        ["calibrate"],
+        ["rollout"],
+        ["rescore"],
+        ["check-adapter"],
         ["generate"],
         ["ask"],
         ["inspect"],
@@ -83,25 +88,25 @@ def test_eval_knows_the_run_by_folder_or_by_recipe(tmp_path: Path, capsys: pytes
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"run:\n  dir: {tmp_path}/run\n")
     with pytest.raises(UserError, match="holds no run"):
-        commands.evaluation_request([], recipe)
+        evaluation_request([], recipe)
     for name in ("run", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")
     run_dir = tmp_path / "run"
-    assert commands.evaluation_request([str(run_dir)], None) == (run_dir, [])
-    assert commands.evaluation_request([str(run_dir), "eval.prompts=6"], None) == (
+    assert evaluation_request([str(run_dir)], None) == (run_dir, [])
+    assert evaluation_request([str(run_dir), "eval.prompts=6"], None) == (
         run_dir,
         ["eval.prompts=6"],
     )
-    assert commands.evaluation_request(["train.steps=2"], recipe) == (run_dir, [])
+    assert evaluation_request(["train.steps=2"], recipe) == (run_dir, [])
     words = [f"run.dir={tmp_path}/other", "eval.seed=2"]
-    assert commands.evaluation_request(words, recipe) == (tmp_path / "other", ["eval.seed=2"])
+    assert evaluation_request(words, recipe) == (tmp_path / "other", ["eval.seed=2"])
     with pytest.raises(UserError, match="keeps its settings"):
-        commands.evaluation_request([str(run_dir), "train.steps=2"], None)
+        evaluation_request([str(run_dir), "train.steps=2"], None)
     with pytest.raises(UserError, match="give one of them"):
-        commands.evaluation_request([str(run_dir)], recipe)
+        evaluation_request([str(run_dir)], recipe)
     with pytest.raises(UserError, match=r"eval\.prompts"):
-        commands.evaluation_request([str(run_dir), "eval.prompt=6"], None)
+        evaluation_request([str(run_dir), "eval.prompt=6"], None)
 
 
 def test_saved_configuration_is_plain_yaml(capsys: pytest.CaptureFixture[str]) -> None:
