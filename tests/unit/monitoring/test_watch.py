@@ -125,7 +125,7 @@ def test_what_is_not_known_is_passed_over() -> None:
 
 def test_checkers_by_name() -> None:
     prompt = next(enumerate_prompts("color", "train"))
-    with pytest.raises(UserError, match="'shapes'"):
+    with pytest.raises(UserError, match="watch.checker=pixels: .*use one of shapes"):
         load_checker("pixels")
     blank = torch.zeros(1, 3, 64, 64)
     assert load_checker("shapes")([prompt.to_prompt("a")], blank) == [False]
