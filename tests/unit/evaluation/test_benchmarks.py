@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from srum_ds.commands.shards import shapes_prompts
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
 from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_benchmark
@@ -19,6 +18,7 @@ from srum_ds.evaluation.labels import drawn_and_checked
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.checker import check
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.truth import crop_truths
 from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
