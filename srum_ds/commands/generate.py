@@ -189,31 +189,37 @@ def draw_images(
 
     Raises UserError when a file is there already (unless ``force``) and on a bad model, image, option or size.
     """
-    from srum_ds.common.image_files import read_picture
+    from srum_ds.common.image_files import read_image
     from srum_ds.models import family_of, load_model
     from srum_ds.types import Prompt
 
     sampling = sampling_settings(family_of(request.model), options, further, request.editing)
     request.check()
     paths = output_paths(request.out, request.prompts, request.edits, request.seed, request.count, request.force)
-    images = {path: read_picture(path) for path in request.edits if path is not None}
+    pixels = {path: read_image(path) for path in request.edits if path is not None}
     device, dtype = resolve_placement(placement)
     model = load_model(request.model, dtype=dtype, device=device)
     model.check_prompts([Prompt(id=text[:40], text=text) for text in request.prompts])
     for place, (text, edit) in enumerate(zip(request.prompts, request.edits, strict=True)):
-        pixels_NCHW, plans = _draw_prompt(model, request, sampling, text, None if edit is None else images[edit])
+        edit_CHW = None if edit is None else pixels[edit]
+        tokens, images_NCHW, plans = _draw_prompt(model, request, sampling, text, edit_CHW)
+        if not bool(tokens.isfinite().all()):
+            raise UserError(
+                f"the model in {request.model} draws numbers that are not finite: its weights are damaged, or --dtype "
+                f"{dtype} is too narrow for them. Try --dtype float32, or copy the weights again."
+            )
         about = {"seed": request.seed, "model": request.model, "image": edit, **asdict(sampling)}
-        for number, pixels_CHW in enumerate(pixels_NCHW):
+        for number, image_CHW in enumerate(images_NCHW):
             plan = None if plans is None else plans[number]
             saved = SavedImage(paths[place * request.count + number], text, number, plan)
-            save(saved, pixels_CHW, about)
+            save(saved, image_CHW, about)
             yield saved
 
 
 def _draw_prompt(
     model: UnifiedModel, request: Request, sampling: Any, text: str, edit_CHW: Tensor | None
-) -> tuple[Tensor, list[str] | None]:
-    """The images [N, 3, H, W] of one prompt, and the plans that they were drawn by."""
+) -> tuple[Tensor, Tensor, list[str] | None]:
+    """Tokens and images [N, 3, H, W] of one prompt, and the plans that they were drawn by."""
     from srum_ds.common.seeds import derive
     from srum_ds.types import Prompt
 
@@ -227,12 +233,7 @@ def _draw_prompt(
         plans = model.plan(prompts, request.planning.tokens, edits, request.planning.temperature, seeds)
     keys = [("generate", request.seed, text, number) for number in numbers]
     tokens, images_NCHW = model.generate(prompts, keys, grid, sampling, edits, plans)
-    if not bool(tokens.isfinite().all()):
-        raise UserError(
-            f"the model in {request.model} draws numbers that are not finite: its weights are damaged, or --dtype is "
-            "too narrow for them. Try --dtype float32, or copy the weights again."
-        )
-    return images_NCHW, plans
+    return tokens, images_NCHW, plans
 
 
 def edits_of(prompts: Sequence[str], images: Sequence[Path]) -> list[Path | None]:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from srum_ds.common.registry import Registry
 
@@ -37,7 +36,7 @@ class OneOf:
         if name != self.word:
             self.registry.check_name(name)
 
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The known names for an editor's completion, and any text with a colon."""
         title = handler(core).get("title")
         known = {"anyOf": [{"enum": self.names()}, {"type": "string", "pattern": ":"}]}

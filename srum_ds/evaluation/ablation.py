@@ -123,13 +123,18 @@ def ablate(
     words = evaluation_words(first)
     command = f"srum-ds ablate {' '.join(arguments)} --seeds {' '.join(map(str, seeds))}"
     settings = _described(first, jobs)
-    found: dict[PlannedRun, RunOutcome] = {}
-    failed: dict[PlannedRun, str] = {}
+    # By the runs' folders, of which there is one for each.
+    found: dict[Path, RunOutcome] = {}
+    failed: dict[Path, str] = {}
     children = ChildProcesses()
 
     def write(best_of_8: Sequence[int] | None) -> dict[str, Any]:
-        done = [found[run] for run in sorted(found, key=lambda j: (_place(planned, j.recipe), j.seed))]
-        table = build_table(done, best_of_8, settings, [failed[run] for run in planned if run in failed])
+        finished = [run for run in planned if run.run_dir in found]
+        finished.sort(key=lambda run: (_place(planned, run.recipe), run.seed))
+        done = [found[run.run_dir] for run in finished]
+        table = build_table(
+            done, best_of_8, settings, [failed[run.run_dir] for run in planned if run.run_dir in failed]
+        )
         write_table(out, table, command)
         return table
 
@@ -141,7 +146,7 @@ def ablate(
             run = pending[future]
             result = future.result()
             if isinstance(result, RunOutcome):
-                found[run] = result
+                found[run.run_dir] = result
                 mean, base = np.mean(result.trained), np.mean(result.base)
                 console.print(
                     f"[{len(found)}/{len(planned)}] {run.name}: {mean:.3f} (base {base:.3f})",
@@ -150,7 +155,7 @@ def ablate(
                 )
                 write(None)
             elif not children.stopped():
-                failed[run] = result
+                failed[run.run_dir] = result
                 console.print(result, soft_wrap=True, markup=False, highlight=False)
         best = None if children.stopped() or not found else best_of(planned, words, prompts, runs, children, console)
     table = write(best)

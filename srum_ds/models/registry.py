@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import MODELS
@@ -61,7 +62,7 @@ def make_sampling(family: ModelFamily, given: Mapping[str, Any], setting: str) -
     """The sampler's settings of a family from the ones that are given; the others have its defaults.
 
     setting: how a user writes one, such as ``rollout.{}``, for messages. Raises UserError for a setting that the
-    family's sampler does not have and for a value out of its range.
+    family's sampler does not have and for a value of another type or out of its range.
     """
     known = [field.name for field in fields(family.sampling_type)]
     for name in given:
@@ -72,4 +73,14 @@ def make_sampling(family: ModelFamily, given: Mapping[str, Any], setting: str) -
                 f"{setting.format(name)}: the sampler of {family.kind} has no such setting; it has "
                 f"{', '.join(known)}{hint}"
             )
-    return family.sampling_type(**given)
+    kinds = get_type_hints(family.sampling_type)
+    settings = {name: _of_type(kinds[name], value, setting.format(name)) for name, value in given.items()}
+    return family.sampling_type(**settings)
+
+
+def _of_type(kind: Any, value: Any, setting: str) -> Any:
+    """A value as its setting has it, such as a tuple for a list. UserError for one that does not fit."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{setting}={value}: {error.errors()[0]['msg']}") from error

@@ -18,7 +18,7 @@ from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import SampleKeys
 from srum_ds.config import Config
-from srum_ds.config.schema import RolloutConfig
+from srum_ds.config.schema import EvalConfig, RolloutConfig
 from srum_ds.models import family_of, make_sampling
 from srum_ds.models.protocol import Generator, UnifiedModel, ViewSettings
 from srum_ds.rewards.judge.host import JudgeHost
@@ -41,12 +41,22 @@ def sampling_of(cfg: Config, section: Literal["rollout", "eval"] = "rollout") ->
         value = getattr(cfg.eval, name) if section == "eval" else None
         if name in known:
             given[name] = getattr(cfg.rollout, name) if value is None else value
-        elif value is not None or getattr(cfg.rollout, name) != getattr(RolloutConfig(), name):
+        elif name in _changed(cfg, section):
             raise UserError(
                 f"{section}.{name}: the sampler of {family.kind} has no such setting; it has {', '.join(known)}"
             )
     own = {**cfg.rollout.sampler, **cfg.eval.sampler} if section == "eval" else cfg.rollout.sampler
     return make_sampling(family, {**given, **own}, f"{section}.sampler.{{}}")
+
+
+def _changed(cfg: Config, section: Literal["rollout", "eval"]) -> list[str]:
+    """The settings of a sampler that somebody has set, in ``rollout.*`` or, for ``eval``, in either."""
+    pairs: list[tuple[Any, Any]] = [(cfg.rollout, RolloutConfig())]
+    if section == "eval":
+        pairs.append((cfg.eval, EvalConfig()))
+    return [
+        name for name in SAMPLER_SETTINGS if any(getattr(own, name) != getattr(default, name) for own, default in pairs)
+    ]
 
 
 def roll_out(

@@ -1,4 +1,4 @@
-"""Short real runs with a judge that answers garbage for 30 % of requests, for tests/integration/test_judge.py.
+"""Short real runs with a judge that answers garbage for 30 % of requests, for tests/integration/test_garbage_judge.py.
 
     deepspeed --num_gpus 2 tests/integration/judge_worker.py FOLDER RECIPE key=value ...
 
@@ -20,9 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 RUNS = ("plain", "masked", "one")
 SHARE = 0.3
@@ -62,37 +59,38 @@ class Spoiler:
 
 def main(folder: Path, words: list[str]) -> None:
     """All runs, on this rank."""
+    from srum_ds import job as jobs
     from srum_ds import train
     from srum_ds.engine import leave_distributed
+    from srum_ds.job import Job
     from srum_ds.objectives.apply import Batch
+    from srum_ds.types import Judged
 
     rank = os.environ.get("RANK", "0")
-    real_judge, real_noise = train.choose_judge, train.with_noise
+    real_judge, real_weigh = jobs.choose_judge, train.weigh
     for run in RUNS:
         record = folder / f"{run}_rank{rank}.jsonl"
 
         def judge(*arguments: Any, record: Path = record) -> Any:
-            seat = real_judge(*arguments)
-            return replace(seat, judge=Spoiler(seat.judge, record))
+            host = real_judge(*arguments)
+            return replace(host, judge=Spoiler(host.judge, record))
 
-        def noise(*arguments: Any, run: str = run) -> Batch:
-            batch = real_noise(*arguments)
+        def weigh(job: Job, judged: Judged, step: int, run: str = run) -> Batch:
+            batch = real_weigh(job, judged, step)
             failed_N = batch.scores.global_N.isnan()
             spoilt_N = torch.zeros_like(failed_N)
             if run == "masked":
                 spoilt_N = failed_N
             elif run == "one":
                 spoilt_N[int((~failed_N).nonzero()[0])] = True
-            junk = torch.randn(batch.noised.x_NMTC.shape, generator=torch.Generator().manual_seed(0)) * 30
-            noised = replace(
-                batch.noised,
-                x_NMTC=torch.where(spoilt_N[:, None, None, None], junk, batch.noised.x_NMTC),
-                target_NMTC=torch.where(spoilt_N[:, None, None, None], -junk, batch.noised.target_NMTC),
-            )
-            return replace(batch, noised=noised)
+            view = batch.view
+            junk = torch.randn(view.target.shape, generator=torch.Generator().manual_seed(0)) * 30
+            where = spoilt_N[:, None, None, None]
+            inputs = {**view.inputs, "x_NMTC": torch.where(where, junk, view.inputs["x_NMTC"])}
+            return replace(batch, view=replace(view, inputs=inputs, target=torch.where(where, -junk, view.target)))
 
-        train.choose_judge = judge  # type: ignore[assignment]
-        train.with_noise = noise  # type: ignore[assignment]
+        jobs.choose_judge = judge  # type: ignore[assignment]
+        train.weigh = weigh
         train.main([*words, f"run.dir={folder / run}"])
     leave_distributed()
 

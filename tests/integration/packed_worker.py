@@ -18,8 +18,8 @@ import torch
 
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.types import Prompt, TrainView
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
 COUNT = 28.0
 

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from tests.support.paths import ROOT
 
 QUESTIONS = ["yes or no?", "red?"]
 ANSWERS = ("yes", "no")

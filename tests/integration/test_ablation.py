@@ -13,8 +13,9 @@ from rich.console import Console
 from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.evaluation.ablation import ablate, evaluation_words, plan, split_words
-from srum_ds.evaluation.ablation_table import Outcome, build_table, markdown, plot, write_table
+from srum_ds.evaluation.ablation import ablate
+from srum_ds.evaluation.ablation_plan import evaluation_words, plan_runs, split_words
+from srum_ds.evaluation.ablation_table import RunOutcome, build_table, markdown, plot, write_table
 from tests.support.paths import ROOT
 
 TINY, SFT = str(ROOT / "launch/recipes/tiny.yaml"), str(ROOT / "launch/recipes/sft.yaml")
@@ -40,6 +41,12 @@ def test_words_are_recipes_with_their_own_and_common_settings() -> None:
         ("sft train.lr=1e-4 rollout.interval=[0,1]", ("train.lr=1e-4", "rollout.interval=[0,1]")),
     ]
     assert recipes[1][1] == Path("b/sft.yaml")
+    # Settings that only the chosen code knows have three parts.
+    deep = "objective.options.strength=3"
+    assert split_words(["a.yaml", f"b.yaml:{deep}", deep]) == (
+        [("a", Path("a.yaml"), ()), (f"b {deep}", Path("b.yaml"), (deep,))],
+        [deep],
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,24 +64,24 @@ def test_words_that_cannot_be_meant(words: list[str], said: str) -> None:
 
 
 def test_plan_goes_seed_by_seed_into_folders_of_their_own(tmp_path: Path) -> None:
-    planned = plan([TINY, f"{SFT}:train.lr=1e-4", "train.steps=7"], [0, 5], tmp_path, jobs=2)
-    assert [job.name for job in planned] == [
+    planned = plan_runs([TINY, f"{SFT}:train.lr=1e-4", "train.steps=7"], [0, 5], tmp_path, jobs=2)
+    assert [run.name for run in planned] == [
         "tiny, seed 0",
         "sft train.lr=1e-4, seed 0",
         "tiny, seed 5",
         "sft train.lr=1e-4, seed 5",
     ]
-    assert len({job.run_dir for job in planned}) == 4
+    assert len({run.run_dir for run in planned}) == 4
     # The evaluation's command line takes a word with = for a setting.
-    assert all(job.run_dir.parent == tmp_path and "=" not in job.run_dir.name for job in planned)
+    assert all(run.run_dir.parent == tmp_path and "=" not in run.run_dir.name for run in planned)
     assert [(j.cfg.run.seed, j.cfg.train.steps, j.cfg.train.lr, j.cfg.deepspeed.ranks) for j in planned[2:]] == [
         (5, 7, 5e-4, 1),
         (5, 7, 1e-4, 1),
     ]
     with pytest.raises(UserError, match="model.path"):
-        plan([TINY, f"{SFT}:model.path=elsewhere"], [0], tmp_path)
+        plan_runs([TINY, f"{SFT}:model.path=elsewhere"], [0], tmp_path)
     with pytest.raises(UserError, match="--seeds"):
-        plan([TINY], [1, 1], tmp_path)
+        plan_runs([TINY], [1, 1], tmp_path)
 
 
 def test_everything_is_measured_as_the_first_recipe_says() -> None:
@@ -84,13 +91,13 @@ def test_everything_is_measured_as_the_first_recipe_says() -> None:
     assert other.eval.interval == (0.25, 0.75) and other.eval.timestep_shift == 2.0
 
 
-def two_recipes() -> list[Outcome]:
+def two_recipes() -> list[RunOutcome]:
     base = [1, 0, 0, 0]
     return [
-        Outcome("a", 0, base, [1, 1, 0, 0], images=100, seconds=10.0),
-        Outcome("a", 1, base, [1, 1, 1, 1], images=100, seconds=30.0),
-        Outcome("b", 0, base, [0, 0, 0, 0], images=100, seconds=5.0),
-        Outcome("b", 1, base, [1, 0, 0, 0], images=60, seconds=5.0, stopped_by_watch=True),
+        RunOutcome("a", 0, base, [1, 1, 0, 0], images=100, seconds=10.0),
+        RunOutcome("a", 1, base, [1, 1, 1, 1], images=100, seconds=30.0),
+        RunOutcome("b", 0, base, [0, 0, 0, 0], images=100, seconds=5.0),
+        RunOutcome("b", 1, base, [1, 0, 0, 0], images=60, seconds=5.0, stopped_by_watch=True),
     ]
 
 
@@ -128,7 +135,7 @@ def test_one_seed_has_no_error_over_seeds(tmp_path: Path) -> None:
 def test_runs_measured_against_different_bases_share_no_table() -> None:
     runs = two_recipes()
     with pytest.raises(ValueError, match="base"):
-        build_table([*runs, Outcome("c", 0, [1, 1, 0, 0], [1, 1, 0, 0], 1, 1.0)])
+        build_table([*runs, RunOutcome("c", 0, [1, 1, 0, 0], [1, 1, 0, 0], 1, 1.0)])
 
 
 def test_markdown_and_plot_show_every_row() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.config import load_config
-from srum_ds.config.schema import Config, ObjectiveConfig
+from srum_ds.config import Config, load_config
+from srum_ds.config.schema import ObjectiveConfig
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.models.matching import CategoricalTokens, FlowMatching
 from srum_ds.models.protocol import Judge
@@ -139,3 +139,11 @@ def test_a_run_uses_all_of_them(folder: Path) -> None:
     saved = load_config(folder / "run" / "config.yaml")
     assert saved.objective.options == {"strength": 3}
     assert (folder / "run" / "export").is_dir()
+
+    # Two batches of each model, in processes of their own, which must find the readout's file too.
+    words = ["eval.prompts=4", "eval.batch=2", "eval.num_timesteps=3", "--processes", "2"]
+    command = [sys.executable, "-P", "-m", "srum_ds.evaluation.evaluate", "run", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["base"]["n"] == 4 and result["settings"]["judge"]["readout"] == "readout.py:margin"

@@ -42,7 +42,7 @@ def main(argv):
                 return 0
         return 1
     if "train.steps=998" in argv:
-        from srum_ds.errors import UserError
+        from srum_ds.common.errors import UserError
         raise UserError("put it right")
     return 0
 """
@@ -57,7 +57,7 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "launch", tree / "launch")
     shutil.copytree(ROOT / "ds_configs", tree / "ds_configs")
     (tree / "srum_ds" / "train.py").write_text(TRAIN)
-    (tree / "srum_ds" / "evaluation" / "run.py").write_text(EVAL)
+    (tree / "srum_ds" / "evaluation" / "evaluate.py").write_text(EVAL)
     (tmp_path / "seen").mkdir()
     return tree
 
@@ -69,7 +69,7 @@ def environment(tree: Path, **extra: str) -> dict[str, str]:
     return clean | {"PATH": path, "SEEN": str(tree.parent / "seen")} | extra
 
 
-def seen(tree: Path, rank: int) -> dict[str, Any]:
+def seen(tree: Path, rank: int) -> Any:
     return json.loads((tree.parent / "seen" / f"rank{rank}.json").read_text())
 
 

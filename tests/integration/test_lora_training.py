@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum_ds.common.clock import Clock
-from srum_ds.config import Config, load_config
 from srum_ds.models import load_model
-from srum_ds.prompts.reader import PromptReader
-from srum_ds.rewards.judge.host import JudgeHost
-from srum_ds.rewards.judge.pipeline import JudgePipeline
-from srum_ds.rollouts.collect import Collector, sampling_of
 from tests.support.launching import finish, launch
-from tests.support.paths import MODEL, RECIPE
+from tests.support.paths import MODEL
 from tests.support.runs import metrics, short_run, write_prompts
 
 STEPS = 4
@@ -85,25 +78,3 @@ def test_from_a_checkpoint_it_ends_with_the_same_weights(
         ours, theirs = (load_file(folder / "export" / name) for folder in (run_dir, two_ranks[0]))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def test_scores_are_those_of_the_untrained_model(shards: Path) -> None:
-    """What the collector hands to the loss, with an adapter that is far from zero on both experts."""
-    cfg: Config = load_config(RECIPE, words(shards, Path("unused"))[1:])
-    model, base = load_model(MODEL), load_model(MODEL)
-    model.add_lora(4, 32.0, cfg.lora.targets, 0)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.module.named_parameters():
-        if "lora_B" in name:
-            parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    judging = JudgePipeline(cfg)
-    collector = Collector(cfg, model, JudgeHost(model), judging, sampling_of(cfg))
-    prompts = PromptReader(shards, "train").batch(0, 2, 0, 0, 1)
-    with torch.no_grad():
-        with ExitStack() as gathered:
-            judged = collector.collect(prompts, 0, Clock(), gathered)[0]
-        expected = judging.scores(base, judged.samples, judged.regions)
-        switched_on = judging.scores(model, judged.samples, judged.regions)
-    assert torch.equal(judged.scores.global_N, expected.global_N)
-    assert torch.equal(judged.scores.local_R, expected.local_R)
-    assert not torch.equal(judged.scores.global_N, switched_on.global_N)

@@ -125,7 +125,7 @@ def test_built_wheel_ships_what_the_package_reads(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("srum_ds-*.whl"))) as wheel:
         shipped = set(wheel.namelist())
     sources = [path for path in (ROOT / "srum_ds").rglob("*.py")]
-    data = [path for folder in ("assets", "rewards/prompts") for path in (ROOT / "srum_ds" / folder).rglob("*")]
+    data = [path for folder in ("assets", "rewards/questions") for path in (ROOT / "srum_ds" / folder).rglob("*")]
     expected = {str(path.relative_to(ROOT)) for path in [*sources, *data] if path.is_file()}
     expected = {name for name in expected if "__pycache__" not in name}
     assert len(expected) > 20
@@ -144,9 +144,22 @@ def test_make_help_documents_every_target() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony is not None
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    shown = re.findall(r"^  make (\w+)  +\S", done.stdout, re.MULTILINE)
+    shown = re.findall(r"^  make ([\w-]+) +\S", done.stdout, re.MULTILINE)
     assert sorted(shown) == sorted(phony.group(1).split())
-    assert set(shown) == {"setup", "train", "eval", "test", "lint", "bench", "pretrain", "clean", "help"}
+    named = {
+        "setup",
+        "train",
+        "eval",
+        "test",
+        "test-fast",
+        "loss-compare",
+        "lint",
+        "bench",
+        "pretrain",
+        "clean",
+        "help",
+    }
+    assert set(shown) == named
 
 
 def test_setup_refuses_an_old_python(tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,25 +10,15 @@ import pytest
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models.bagel.adapter import load_bagel
 from tests.integration.packed_worker import settings, train
-from tests.integration.test_engine import environment
-from tests.support.paths import ROOT
+from tests.support.launching import finish, launch
 from tests.support.tiny_models import write_tiny_bagel
-
-WORKER = Path(__file__).with_name("packed_worker.py")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     write_tiny_bagel(folder / "model")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", port]
-    command = [*launcher, str(WORKER), str(folder)]
-    variables = environment() | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    finish(launch(2, [str(folder)], "tests/integration/packed_worker.py"))
     return folder
 
 

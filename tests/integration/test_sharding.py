@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
 
-from srum_ds.common.errors import UserError
-from srum_ds.engine.config import frozen_config, read_ds_config
 from srum_ds.models import load_model
-from srum_ds.models.flow import FlowSampling
-from srum_ds.types import Prompt
 from tests.integration.sharding_worker import MB, answers
 from tests.support.launching import finish, launch
-from tests.support.paths import ROOT
 from tests.support.tiny_models import TINY, write_tiny_bagel
 
 RANKS = 2
@@ -64,19 +57,6 @@ def test_shards_and_masters_hold_the_files_values(ranks: list[dict[str, Any]], p
         assert found["masters"], "masters are the file's, unrounded"
         assert found["trains"]
         assert found["as_loaded_whole"], "two steps end bit for bit as from a model loaded whole"
-
-
-def test_wrong_weights_are_refused_before_anything_is_sharded(tmp_path: Path) -> None:
-    folder = write_tiny_bagel(tmp_path / "model")
-    weights = load_file(folder / "ema.safetensors")
-    weights["extra"] = weights.pop("llm2vae.bias")
-    save_file(weights, folder / "ema.safetensors")
-
-    def materialise(module: nn.Module, stored: Iterable[tuple[str, Tensor]]) -> None:
-        raise AssertionError("called")
-
-    with pytest.raises(UserError, match=r"missing: llm2vae\.bias; unexpected: extra"):
-        load_model(folder, materialise=materialise)
 
 
 # ---- memory
@@ -143,29 +123,4 @@ def test_a_frozen_copy_answers_the_same_however_the_live_model_moves(
         assert found["sharded"] == (stage == "zero3")
 
 
-def test_a_model_that_only_judges_says_that_it_cannot_draw(folder: Path) -> None:
-    model = load_model(folder / "tiny", only_judges=True)
-    assert torch.equal(answers(model), answers(load_model(folder / "tiny")))
-    with pytest.raises(RuntimeError, match="look only"):
-        model.generate([Prompt("a", "a red")], [("a",)], (2, 2), FlowSampling(num_timesteps=2))
-
-
 # ---- configs
-
-
-def test_a_frozen_engines_config_makes_no_optimizer() -> None:
-    ours = read_ds_config(ROOT / "ds_configs/cpu.json")
-    ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-    config = frozen_config(ours, "bf16")
-    assert not {"optimizer", "scheduler"} & config.keys()
-    assert "offload_optimizer" not in config["zero_optimization"]
-    assert config["bf16"]["enabled"]
-    assert "offload_optimizer" in ours["zero_optimization"], "the given config is not changed"
-
-
-@pytest.mark.parametrize("key, value", [("zero_hpz_partition_size", 2), ("zero_quantized_weights", True)])
-def test_second_copies_of_shards_are_refused(tmp_path: Path, key: str, value: Any) -> None:
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 3, key: value}}))
-    with pytest.raises(UserError, match=f"remove zero_optimization.{key}"):
-        read_ds_config(path)

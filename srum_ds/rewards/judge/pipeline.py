@@ -20,7 +20,7 @@ from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.external import Scorer, function_scores, load_function, mix, mix_global
 from srum_ds.rewards.judge.judge import Asking, judge_samples, render
 from srum_ds.rewards.judge.readouts import readout_of
-from srum_ds.rewards.regions.pipeline import RegionPipeline
+from srum_ds.rewards.regions.pipeline import RegionPipeline, surplus_penalty_of
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Judged, Prompt, Regions, Samples, Scores
 
@@ -65,12 +65,12 @@ class JudgePipeline:
     def asking(self) -> Asking:
         """Questions and settings of a step's judging."""
         j = self.cfg.judge
-        penalty = self.regions.surplus_penalty
+        penalty = surplus_penalty_of(self.cfg)
         return Asking(self.whole, self.part, self.readout, j.regional, j.crop_size, j.batch, penalty)
 
     def ready(self) -> JudgePipeline:
         """Itself, with everything loaded that a step needs; UserError for what is not there."""
-        assert self.asking is not None
+        assert self.asking is not None and self.regions is not None
         return self
 
     def question_about(self, prompt: Prompt) -> str:

@@ -20,6 +20,8 @@ from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt, Regions, Samples
 
 PHRASES = "phrases"
+CELLS = "grid"
+"""The built-in kind whose boxes are no objects."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,6 @@ class RegionPipeline:
         proposer = proposer_of(cfg)
         self.book: PhraseBook | None = None
         self.find: RegionFinder | None = None
-        # A box that is no object is never one too many.
-        self.surplus_penalty = cfg.reward.surplus_penalty if proposer.finds_objects else 0.0
         if not isinstance(proposer, NoProposer):
             self.book = phrase_book_of(cfg, run_dir, rank)
             self.find = finder_of(cfg, proposer)
@@ -111,6 +111,16 @@ class RegionPipeline:
 def proposer_of(cfg: Config) -> Proposer:
     """The proposer that ``regions.kind`` names: built in, of a package, or the user's own ``module:name``."""
     return cast(Proposer, REGION_PROPOSERS.get(cfg.regions.kind)(cfg))
+
+
+def surplus_penalty_of(cfg: Config) -> float:
+    """What a region costs that no phrase claims: a box that is no object is never one too many.
+
+    Built-in kinds are known by name, so that regions which are there already are judged without a proposer's weights.
+    """
+    kind = cfg.regions.kind
+    finds_objects = kind != CELLS if kind in REGION_PROPOSERS.builtin else proposer_of(cfg).finds_objects
+    return cfg.reward.surplus_penalty if finds_objects else 0.0
 
 
 def phrase_book_of(cfg: Config, run_dir: Path | None, rank: int) -> PhraseBook:

@@ -19,7 +19,7 @@ from srum_ds.types import Judged, Regions, TrainView
 from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from tests.support.batches import losses_of, map_of, samples_of, scores_of, weighed
 from tests.support.paths import CONFORMANCE, RECIPES
-from tests.unit.rewards.test_reward_map import released_regions
+from tests.support.released import released_regions
 
 NAMED = ("srum", "paper", "sft", "global_only", "local_only")
 
@@ -78,7 +78,9 @@ def test_the_full_size_recipe_has_the_released_numbers_and_loads_without_the_wei
     r = cfg.rollout
     assert r.image_size == (1024, 1024) and r.num_timesteps == 50 and r.timestep_shift == 3.0
     assert (r.text_scale, r.interval, r.renorm, r.renorm_min) == (4.0, (0.4, 1.0), "global", 0.0)
-    assert draw_settings(cfg).sampling.text_scale == 4.0
+    # Without the folder, its design must be said.
+    named = load_config(RECIPES / "bagel_paper.yaml", ["model.kind=bagel"])
+    assert draw_settings(named).sampling.text_scale == 4.0
     assert (r.prompts_per_step, cfg.deepspeed.ranks) == (16, 8)
     j = cfg.judge
     assert (j.readout, j.regional, j.think, j.temperature, j.max_new_tokens) == ("generate", "boxes", True, 0.0, 4096)

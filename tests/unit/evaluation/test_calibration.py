@@ -24,13 +24,13 @@ from srum_ds.evaluation.calibration import (
     agreement,
     auc_error,
     calibrate,
-    figures,
-    level,
+    level_metrics,
     readout_config,
+    readout_metrics,
     reliability,
     spearman,
 )
-from srum_ds.evaluation.labels import Asked, Labelled, read_labels
+from srum_ds.evaluation.labels import Labelled, RegionQuestion, read_labels
 from srum_ds.monitoring.images import to_pil
 from srum_ds.rewards.judge.readouts import Replies
 from srum_ds.types import Prompt, Status
@@ -65,14 +65,14 @@ def test_reliability_by_hand() -> None:
 def test_a_level_leaves_failures_out_and_counts_them() -> None:
     score = [0.9, -0.9, 0.5, math.nan, -0.5]
     good = np.array([True, False, False, True, False])
-    found = level(replies(score), good, good.astype(float), np.arange(5))
+    found = level_metrics(replies(score), good, good.astype(float), np.arange(5))
     assert found["failed"] == pytest.approx(0.2)
     assert found["auc"] == 1.0
     assert found["accuracy"] == pytest.approx(3 / 4)
     # bins 0.95 (good), 0.05 (bad), 0.75 (bad), 0.25 (bad)
     assert found["ece"] == pytest.approx((0.05 + 0.05 + 0.75 + 0.25) / 4, abs=1e-6)
     assert found["failed_replies"] == ["1 x 'said 3'"]
-    nothing = level(replies([math.nan] * 2), good[:2], np.zeros(2), np.arange(2))
+    nothing = level_metrics(replies([math.nan] * 2), good[:2], np.zeros(2), np.arange(2))
     assert nothing["failed"] == 1.0 and all(math.isnan(nothing[name]) for name in ("auc", "accuracy", "ece"))
 
 
@@ -87,15 +87,15 @@ def test_error_of_the_auc_is_over_pictures() -> None:
     assert again == pytest.approx(single, rel=0.05)
 
 
-def labelled(asked: Sequence[Asked], good: Sequence[bool]) -> Labelled:
+def labelled(asked: Sequence[RegionQuestion], good: Sequence[bool]) -> Labelled:
     prompts = tuple(Prompt(f"p{k}", "x") for k in range(len(good)))
     images = tuple(torch.zeros(3, 8, 8) for _ in good)
     return Labelled(prompts, images, np.array(good), np.array(good, dtype=float), tuple(asked), {})
 
 
 def test_agreement_takes_a_regions_best_phrase_and_a_pictures_mean_region() -> None:
-    def ask(picture: int, region: int, own: bool = True) -> Asked:
-        return Asked(picture, region, BOX, "a", True, 1.0, own)
+    def ask(image: int, region: int, own: bool = True) -> RegionQuestion:
+        return RegionQuestion(image, region, BOX, "a", True, 1.0, own)
 
     asked = [ask(0, 0), ask(0, 0), ask(0, 0, own=False), ask(0, 1), ask(1, 2), ask(2, 3)]
     parts = replies([-0.5, 0.4, 1.0, 0.0, -0.6, math.nan])
@@ -103,7 +103,7 @@ def test_agreement_takes_a_regions_best_phrase_and_a_pictures_mean_region() -> N
     found = labelled(asked, [True, False, True, True])
     # picture 0: (0.4 + 0.0) / 2 = 0.2; picture 1: -0.6; picture 2: failed; picture 3: no regions
     assert agreement(opinion, found) == {"n": 2, "spearman": pytest.approx(1.0), "same_sign": 1.0}
-    cost = figures(opinion, found)
+    cost = readout_metrics(opinion, found)
     assert cost["seconds_a_picture"] == 1.0 and cost["seconds_a_crop"] == 0.5
     assert cost["seconds_a_judged_picture"] == 1.5 and cost["cpu_seconds_a_judged_picture"] == 0.75
 
@@ -113,12 +113,15 @@ def test_truths_of_crops_come_from_the_pixels() -> None:
     scene = (SceneObject("solid", "red", "circle", 5), SceneObject("solid", "blue", "square", 10))
     boxes = [[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.75, 0.75], [0.0, 0.0, 0.2, 0.2]]
     truths = crop_truths(random.Random(0), prompt.to_prompt("p"), render_scenes([scene])[0], boxes)
-    assert [[truth for _, truth in of_box] for of_box in truths] == [
+    assert [[said.truth for said in of_box] for of_box in truths] == [
         [True, False, False],
         [False, True, False],
         [False] * 3,
     ]
-    assert [phrase for phrase, _ in truths[0]][:2] == ["a red circle", "a blue square"]
+    assert [said.phrase for said in truths[0]][:2] == ["a red circle", "a blue square"]
+    # The last phrase is one of the prompt's with an attribute changed.
+    assert [said.own for said in truths[0]] == [True, True, False]
+    assert truths[0][2].phrase not in ("a red circle", "a blue square")
 
 
 def write_labels(path: Path, samples: Mapping[str, tuple[Any, Tensor | None]]) -> Path:
@@ -188,7 +191,7 @@ def test_files_that_are_no_labels_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         read_labels(tmp_path / "nowhere.tar", 0.5)
     lonely = write_labels(tmp_path / "lonely.tar", {"one": ({"prompt": "a", "score": 1}, None)})
-    with pytest.raises(UserError, match="one has no picture"):
+    with pytest.raises(UserError, match="one has no image"):
         read_labels(lonely, 0.5)
 
 

@@ -7,8 +7,8 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,17 +18,21 @@ from rich.console import Console
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.seeds import Key, normal
 from srum_ds.config import load_config, save_config
 from srum_ds.evaluation import draw as drawing
-from srum_ds.evaluation.draw import DrawSettings, cache_key, draw, eval_noise
-from srum_ds.evaluation.evaluate import evaluate_run, grid_positions, main
+from srum_ds.evaluation.draw import DrawSettings, cache_key, draw_images, image_key
+from srum_ds.evaluation.evaluate import draw_settings, eval_prompts, eval_questions, evaluate_run, grid_positions, main
 from srum_ds.evaluation.report import Measured, build_result, markdown, result_table, verdict, write_result
 from srum_ds.models.flow import FlowSampling
+from srum_ds.models.protocol import Judge
 from srum_ds.prompts.shards import write_shards
+from srum_ds.rewards.judge.readouts import Replies, Request
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from srum_ds.worlds.shapes.render import render_scenes
 from srum_ds.worlds.shapes.world import ShapePrompt, random_scene
+from tests.support.paths import RECIPE
 
 SHARDS = {"test": 60}
 
@@ -126,30 +130,34 @@ def test_result_on_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "result.json").read_text() == "old"
 
 
+def first_number(key: Key) -> float:
+    """The first of the numbers that a key seeds."""
+    return normal((16, 64), *key)[0, 0].item()
+
+
 class SkilledModel:
-    """Draws what is asked for where its first noise value is below its skill, else nothing."""
+    """Draws what is asked for where a normal number of the image's key is below its skill, else nothing."""
 
     drawn: list[str] = []
-    config = SimpleNamespace(token_channels=64)
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.skill = float((folder / "model.safetensors").read_text())
 
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         return height // 16, width // 16
 
     def generate(
-        self, prompts: Sequence[Prompt], noise_NTC: Tensor, grid: tuple[int, int], sampling: FlowSampling
+        self, prompts: Sequence[Prompt], keys: Sequence[Key], grid: tuple[int, int], sampling: FlowSampling
     ) -> tuple[Tensor, Tensor]:
-        assert noise_NTC.shape == (len(prompts), 16, 64) and grid == (4, 4)
+        assert len(keys) == len(prompts) and grid == (4, 4)
         SkilledModel.drawn.append(self.folder.name)
         images = torch.zeros(len(prompts), 3, 64, 64)
         for i, prompt in enumerate(prompts):
-            if noise_NTC[i, 0, 0] < self.skill:
+            if first_number(keys[i]) < self.skill:
                 scene = random_scene(random.Random(0), ShapePrompt.from_meta(prompt.meta), train=False)
                 images[i] = render_scenes([scene])[0]
-        return noise_NTC, images
+        return torch.zeros(len(prompts), 16, 64), images
 
     def answer_logprobs(
         self,
@@ -174,7 +182,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "model.safetensors").write_text(str(skill))
         (folder / "config.json").write_text("{}")
     (tmp_path / "recipe.yaml").write_text(
-        f"model: {{path: {tmp_path / 'base'}}}\n"
+        f"model: {{path: {tmp_path / 'base'}, kind: bagel}}\n"
         f"data: {{shards: {tmp_path / 'shards'}}}\n"
         f"run: {{dir: {run}}}\n"
         "eval: {prompts: 48, batch: 20}\n"
@@ -188,7 +196,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def expected_share(seed: int, skill: float) -> float:
     prompts = shapes_prompts(SHARDS)["test"][:48]
-    return float(np.mean([eval_noise((16, 64), seed, prompt)[0, 0].item() < skill for prompt in prompts]))
+    return float(np.mean([first_number(("eval", seed, prompt.id, 0)) < skill for prompt in prompts]))
 
 
 def quiet() -> Console:
@@ -202,7 +210,7 @@ def test_evaluation_measures_the_skill_of_both_models(run_dir: Path) -> None:
     assert result["trained"]["overall"] == pytest.approx(expected_share(1234, 0.5))
     assert result["base"]["n"] == 48
     assert {entry["n"] for entry in result["base"]["by_category"].values()} == {8}
-    # Better and never worse on the same noise: the paired error is below the unpaired one.
+    # Better and never worse on the same seed: the paired error is below the unpaired one.
     assert result["difference"]["mean"] > 0.2
     assert result["difference"]["stderr"] < result["base"]["stderr"] + result["trained"]["stderr"]
     assert result["base"]["judge_auc"] == 1.0
@@ -260,7 +268,7 @@ def test_pictures_do_not_depend_on_their_batch(run_dir: Path) -> None:
     results = []
     for batch in (7, 60):
         settings = DrawSettings("bagel", (64, 64), FlowSampling(), seed=3, batch=batch)
-        results.append(draw([folder], prompts, questions, settings)[0])
+        results.append(draw_images([folder], prompts, questions, settings)[0])
     assert torch.equal(results[0].images_NCHW, results[1].images_NCHW)
     assert results[0].images_NCHW.dtype == torch.uint8
 
@@ -294,8 +302,41 @@ def test_what_is_missing_is_said(run_dir: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(UserError, match="export: no model there"):
         evaluate_run(run_dir, processes=1, console=quiet())
     assert main([str(run_dir.parent)]) == 2
-    assert "config.yaml: missing" in capsys.readouterr().err
+    assert "no config.yaml" in capsys.readouterr().err
     assert not (run_dir / "result.json").exists()
+
+
+def test_cache_keys_are_those_of_earlier_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded at 138c5fc: what was drawn and measured before stays valid, and an ablation goes on with it."""
+    monkeypatch.setattr(torch, "__version__", "recorded")
+    for words in ([], ["model.kind=bagel"]):
+        cfg = load_config(RECIPE, ["eval.prompts=2", *words])
+        prompts = eval_prompts(cfg)
+        settings = replace(draw_settings(cfg), device="cpu")
+        assert cache_key("0f", prompts, eval_questions(cfg, prompts), settings) == "a9d7d4f3e9cb8aeef11557c5c712b5c5"
+
+
+def test_an_images_seed_is_the_evaluations_the_prompts_and_the_samples() -> None:
+    # Another order or another part would draw other images than every earlier version.
+    assert image_key(1234, Prompt("shapes-test-00000", "a circle"), 3) == ("eval", 1234, "shapes-test-00000", 3)
+
+
+def test_a_readout_of_ones_own_has_a_cache_key_that_names_its_settings() -> None:
+    class Own:
+        needs_question, think, cure = True, False, ""
+
+        def __init__(self, answers: tuple[str, ...]) -> None:
+            self.answers = answers
+
+        def read(self, judge: Judge, pictures: Sequence[Tensor], requests: Sequence[Request]) -> Replies:
+            raise NotImplementedError
+
+    prompts = shapes_prompts(SHARDS)["test"]
+    keys = [
+        cache_key("0f", prompts, [], DrawSettings("bagel", (64, 64), FlowSampling(), 3, 7, readout=readout))
+        for readout in (Own(("yes", "no")), Own(("yes", "no")), Own(("good", "bad")))
+    ]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_shown_prompts_are_the_first_of_each_category() -> None:

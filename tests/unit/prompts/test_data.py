@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from srum_ds.commands.shards import check, write
+from srum_ds.commands.shards import write_prompt_set
 from srum_ds.common.errors import UserError
 from srum_ds.prompts.reader import PromptReader, permutation
 from srum_ds.prompts.shards import check_shards, load_index, prompt_from_json, prompt_to_json, write_shards
@@ -257,11 +257,11 @@ SHIPPED = PROMPTS
 
 
 def test_shipped_prompts_are_whole_and_what_the_command_writes(tmp_path: Path) -> None:
-    reports = check(SHIPPED)
+    reports = check_shards(SHIPPED)
     assert reports["test"].categories == dict.fromkeys(KINDS, 200)
     assert reports["validation"].categories == dict.fromkeys(KINDS, 100)
     assert reports["train"].categories == dict.fromkeys(KINDS, 666)
-    assert write("shapes", None, tmp_path) == reports
+    assert write_prompt_set("shapes", None, tmp_path) == reports
     for path in SHIPPED.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
@@ -293,13 +293,13 @@ def test_evaluations_take_as_many_of_each_kind_from_any_multiple() -> None:
 
 def test_write_says_what_it_takes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown kind of prompts 'shape'.*did you mean 'shapes'"):
-        write("shape", None, tmp_path)
+        write_prompt_set("shape", None, tmp_path)
     with pytest.raises(UserError, match="give its path"):
-        write("srum", None, tmp_path)
+        write_prompt_set("srum", None, tmp_path)
     with pytest.raises(UserError, match="drawn, not read"):
-        write("shapes", tmp_path, tmp_path)
-    write("shapes", None, tmp_path, sizes={"test": 6})
+        write_prompt_set("shapes", tmp_path, tmp_path)
+    write_prompt_set("shapes", None, tmp_path, sizes={"test": 6})
     # Nothing is written when one of the splits is there already.
     with pytest.raises(UserError, match="already holds test; .*--force"):
-        write("shapes", None, tmp_path, sizes={"train": 6, "test": 12})
-    assert {name: report.prompts for name, report in check(tmp_path).items()} == {"test": 6}
+        write_prompt_set("shapes", None, tmp_path, sizes={"train": 6, "test": 12})
+    assert {name: report.prompts for name, report in check_shards(tmp_path).items()} == {"test": 6}

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.models import BagelAdapter, load_model
+from srum_ds.models import load_model
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.rewards.judge.external import mix_levels
-from srum_ds.rewards.judge.pipeline import Questions
+from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.types import Prompt, Scores, Status
-from tests.support.paths import ROOT
-from tests.unit.rewards.test_asking import shown
+from tests.support.judges import one_scene_twice
+from tests.support.paths import MODEL, RECIPE
 
-MODEL = ROOT / "srum_ds/assets/tiny_bagel"
 THIS = "tests.unit.rewards.test_external_judge"
 
 
@@ -37,12 +37,12 @@ def short(images_NCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def model() -> BagelAdapter:
+def model() -> UnifiedModel:
     return load_model(MODEL)
 
 
-def judged(model: BagelAdapter, *words: str) -> Scores:
-    return Questions(load_config(ROOT / "launch/recipes/tiny.yaml", words)).about(model, *shown())
+def judged(model: UnifiedModel, *words: str) -> Scores:
+    return JudgePipeline(load_config(RECIPE, words)).scores(model, *one_scene_twice())
 
 
 def test_scores_mix_by_weight_and_fail_together() -> None:
@@ -55,7 +55,7 @@ def test_scores_mix_by_weight_and_fail_together() -> None:
     assert mix_levels(own, status[0], other, status[1], 0.0)[0].isnan().tolist() == [False, True, True]
 
 
-def test_a_function_speaks_of_whole_pictures(model: BagelAdapter) -> None:
+def test_a_function_speaks_of_whole_pictures(model: UnifiedModel) -> None:
     own = judged(model)
     both = judged(model, f"judge.external={THIS}:length", "judge.external_weight=0.25")
     expected = 0.75 * own.global_N + 0.25 * torch.tensor([0.5, 1.0])
@@ -67,7 +67,7 @@ def test_a_function_speaks_of_whole_pictures(model: BagelAdapter) -> None:
     assert both.raw[0] == own.raw[0] + " | 0.5"
 
 
-def test_a_function_that_gives_no_number_masks_its_picture(model: BagelAdapter) -> None:
+def test_a_function_that_gives_no_number_masks_its_picture(model: UnifiedModel) -> None:
     both = judged(model, f"judge.external={THIS}:helpless")
     assert both.global_N.isnan().tolist() == [True, False]
     assert [(f.picture, f.region, f.template) for f in both.failures] == [(0, -1, f"{THIS}:helpless")]
@@ -75,7 +75,7 @@ def test_a_function_that_gives_no_number_masks_its_picture(model: BagelAdapter) 
         judged(model, f"judge.external={THIS}:short")
 
 
-def test_a_checkpoint_is_asked_the_same(model: BagelAdapter) -> None:
+def test_a_checkpoint_is_asked_the_same(model: UnifiedModel) -> None:
     own = judged(model)
     both = judged(model, f"judge.external={MODEL}")
     torch.testing.assert_close(both.global_N, own.global_N)
@@ -88,8 +88,8 @@ def test_what_is_no_judge_is_refused_before_anything_runs() -> None:
     for name, message in (
         ("/nowhere", "no checkpoint folder"),
         ("no_such_module:function", "cannot be imported"),
-        (f"{THIS}:nothing", "cannot be imported"),
+        (f"{THIS}:nothing", "has no 'nothing'"),
         (f"{THIS}:THIS", "expected a function"),
     ):
         with pytest.raises(UserError, match=message):
-            Questions(load_config(ROOT / "launch/recipes/tiny.yaml", [f"judge.external={name}"]))
+            JudgePipeline(load_config(RECIPE, [f"judge.external={name}"]))

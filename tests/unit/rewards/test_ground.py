@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
-from srum_ds.rewards.regions.finder import RegionFinder
 
 from srum_ds.common.errors import UserError
 from srum_ds.rewards.regions import select
 from srum_ds.rewards.regions.ground import CONVENTIONS, Ground, parse_boxes, seen_size
+from srum_ds.rewards.regions.pipeline import RegionFinder
 from srum_ds.rewards.templates import Template, load_template
-from srum_ds.types import Prompt
-from tests.unit.rewards.test_judge import ColourJudge, picture, rollout_of
+from tests.support.judges import RIGHT, WritingJudge, picture, samples_showing
 
 SIZE = (100, 200)
 
@@ -106,30 +103,15 @@ def test_nesting_without_end_is_no_crash() -> None:
     assert parse_boxes("[" * 3000, SIZE, "pixels").boxes == ()
 
 
-class Speaker(ColourJudge):
-    """Answers with the replies it was given, in order."""
-
-    def __init__(self, replies: Sequence[str]) -> None:
-        super().__init__()
-        self.replies = list(replies)
-
-    def answer(self, images, questions, max_new_tokens, image_index=None, temperature=0.0, seeds=None):  # type: ignore[no-untyped-def]
-        self.calls.append((len(images), len(questions)))
-        self.questions.extend(questions)
-        return [self.replies.pop(0) for _ in questions]
-
-
-PROMPT = Prompt(id="p", text="a red circle and a blue square", phrases=("a red circle", "a blue square"))
-
-
 def test_the_judge_is_asked_once_a_picture_and_failures_are_counted() -> None:
     shown = picture(("red", 0, 0))
-    rollout = rollout_of((PROMPT,), ((shown, shown, shown, shown, shown),))
-    judge = Speaker(["[[0, 0, 8, 8], [16, 16, 64, 64]]", "no idea", "[]", "[[70, 70, 80, 80]]", "[[0, 0, 32, 32]]"])
+    samples = samples_showing((RIGHT,), ((shown, shown, shown, shown, shown),))
+    replies = ["[[0, 0, 8, 8], [16, 16, 64, 64]]", "no idea", "[]", "[[70, 70, 80, 80]]", "[[0, 0, 32, 32]]"]
+    judge = WritingJudge(lambda question, attempt: replies[attempt])
     ground = Ground(load_template("ground_boxes"), "pixels", max_new_tokens=16, batch=2)
-    regions = RegionFinder(ground, max_count=4)(judge, rollout)
-    assert judge.calls == [(2, 2), (2, 2), (1, 1)]
-    assert "a red circle, a blue square" in judge.questions[0]
+    regions = RegionFinder(ground, max_count=4)(judge, samples)
+    assert judge.sizes == [(2, 2), (2, 2), (1, 1)]
+    assert "a red circle, a blue square" in judge.calls[0][0][0]
     # The larger box first; three pictures without any, of which two are failures.
     assert regions.owner_R.tolist() == [0, 0, 4]
     assert (regions.boxes_R4 * 64).tolist() == [[16, 16, 64, 64], [0, 0, 8, 8], [0, 0, 32, 32]]

@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
-from srum_ds.config.schema import Reward
-from srum_ds.rewards.judge.judge import judge_rollout
+from srum_ds.config.schema import RewardConfig
+from srum_ds.rewards.judge.judge import Asking, judge_samples
 from srum_ds.rewards.judge.readouts import LogprobReadout
+from srum_ds.rewards.painting import Brush
 from srum_ds.rewards.templates import load_template
 from srum_ds.rewards.token_weights import dense_weights
-from srum_ds.types import Prompt, Regions, Samples, Scores
+from srum_ds.types import Regions, Samples, Scores
+from tests.support.judges import RIGHT, ScoringJudge, samples_showing
 from tests.support.paths import ROOT
-from tests.unit.rewards.test_judge import ColourJudge
 
-PROMPT = Prompt("p", "a red circle and a blue square", phrases=("a red circle", "a blue square"))
 CELLS = [(0, 0, 0), (0, 2, 2), (1, 0, 0), (1, 1, 1), (1, 3, 3)]
 """(picture, column, row) of the regions: A's two objects, B's red, green and red circle."""
 LOCAL = {0: (0.9, -0.9), 1: (-0.9, 0.8), 2: (0.9, -0.9), 3: (-0.8, -0.7), 4: (0.85, -0.9)}
 GLOBAL = (0.8, -0.6)
 
 
-class Table(ColourJudge):
-    """Answers with the example's scores: pictures and crops are told apart by their brightness."""
-
-    def answer_logprobs(
-        self,
-        images: Sequence[Tensor],
-        questions: Sequence[str],
-        answers: Sequence[str],
-        image_index: Sequence[int] | None = None,
-    ) -> Tensor:
-        rows = []
-        for picture, question in zip(image_index or range(len(questions)), questions, strict=True):
-            if question.startswith("does the picture"):
-                score = GLOBAL[round(float(images[picture][0, 0, -1]) * 10) - 6]
-            else:
-                score = LOCAL[round(float(images[picture].mean()) * 10)]["blue square" in question]
-            yes = (score + 1) / 2
-            rows.append([math.log(yes), math.log(1 - yes)])
-        return torch.tensor(rows)
+def said(question: str, image: Tensor) -> tuple[float, float]:
+    """The example's scores as probabilities of yes and no: images and crops are told apart by their brightness."""
+    if question.startswith("does the picture"):
+        score = GLOBAL[round(float(image[0, 0, -1]) * 10) - 6]
+    else:
+        score = LOCAL[round(float(image.mean()) * 10)]["blue square" in question]
+    return (1 + score) / 2, (1 - score) / 2
 
 
 def example() -> tuple[Samples, Regions, Scores]:
@@ -51,45 +36,19 @@ def example() -> tuple[Samples, Regions, Scores]:
     images[0, :, 0, -1], images[1, :, 0, -1] = 0.6, 0.7
     for number, (owner, x, y) in enumerate(CELLS):
         images[owner, :, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = number / 10
-    rollout = Samples(
-        prompts=(PROMPT,),
-        group_N=torch.zeros(2, dtype=torch.int64),
-        sample_N=torch.arange(2),
-        images_NCHW=images,
-        tokens=torch.zeros(2, 16, 64),
-        grid=(4, 4),
-    )
+    samples = samples_showing((RIGHT,), (tuple(images),))
     boxes = torch.tensor([[x / 4, y / 4, (x + 1) / 4, (y + 1) / 4] for _, x, y in CELLS])
     regions = Regions(owner_R=torch.tensor([owner for owner, _, _ in CELLS]), boxes_R4=boxes)
-    reward = Reward()
-    scores = judge_rollout(
-        Table(),
-        rollout,
-        regions,
-        load_template("shapes_global"),
-        load_template("shapes_local"),
-        LogprobReadout(),
-        surplus_penalty=reward.surplus_penalty,
-    )
-    return rollout, regions, scores
+    readout = LogprobReadout()
+    penalty = RewardConfig().surplus_penalty
+    asking = Asking(load_template("shapes_global"), load_template("shapes_local"), readout, surplus_penalty=penalty)
+    return samples, regions, judge_samples(ScoringJudge(said), samples, regions, asking)
 
 
 def weights(missing_penalty: float) -> Tensor:
-    rollout, regions, scores = example()
-    reward = Reward()
-    return dense_weights(
-        scores.global_N,
-        scores.local_R,
-        regions.owner_R,
-        regions.boxes_R4,
-        rollout.group_N,
-        rollout.grid,
-        missing_N=scores.missing_N,
-        global_weight=reward.global_weight,
-        local_weight=reward.local_weight,
-        missing_penalty=missing_penalty,
-        combine=reward.combine,
-    )
+    samples, regions, scores = example()
+    reward = RewardConfig(missing_penalty=missing_penalty)
+    return dense_weights(scores, regions, samples.group_N, samples.grid, reward, Brush(reward.combine))
 
 
 def test_who_is_missing_and_who_is_one_too_many() -> None:
@@ -101,7 +60,7 @@ def test_who_is_missing_and_who_is_one_too_many() -> None:
 
 
 def test_what_they_cost_in_the_default_recipe() -> None:
-    map_A, map_B = weights(Reward().missing_penalty)
+    map_A, map_B = weights(RewardConfig().missing_penalty)
     found = [map_A[0, 3], map_A[0, 0], map_A[2, 2], map_B[0, 3], map_B[0, 0], map_B[1, 1], map_B[3, 3]]
     expected = [0.446, 0.826, 0.773, -0.446, -0.066, -0.910, -1.0]
     assert [float(w) for w in found] == pytest.approx(expected, abs=6e-4)

@@ -15,8 +15,8 @@ from srum_ds.rewards.phrases.cache import PhraseBook, spacy_parser
 from srum_ds.rewards.phrases.extract import gather, noun_chunks, parse_phrases, read_phrase, singular, split_prompt
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt
-from tests.support.paths import ROOT
-from tests.unit.rewards.test_judge import ColourJudge
+from tests.support.judges import WritingJudge
+from tests.support.paths import PROMPTS
 
 QUESTION = load_template("phrases")
 
@@ -64,7 +64,7 @@ def test_plain_split_by_hand(text: str, expected: dict[str, int]) -> None:
 def test_plain_split_finds_what_the_shapes_shards_say(split: str) -> None:
     """Their phrases and counts come from the scenes, not from the words."""
     checked = 0
-    for prompt in PromptReader(ROOT / "data_shards/shapes", split):
+    for prompt in PromptReader(PROMPTS, split):
         said: dict[str, int] = {}
         for phrase, count in zip(prompt.phrases, prompt.meta["counts"], strict=True):
             said[phrase] = said.get(phrase, 0) + count
@@ -138,23 +138,15 @@ def test_spacys_noun_chunks() -> None:
     assert (found.phrases, found.counts) == (("a red cup",), (2,))
 
 
-class Lister(ColourJudge):
+def lister(table: dict[str, str]) -> WritingJudge:
     """Answers the phrases question out of a table, and says nonsense about every other prompt."""
-
-    def __init__(self, table: dict[str, str]) -> None:
-        super().__init__()
-        self.table = table
-
-    def answer(self, images, questions, max_new_tokens, image_index=None, temperature=0.0, seeds=None):  # type: ignore[no-untyped-def]
-        assert image_index is not None and len(image_index) == len(questions)
-        assert all(float(image.abs().sum()) == 0 for image in images)
-        self.calls.append((len(images), len(questions)))
-        return [next((reply for text, reply in self.table.items() if text in q), "yes yes") for q in questions]
+    return WritingJudge(lambda q, attempt: next((reply for text, reply in table.items() if text in q), "yes yes"))
 
 
 KNOWN = Prompt("known", "three green circles", phrases=("a green circle",), meta={"counts": [3]})
 CATS = Prompt("cats", PROMPT, meta={"kind": "spatial"})
 VAGUE = Prompt("vague", "a dog and a cup")
+THIRD = Prompt("third", "a box and a cup")
 TABLE = {PROMPT: "2 black cat\n1 wooden box"}
 
 
@@ -163,7 +155,7 @@ def book(mode: str = "auto", folder: Path | None = None, rank: int = 0, template
 
 
 def test_the_shard_then_the_judge_then_a_split() -> None:
-    judge = Lister(TABLE)
+    judge = lister(TABLE)
     known, cats, vague = book().complete(judge, (KNOWN, CATS, VAGUE))
     assert known is KNOWN
     assert cats.phrases == ("a black cat", "a wooden box") and phrase_counts(cats) == (2, 1)
@@ -174,7 +166,7 @@ def test_the_shard_then_the_judge_then_a_split() -> None:
 
 
 def test_modes() -> None:
-    judge = Lister(TABLE)
+    judge = lister(TABLE)
     assert book("ask").complete(judge, (KNOWN,))[0].meta["phrases_from"] in ("split", "spacy")
     asked = len(judge.calls)
     assert book("split").complete(judge, (CATS,))[0].phrases == ("a black cat", "a wooden box")
@@ -187,29 +179,29 @@ def test_modes() -> None:
 
 
 def test_a_prompt_is_asked_about_once() -> None:
-    judge = Lister(TABLE)
+    judge = lister(TABLE)
     one = book()
     first = one.complete(judge, (CATS, VAGUE, CATS))
-    assert judge.calls == [(1, 2)]
+    assert judge.sizes == [(1, 2)]
     assert one.complete(judge, (VAGUE, CATS)) == (first[1], first[0])
-    assert judge.calls == [(1, 2)]
+    assert judge.sizes == [(1, 2)]
 
 
-def test_ranks_make_the_same_calls_whatever_they_know() -> None:
-    calls = []
-    for prompts in ((CATS, VAGUE), (CATS, CATS), (KNOWN, KNOWN)):
-        judge = Lister(TABLE)
+def test_what_is_known_is_not_asked_and_a_call_asks_about_a_batch() -> None:
+    sizes = []
+    for prompts in ((CATS, VAGUE, THIRD), (CATS, CATS), (KNOWN, KNOWN)):
+        judge = lister(TABLE)
         one = PhraseBook("auto", QUESTION, batch=2)
-        one.complete(judge, prompts, agree=lambda own: 3)
-        calls.append(judge.calls)
+        one.complete(judge, prompts)
+        sizes.append(judge.sizes)
         assert set(one.entries) == {p.text for p in prompts if p is not KNOWN}
-    assert calls == [[(1, 2), (1, 1)]] * 3
+    assert sizes == [[(1, 2), (1, 1)], [(1, 1)], []]
 
 
 def test_a_resumed_run_sees_what_the_killed_one_saw(tmp_path: Path) -> None:
-    before = book(folder=tmp_path).complete(Lister(TABLE), (CATS,))
+    before = book(folder=tmp_path).complete(lister(TABLE), (CATS,))
     # The judge would say something else now.
-    changed = Lister({PROMPT: "1 cat"})
+    changed = lister({PROMPT: "1 cat"})
     again = book(folder=tmp_path)
     assert again.complete(changed, (CATS,)) == before
     assert changed.calls == []
@@ -230,7 +222,7 @@ def test_a_resumed_run_sees_what_the_killed_one_saw(tmp_path: Path) -> None:
 
 
 def test_a_book_of_another_question_is_refused(tmp_path: Path) -> None:
-    book(folder=tmp_path).complete(Lister(TABLE), (CATS,))
+    book(folder=tmp_path).complete(lister(TABLE), (CATS,))
     edited = Template(text=QUESTION.text + " Go.", name="phrases", sha256="other")
     with pytest.raises(UserError, match="regions.phrases_template"):
         book(folder=tmp_path, template=edited)
@@ -242,10 +234,8 @@ def test_a_book_of_another_question_is_refused(tmp_path: Path) -> None:
 
 
 def test_blank_pictures_have_the_size_they_are_given() -> None:
-    class Sized(Lister):
-        def answer(self, images, questions, max_new_tokens, image_index=None, temperature=0.0, seeds=None):  # type: ignore[no-untyped-def]
-            assert [tuple(image.shape) for image in images] == [(3, 32, 48)] and max_new_tokens == 7
-            assert torch.equal(images[0], torch.zeros(3, 32, 48))
-            return super().answer(images, questions, max_new_tokens, image_index)
-
-    PhraseBook("ask", QUESTION, 7, (32, 48)).complete(Sized(TABLE), (CATS,))
+    judge = lister(TABLE)
+    PhraseBook("ask", QUESTION, 7, (32, 48)).complete(judge, (CATS,))
+    (images,) = judge.images
+    assert len(images) == 1 and torch.equal(images[0], torch.zeros(3, 32, 48))
+    assert judge.max_new_tokens == [7]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from srum_ds.rewards.judge.scores import likelihood_score, scale_score, yes_no_score
+from srum_ds.rewards.scores import likelihood_score, scale_score, yes_no_score
 from srum_ds.types import Status
 
 

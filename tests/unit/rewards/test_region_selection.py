@@ -7,22 +7,20 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from srum_ds.rewards.regions.finder import Filter, RegionFinder
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.rewards.regions import non_maximum, select
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, first_of_each
 from srum_ds.rewards.regions.components import Components
+from srum_ds.rewards.regions.pipeline import Filter, RegionFinder
 from srum_ds.rewards.regions.relevance import keep_relevant
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt, Regions
-from tests.unit.rewards.test_judge import ColourJudge, picture, rollout_of
+from tests.support.judges import ANSWERS, RIGHT, ColourJudge, picture, samples_showing
 
-TWO = Prompt(id="p0", text="a red circle and a blue square", phrases=("a red circle", "a blue square"))
 ONE = Prompt(id="p1", text="a green circle", phrases=("a green circle",))
 ABOUT_PROMPT = Template(text="is this in {{ prompt }}?", name="about_prompt", sha256="")
-ANSWERS = ("yes", "no")
 
 
 def of(*boxes: Sequence[float], areas: Sequence[float] | None = None) -> Candidates:
@@ -96,7 +94,7 @@ CELLS = ((0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 0), (1, 3, 3))
 def test_the_filter_keeps_what_the_prompt_is_about() -> None:
     regions = regions_at(*CELLS)
     for template in (ABOUT_PROMPT, load_template("shapes_local")):
-        kept = keep_relevant(ColourJudge(), images(), regions, (TWO, ONE), template, ANSWERS)
+        kept = keep_relevant(ColourJudge(), images(), regions, (RIGHT, ONE), template, ANSWERS)
         assert kept.owner_R.tolist() == [0, 0, 1]
         assert torch.equal(kept.boxes_R4, regions.boxes_R4[[0, 2, 3]])
         assert kept.failed == 0
@@ -108,53 +106,50 @@ def test_an_answer_that_cannot_be_used_throws_nothing_away() -> None:
         return "red circle" in question
 
     regions = regions_at(*CELLS)
-    kept = keep_relevant(ColourJudge(spoil), images(), regions, (TWO, ONE), ABOUT_PROMPT, ANSWERS)
+    kept = keep_relevant(ColourJudge(spoil), images(), regions, (RIGHT, ONE), ABOUT_PROMPT, ANSWERS)
     assert kept.owner_R.tolist() == [0, 0, 0, 1]
     assert (kept.asked, kept.failed) == (5, 3)
     # Of two answers about a crop, the one that is known decides.
-    kept = keep_relevant(ColourJudge(spoil), images(), regions, (TWO, ONE), load_template("shapes_local"), ANSWERS)
+    kept = keep_relevant(ColourJudge(spoil), images(), regions, (RIGHT, ONE), load_template("shapes_local"), ANSWERS)
     assert kept.boxes_R4[kept.owner_R == 0].tolist() == [regions.boxes_R4[2].tolist()]
     assert (kept.asked, kept.failed) == (8, 3)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 64])
-def test_ranks_make_the_same_calls_whatever_they_found(batch: int) -> None:
-    calls = []
+@pytest.mark.parametrize(("batch", "calls"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (64, [5])])
+def test_crops_are_asked_about_in_batches_and_the_same_stay(batch: int, calls: list[int]) -> None:
     whole = regions_at(*CELLS)
+    judge = ColourJudge()
+    kept = keep_relevant(judge, images(), whole, (RIGHT, ONE), ABOUT_PROMPT, ANSWERS, batch=batch)
+    assert [pictures for pictures, _ in judge.calls] == calls
+    assert kept.asked == len(whole) == 5
+    assert kept.owner_R.tolist() == [0, 0, 1]
     empty = Regions(owner_R=whole.owner_R[:0], boxes_R4=whole.boxes_R4[:0])
-    for regions in (whole, regions_at(*CELLS[:2]), empty):
-        judge = ColourJudge()
-        kept = keep_relevant(
-            judge, images(), regions, (TWO, ONE), ABOUT_PROMPT, ANSWERS, batch=batch, agree=lambda own: 5
-        )
-        calls.append([pictures for pictures, _ in judge.calls])
-        assert kept.asked == len(regions)
-    assert calls[0] == calls[1] == calls[2]
-    assert sum(calls[0]) == 5
+    assert keep_relevant(judge, images(), empty, (RIGHT, ONE), ABOUT_PROMPT, ANSWERS, batch=batch).asked == 0
+    assert len(judge.calls) == len(calls)
 
 
 def test_a_filter_that_asks_the_same_of_every_crop_is_refused() -> None:
     regions = regions_at(*CELLS)
     nothing = Template(text="is there anything?", name="nothing", sha256="")
     with pytest.raises(UserError, match="nothing mentions neither"):
-        keep_relevant(ColourJudge(), images(), regions, (TWO, ONE), nothing, ANSWERS)
+        keep_relevant(ColourJudge(), images(), regions, (RIGHT, ONE), nothing, ANSWERS)
     bare = Prompt(id="bare", text="a green circle")
     with pytest.raises(UserError, match="'bare' has none"):
-        keep_relevant(ColourJudge(), images(), regions, (TWO, bare), load_template("shapes_local"), ANSWERS)
+        keep_relevant(ColourJudge(), images(), regions, (RIGHT, bare), load_template("shapes_local"), ANSWERS)
 
 
 def test_the_count_is_limited_after_the_filter() -> None:
-    rollout = rollout_of((TWO,), ((picture(("green", 0, 0), ("green", 1, 0), ("red", 2, 2), ("blue", 3, 3)),),))
+    samples = samples_showing((RIGHT,), ((picture(("green", 0, 0), ("green", 1, 0), ("red", 2, 2), ("blue", 3, 3)),),))
     wanted = Filter(ABOUT_PROMPT, ANSWERS, candidates=10)
     judge = ColourJudge()
-    whole = RegionFinder(Components(), max_count=2)(judge, rollout)
+    whole = RegionFinder(Components(), max_count=2)(judge, samples)
     assert whole.boxes_R4[:, 1].tolist() == pytest.approx([2 / 64, 2 / 64])
     assert judge.calls == []
     # Without the filter the two largest (the first two) are green; with it the red and the blue one are left.
-    kept = RegionFinder(Components(), max_count=2, filter=wanted)(judge, rollout)
+    kept = RegionFinder(Components(), max_count=2, filter=wanted)(judge, samples)
     assert (kept.boxes_R4[:, 0] * 64).tolist() == pytest.approx([34.0, 50.0])
-    one = RegionFinder(Components(), max_count=1, filter=wanted)(judge, rollout)
+    one = RegionFinder(Components(), max_count=1, filter=wanted)(judge, samples)
     assert (one.boxes_R4[:, 0] * 64).tolist() == pytest.approx([34.0])
-    few = RegionFinder(Components(), max_count=2, filter=Filter(ABOUT_PROMPT, ANSWERS, candidates=3))(judge, rollout)
+    few = RegionFinder(Components(), max_count=2, filter=Filter(ABOUT_PROMPT, ANSWERS, candidates=3))(judge, samples)
     assert len(few) == 1
     assert len(first_of_each(whole, 5)) == 2

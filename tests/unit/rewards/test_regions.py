@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from srum_ds.common.errors import UserError
-from srum_ds.rewards.regions import crop, crop_pictures, pairwise_iou, propose, suppress
+from srum_ds.config import load_config
+from srum_ds.rewards.regions import crop, crop_pictures, pairwise_iou, select, suppress
+from srum_ds.rewards.regions.components import Grid
+from srum_ds.rewards.regions.pipeline import RegionPipeline
 from srum_ds.types import Regions
+from tests.support.judges import RIGHT, MuteJudge, proposed, samples_showing
+from tests.support.paths import RECIPE
 
 RED = torch.tensor([0.9, 0.1, 0.1])
 BLUE = torch.tensor([0.1, 0.2, 0.9])
@@ -26,7 +31,7 @@ def test_each_object_gets_a_box_with_its_margin() -> None:
     put(images, 0, 18, 34, 12, 12)
     put(images, 1, 2, 2, 12, 12)
     put(images, 1, 40, 20, 10, 12, BLUE)
-    regions = propose(images)
+    regions = proposed(images)
     assert regions.owner_R.tolist() == [0, 1, 1]
     # 12 px objects get boxes of 16 px: about 2 px on each side.
     pixels = regions.boxes_R4 * 64
@@ -40,14 +45,14 @@ def test_each_object_gets_a_box_with_its_margin() -> None:
 def test_boxes_are_clipped_to_the_picture() -> None:
     images = blank()
     put(images, 0, 0, 52, 12, 12)
-    box = propose(images, pad=0.1).boxes_R4[0]
+    box = proposed(images, pad=0.1).boxes_R4[0]
     assert box.tolist() == pytest.approx([0.0, 52 / 64 - 0.1, 12 / 64 + 0.1, 1.0])
 
 
 def test_contrast_is_against_the_background_not_against_black() -> None:
     images = blank(ground=0.9)
     put(images, 0, 20, 20, 12, 12, torch.zeros(3))
-    regions = propose(images, pad=0.0)
+    regions = proposed(images, pad=0.0)
     assert (regions.boxes_R4 * 64).tolist() == [[20.0, 20.0, 32.0, 32.0]]
 
 
@@ -55,7 +60,7 @@ def test_dim_stripes_stay_one_object() -> None:
     images = blank()
     put(images, 0, 20, 20, 12, 12)
     images[0, :, 22:32:4, 20:32] *= 0.35
-    assert len(propose(images)) == 1
+    assert len(proposed(images)) == 1
 
 
 def test_blank_noisy_and_broken_pictures_have_no_regions() -> None:
@@ -63,7 +68,7 @@ def test_blank_noisy_and_broken_pictures_have_no_regions() -> None:
     noisy = 0.05 * torch.rand(3, 64, 64, generator=generator)
     broken = torch.full((3, 64, 64), torch.nan)
     images = torch.stack([torch.zeros(3, 64, 64), torch.ones(3, 64, 64), noisy, broken])
-    regions = propose(images)
+    regions = proposed(images)
     assert len(regions) == 0
     assert regions.boxes_R4.shape == (0, 4)
     assert crop(images, regions) == []
@@ -74,9 +79,9 @@ def test_small_specks_are_dropped_and_the_largest_kept() -> None:
     for k in range(5):
         put(images, 0, 2 + 12 * k, 10, 4 + k, 5)
     put(images, 0, 40, 40, 2, 2)
-    assert len(propose(images, min_area=0.0)) == 6
-    assert len(propose(images)) == 5
-    regions = propose(images, max_count=2, pad=0.0)
+    assert len(proposed(images, min_area=0.0)) == 6
+    assert len(proposed(images)) == 5
+    regions = proposed(images, max_count=2, pad=0.0)
     assert (regions.boxes_R4 * 64).tolist() == [[50.0, 10.0, 58.0, 15.0], [38.0, 10.0, 45.0, 15.0]]
 
 
@@ -84,13 +89,13 @@ def test_order_of_equal_objects_is_top_to_bottom_then_left_to_right() -> None:
     images = blank()
     for x, y in ((40, 40), (4, 40), (24, 4)):
         put(images, 0, x, y, 8, 8)
-    regions = propose(images, pad=0.0)
+    regions = proposed(images, pad=0.0)
     corners = [(int(b[0]), int(b[1])) for b in (regions.boxes_R4 * 64).tolist()]
     assert corners == [(24, 4), (4, 40), (40, 40)]
 
 
 def test_grid_covers_every_picture_row_by_row() -> None:
-    regions = propose(blank(2), "grid", grid_side=2, pad=0.0)
+    regions = select(Grid(2)(blank(2), (), MuteJudge()), max_count=10)
     assert regions.owner_R.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert regions.boxes_R4[:3].tolist() == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1]]
 
@@ -98,23 +103,26 @@ def test_grid_covers_every_picture_row_by_row() -> None:
 def test_none_proposes_nothing() -> None:
     images = blank()
     put(images, 0, 18, 34, 12, 12)
-    assert len(propose(images, "none")) == 0
+    samples = samples_showing((RIGHT,), (tuple(images),))
+    for kind, count in (("none", 0), ("components", 1)):
+        cfg = load_config(RECIPE, [f"regions.kind={kind}", "reward.local_weight=0"])
+        assert len(RegionPipeline(cfg).regions(MuteJudge(), samples)) == count
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("words", "message"),
     [
-        ({"kind": "componets"}, "did you mean 'components'"),
-        ({"max_count": 0}, "max_count"),
-        ({"min_area": 1.5}, "min_area"),
-        ({"pad": -0.1}, "pad"),
-        ({"threshold": 0.0}, "threshold"),
-        ({"kind": "grid", "grid_side": 4}, "raise max_count"),
+        (["regions.kind=componets"], "expected one of components, sam, ground, grid, none"),
+        (["regions.max_count=0"], "regions.max_count"),
+        (["regions.min_area=1.5"], "regions.min_area"),
+        (["regions.pad=-0.1"], "regions.pad"),
+        (["regions.threshold=0.0"], "regions.threshold"),
+        (["regions.kind=grid", "regions.grid_side=4"], "regions.max_count=6: raise"),
     ],
 )
-def test_bad_settings_are_named(settings: dict, message: str) -> None:
+def test_bad_settings_are_named(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        propose(blank(), **settings)
+        load_config(RECIPE, words)
 
 
 def regions_of(owners: list[int], boxes: list[list[float]]) -> Regions:

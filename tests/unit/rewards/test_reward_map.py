@@ -10,19 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum_ds.monitoring import diagnostics
-from srum_ds.rewards.token_weights import (
-    best_and_worst,
-    cell_coverage,
-    dense_weights,
-    group_advantages,
-    group_map,
-    paint,
-    paper_map,
-    signed_map,
-)
-from srum_ds.types import Status
+from srum_ds.common.errors import UserError
+from srum_ds.config import load_config
+from srum_ds.config.schema import RewardConfig
+from srum_ds.rewards.painting import PLAIN_BRUSH, Brush, Combine, Resize, cell_coverage, paint, paper_map
+from srum_ds.rewards.regions import no_regions
+from srum_ds.rewards.token_weights import best_and_worst, brush_of, dense_weights, group_advantages, group_map
+from srum_ds.types import Regions, Scores
+from tests.support.batches import scores_of
 from tests.support.paths import CONFORMANCE as SETS
+from tests.support.paths import RECIPE
+from tests.support.released import released_regions
 
 CONFORMANCE = SETS / "bagel_a"
 
@@ -34,23 +32,6 @@ def released() -> dict[str, Any]:
     case = json.loads((CONFORMANCE / "cases.json").read_text())["cases"]["srum"]
     tensors = load_file(CONFORMANCE / "cases.safetensors")
     return {"case": case, **{k.removeprefix("srum/"): v for k, v in tensors.items() if k.startswith("srum/")}}
-
-
-def released_regions(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Owners, normalised boxes and scores of the entries the release takes for regions."""
-    height, width = case["image_hw"]
-    owners, boxes, scores = [], [], []
-    for owner in (0, 1):
-        for entry in case[f"rewards_{owner}"]:
-            corners = entry.get("bbox", ())
-            if len(corners) != 4 or entry["object"] == "global_layout_reward":
-                continue
-            x0, y0, x1, y1 = (float(c) for c in corners)
-            owners.append(owner)
-            boxes.append([x0 / width, y0 / height, x1 / width, y1 / height])
-            # a missing score is a failed one here, and counts 0 there: both leave the floor
-            scores.append(entry.get("score", math.nan))
-    return torch.tensor(owners), torch.tensor(boxes), torch.tensor(scores)
 
 
 def test_paper_map_equals_the_release(released: dict[str, Any]) -> None:
@@ -127,27 +108,29 @@ def row(owner: list[int], spans: list[tuple[float, float]]) -> tuple[torch.Tenso
         ("smallest", [0.5, 0.5, -0.8, 0.0]),
     ],
 )
-def test_overlapping_boxes(combine: str, expected: list[float]) -> None:
+def test_overlapping_boxes(combine: Combine, expected: list[float]) -> None:
     # the first box covers cells 0 and 1, the second, a little larger, reaches from 1 to 3
     owner, boxes = row([0, 0], [(0.0, 0.5), (0.25, 0.75)])
     boxes[1, 3] = 1.2
     values = torch.tensor([0.5, -0.8])
-    assert paint(owner, boxes, values, 1, (1, 4), combine=combine)[0, 0].tolist() == pytest.approx(expected)
+    assert paint(owner, boxes, values, 1, (1, 4), Brush(combine))[0, 0].tolist() == pytest.approx(expected)
 
 
 def test_of_equals_the_earlier_region_is_on_top() -> None:
     owner, boxes = row([0, 0], [(0.0, 0.5), (0.0, 0.5)])
     values = torch.tensor([0.5, -0.5])
+    combine: Combine
     for combine in ("strongest", "smallest"):
-        assert paint(owner, boxes, values, 1, (1, 2), combine=combine)[0, 0].tolist() == [0.5, 0.0]
-        assert paint(owner, boxes, values.flip(0), 1, (1, 2), combine=combine)[0, 0].tolist() == [-0.5, 0.0]
+        assert paint(owner, boxes, values, 1, (1, 2), Brush(combine))[0, 0].tolist() == [0.5, 0.0]
+        assert paint(owner, boxes, values.flip(0), 1, (1, 2), Brush(combine))[0, 0].tolist() == [-0.5, 0.0]
 
 
 def test_a_partly_covered_token_gets_its_share() -> None:
     owner, boxes = row([1], [(0.125, 0.5)])
     values = torch.tensor([0.8])
+    combine: Combine
     for combine in ("strongest", "max", "mean", "smallest"):
-        maps = paint(owner, boxes, values, 2, (1, 4), combine=combine, background=0.2)
+        maps = paint(owner, boxes, values, 2, (1, 4), Brush(combine, background=0.2))
         assert maps[0, 0].tolist() == pytest.approx([0.2] * 4)
         assert maps[1, 0].tolist() == pytest.approx([0.5, 0.8, 0.2, 0.2])
 
@@ -155,33 +138,39 @@ def test_a_partly_covered_token_gets_its_share() -> None:
 def test_a_finer_canvas_tells_apart_what_lies_side_by_side_in_a_token() -> None:
     owner, boxes = row([0, 0], [(0.0, 0.25), (0.25, 0.5)])
     values = torch.tensor([1.0, -0.5])
-    fine = paint(owner, boxes, values, 1, (1, 2), resolution=(8, 8))
+    fine = paint(owner, boxes, values, 1, (1, 2), Brush(canvas_hw=(8, 8)))
     assert fine[0, 0].tolist() == pytest.approx([0.25, 0.0])
     # the two middle columns of the token, one of each box
-    read_off = paint(owner, boxes, values * 0.6, 1, (1, 2), resolution=(8, 8), resize="bilinear")
+    read_off = paint(owner, boxes, values * 0.6, 1, (1, 2), Brush(canvas_hw=(8, 8), resize="bilinear"))
     assert read_off[0, 0].tolist() == pytest.approx([0.15, 0.0])
 
 
 def test_area_and_bilinear_differ_away_from_a_tokens_centre() -> None:
     owner, boxes = row([0], [(0.0, 0.125)])
-    for resize, expected in (("area", 0.25), ("bilinear", 0.0)):
-        maps = paint(owner, boxes, torch.ones(1), 1, (1, 2), resolution=(8, 8), resize=resize)
+    cases: tuple[tuple[Resize, float], ...] = (("area", 0.25), ("bilinear", 0.0))
+    for resize, expected in cases:
+        maps = paint(owner, boxes, torch.ones(1), 1, (1, 2), Brush(canvas_hw=(8, 8), resize=resize))
         assert maps[0, 0].tolist() == pytest.approx([expected, 0.0])
-    with pytest.raises(ValueError, match="area or bilinear"):
-        paint(owner, boxes, torch.ones(1), 1, (1, 2), resize="nearest")
 
 
 def test_failed_regions_leave_no_trace() -> None:
     owner, boxes = row([0, 0], [(0.0, 0.5), (0.0, 1.0)])
-    maps = signed_map(owner, boxes, torch.tensor([math.nan, -0.5]), 1, (1, 2))
+    maps = paint(owner, boxes, torch.tensor([math.nan, -0.5]), 1, (1, 2))
     assert maps[0, 0].tolist() == [-0.5, -0.5]
-    assert signed_map(owner[:1], boxes[:1], torch.tensor([math.nan]), 1, (1, 2)).eq(0).all()
+    assert paint(owner[:1], boxes[:1], torch.tensor([math.nan]), 1, (1, 2)).eq(0).all()
 
 
-def test_unknown_combination() -> None:
-    owner, boxes = row([0], [(0.0, 0.5)])
-    with pytest.raises(ValueError, match="strongest, max, mean, smallest"):
-        paint(owner, boxes, torch.ones(1), 1, (1, 2), combine="median")
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [
+        ("reward.combine=median", "max, strongest, mean, smallest"),
+        ("reward.resize=nearest", "area, bilinear"),
+        ("reward.global_factor=both", "additive, multiplicative"),
+    ],
+)
+def test_unknown_ways_of_painting(word: str, known: str) -> None:
+    with pytest.raises(UserError, match=f"{word}.*expected one of {known}"):
+        load_config(RECIPE, [word])
 
 
 def test_group_advantages_by_hand() -> None:
@@ -201,124 +190,87 @@ def test_failed_rewards_do_not_shift_the_group() -> None:
     assert with_failure[[0, 2]].tolist() == pytest.approx(without.tolist())
 
 
+def weigh(
+    scores: Scores,
+    regions: Regions,
+    grid: tuple[int, int] = (1, 2),
+    brush: Brush = PLAIN_BRUSH,
+    eps: float = 0.1,
+    **reward: Any,
+) -> torch.Tensor:
+    """Weights of images of one prompt; by itself the local weight is 0.5 and nothing missing costs."""
+    settings = RewardConfig(**({"local_weight": 0.5, "missing_penalty": 0.0} | reward))
+    group = torch.zeros_like(scores.global_N, dtype=torch.int64)
+    return dense_weights(scores, regions, group, grid, settings, brush, eps)
+
+
 def test_dense_weights_by_hand() -> None:
     # two pictures of one prompt; the second has a region on its left half, the first on its right
-    owner, boxes = row([0, 1], [(0.5, 1.0), (0.0, 0.5)])
-    weights = dense_weights(
-        global_N=torch.tensor([0.8, 0.2]),
-        local_R=torch.tensor([-0.5, 0.5]),
-        owner_R=owner,
-        boxes_R4=boxes,
-        group_N=torch.tensor([0, 0]),
-        grid_hw=(1, 2),
-        local_weight=0.5,
-    )
+    weights = weigh(scores_of([0.8, 0.2], [-0.5, 0.5]), Regions(*row([0, 1], [(0.5, 1.0), (0.0, 0.5)])))
     # A = +-0.75, local +-0.5 / (0.5 + 0.1) = +-0.8333
     expected = [[0.375, 0.375 - 0.25 * 0.8333], [-0.375 + 0.25 * 0.8333, -0.375]]
     assert weights[:, 0].tolist() == [pytest.approx(e, abs=1e-4) for e in expected]
 
 
 def test_dense_weights_are_signed_and_bounded() -> None:
-    owner, boxes = row([0, 1, 1], [(0.0, 0.5), (0.0, 0.5), (0.5, 1.0)])
-    weights = dense_weights(
-        global_N=torch.tensor([1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]),
-        local_R=torch.tensor([1.0, -1.0, -1.0]),
-        owner_R=owner,
-        boxes_R4=boxes,
-        group_N=torch.zeros(8, dtype=torch.int64),
-        grid_hw=(1, 2),
-        local_weight=2.0,
-    )
+    regions = Regions(*row([0, 1, 1], [(0.0, 0.5), (0.0, 0.5), (0.5, 1.0)]))
+    weights = weigh(scores_of([1.0] + 7 * [-1.0], [1.0, -1.0, -1.0]), regions, local_weight=2.0)
     assert weights.min() < 0 < weights.max()
     assert weights[0, 0, 0] == 1.0
     assert weights.abs().max() <= 1.0
 
 
 def test_a_failed_global_score_takes_the_picture_out() -> None:
-    owner, boxes = row([0, 1], [(0.0, 0.5), (0.0, 0.5)])
-    settings: dict[str, Any] = {
-        "local_R": torch.tensor([0.9, -0.9]),
-        "owner_R": owner,
-        "boxes_R4": boxes,
-        "group_N": torch.tensor([0, 0]),
-        "grid_hw": (1, 2),
-    }
-    scores = torch.tensor([math.nan, 0.4])
-    weights = dense_weights(scores, **settings)
+    regions = Regions(*row([0, 1], [(0.0, 0.5), (0.0, 0.5)]))
+    scores = scores_of([math.nan, 0.4], [0.9, -0.9])
+    weights = weigh(scores, regions)
     assert weights[0].eq(0).all()
     assert weights[1, 0, 0] < 0
     assert torch.isfinite(weights).all()
     # when only the local scores are used, nobody needs the global one
-    assert dense_weights(scores, global_weight=0.0, **settings)[0, 0, 0] > 0
+    assert weigh(scores, regions, global_weight=0.0)[0, 0, 0] > 0
 
 
 def test_a_missing_object_costs_its_picture() -> None:
-    empty = torch.zeros(0)
-    settings: dict[str, Any] = {
-        "local_R": empty,
-        "owner_R": empty.long(),
-        "boxes_R4": empty.view(0, 4),
-        "group_N": torch.tensor([0, 0]),
-        "grid_hw": (2, 2),
-        "missing_N": torch.tensor([0.0, 0.5]),
-    }
-    scores = torch.tensor([0.5, 0.5])
-    assert dense_weights(scores, **settings).eq(0).all()
-    weights = dense_weights(scores, missing_penalty=0.8, **settings)
+    scores = scores_of([0.5, 0.5], [], missing_N=torch.tensor([0.0, 0.5]))
+    assert weigh(scores, no_regions(), (2, 2)).eq(0).all()
+    weights = weigh(scores, no_regions(), (2, 2), missing_penalty=0.8)
     # rewards 0.5 and 0.1: mean 0.3, spread 0.2, so +-0.2 / 0.3 / 2
     assert weights[0].flatten().tolist() == pytest.approx([1 / 3] * 4)
     assert weights[1].flatten().tolist() == pytest.approx([-1 / 3] * 4)
 
 
-def one_box(**settings: object) -> torch.Tensor:
+def one_box(brush: Brush = PLAIN_BRUSH, **reward: Any) -> list[list[float]]:
     """Weights of two pictures of one prompt on a 1 x 2 grid: good with a good left half, and bad with a bad one."""
-    boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.5, 1.0]])
-    return dense_weights(
-        torch.tensor([0.5, -0.5]),
-        torch.tensor([0.25, -0.25]),
-        torch.tensor([0, 1]),
-        boxes,
-        torch.tensor([0, 0]),
-        (1, 2),
-        eps=0.0,
-        **settings,  # type: ignore[arg-type]
-    )[:, 0]
+    regions = Regions(*row([0, 1], [(0.0, 0.5), (0.0, 0.5)]))
+    return weigh(scores_of([0.5, -0.5], [0.25, -0.25]), regions, brush=brush, eps=0.0, **reward)[:, 0].tolist()
 
 
 def test_background_value_by_hand() -> None:
     # Whole pictures are 1 and -1 spreads from their mean, boxes too; half of the sum, local weight 0.5.
-    assert one_box().tolist() == [pytest.approx([0.75, 0.5]), pytest.approx([-0.75, -0.5])]
-    assert one_box(background=-1.0).tolist() == [pytest.approx([0.75, 0.25]), pytest.approx([-0.75, -0.75])]
+    assert one_box() == [pytest.approx([0.75, 0.5]), pytest.approx([-0.75, -0.5])]
+    assert one_box(Brush(background=-1.0)) == [pytest.approx([0.75, 0.25]), pytest.approx([-0.75, -0.75])]
 
 
 def test_multiplicative_global_factor_by_hand() -> None:
     # The box's +-1 times 0.5, times (0.5 + 1) / 2 or (-0.5 + 1) / 2, halved.
-    found = one_box(global_factor="multiplicative").tolist()
+    found = one_box(global_factor="multiplicative")
     assert found == [pytest.approx([0.1875, 0.0]), pytest.approx([-0.0625, 0.0])]
-    with pytest.raises(ValueError, match="global_factor"):
-        one_box(global_factor="both")
 
 
 def test_resize_reaches_the_weights() -> None:
     # A box over the left 5/8 covers a quarter of the right token, but not the pixels around its centre.
-    def local(**settings: object) -> float:
-        return float(
-            dense_weights(
-                torch.zeros(2),
-                torch.tensor([1.0, -1.0]),
-                torch.tensor([0, 1]),
-                torch.tensor([[0.0, 0.0, 0.625, 1.0], [0.0, 0.0, 0.5, 1.0]]),
-                torch.tensor([0, 0]),
-                (1, 2),
-                global_weight=0.0,
-                local_weight=1.0,
-                eps=0.0,
-                **settings,  # type: ignore[arg-type]
-            )[0, 0, 1]
-        )
+    regions = Regions(*row([0, 1], [(0.0, 0.625), (0.0, 0.5)]))
 
-    assert local() == pytest.approx(0.25 / 2)
-    assert local(resolution=(8, 8), resize="bilinear") == pytest.approx(0.0)
+    def local(brush: Brush) -> float:
+        scores = scores_of([0.0, 0.0], [1.0, -1.0])
+        return float(weigh(scores, regions, brush=brush, eps=0.0, global_weight=0.0, local_weight=1.0)[0, 0, 1])
+
+    assert local(PLAIN_BRUSH) == pytest.approx(0.25 / 2)
+    assert local(Brush(canvas_hw=(8, 8), resize="bilinear")) == pytest.approx(0.0)
+    # A recipe paints on the token grid, or as released on the pixels.
+    assert brush_of(RewardConfig(), (64, 48)) == PLAIN_BRUSH
+    assert brush_of(RewardConfig(resize="bilinear"), (64, 48)) == Brush(canvas_hw=(64, 48), resize="bilinear")
 
 
 def test_best_and_worst_by_hand() -> None:
@@ -336,26 +288,3 @@ def test_group_map_compares_each_token_with_its_group() -> None:
     dense = group_map(maps, group, valid_N=torch.tensor([True, True, False, True]))
     assert dense[:, 0, 0].tolist() == pytest.approx([0.375, -0.375, 0.0, 0.0])
     assert dense[:, 0, 1].tolist() == pytest.approx([0.0] * 4)
-
-
-def test_share_of_prompts_without_spread() -> None:
-    rewards = torch.tensor([0.5, 0.5, 0.1, 0.9, 0.3, math.nan, 0.2, math.nan])
-    group = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    assert diagnostics.reward_std_zero_share(rewards, group) == 0.75
-    assert diagnostics.reward_std_zero_share(rewards[:4], group[:4], tolerance=0.5) == 1.0
-    assert diagnostics.reward_std_zero_share(torch.zeros(0), torch.zeros(0, dtype=torch.int64)) == 0.0
-
-
-def test_status_counts_add_up_over_ranks() -> None:
-    first = diagnostics.status_counts(torch.tensor([Status.PARSED, Status.FAILED, Status.PARSED]))
-    second = diagnostics.status_counts(torch.tensor([Status.CLAMPED]))
-    assert (first + second).tolist() == [2, 1, 1]
-
-
-def test_diversity_falls_to_zero_when_samples_become_alike() -> None:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(4, 16, 64, generator=generator)
-    group = torch.tensor([0, 0, 1, 1])
-    assert diagnostics.group_diversity(latents, group) == pytest.approx(math.sqrt(2), rel=0.05)
-    assert diagnostics.group_diversity(latents[[0, 0, 2, 2]], group) == 0.0
-    assert math.isnan(diagnostics.group_diversity(latents[:1], group[:1]))

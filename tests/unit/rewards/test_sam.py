@@ -14,10 +14,10 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.rewards.regions.pipeline import Looker
+from srum_ds.rewards.regions.pipeline import RegionPipeline
 from srum_ds.rewards.regions.sam import SegmentAnything, grid_points, load_segment_anything, mask_boxes, stability
-from srum_ds.types import Prompt, Samples
-from tests.support.paths import ROOT
+from tests.support.judges import RIGHT, MuteJudge, samples_showing
+from tests.support.paths import RECIPE
 
 DECODER = {
     "hidden_size": 16,
@@ -196,30 +196,22 @@ def test_the_small_steps_by_hand() -> None:
 
 def test_a_checkpoint_folder_from_the_recipe(sam: Any, tmp_path: Path) -> None:
     sam.save_pretrained(tmp_path)
-    recipe = ROOT / "launch/recipes/tiny.yaml"
-    cfg = load_config(recipe, ["regions.kind=sam", f"regions.sam_model={tmp_path}", "regions.sam_points=4"])
-    look = Looker(cfg)
-    assert look.find is not None and isinstance(look.find.proposer, SegmentAnything)
+    cfg = load_config(RECIPE, ["regions.kind=sam", f"regions.sam_model={tmp_path}", "regions.sam_points=4"])
+    pipeline = RegionPipeline(cfg)
+    assert pipeline.find is not None and isinstance(pipeline.find.proposer, SegmentAnything)
     # The released thresholds are for the released weights.
-    look.find.proposer.min_quality, look.find.proposer.min_stability = 0.1, 0.3
-    rollout = Samples(
-        prompts=(Prompt("p", "a red circle"),),
-        group_N=torch.zeros(2, dtype=torch.int64),
-        sample_N=torch.arange(2),
-        images_NCHW=torch.stack([image(64, 64), image(64, 64).flip(2)]),
-        tokens=torch.zeros(2, 16, 4),
-        grid=(4, 4),
-    )
-    regions = look.regions(None, rollout)  # type: ignore[arg-type]
+    pipeline.find.proposer.min_quality, pipeline.find.proposer.min_stability = 0.1, 0.3
+    samples = samples_showing((RIGHT,), ((image(64, 64), image(64, 64).flip(2)),))
+    regions = pipeline.regions(MuteJudge(), samples)
     assert set(regions.owner_R.tolist()) == {0, 1}
     assert bool((regions.boxes_R4[:, 2:] > regions.boxes_R4[:, :2]).all())
     assert (regions.asked, regions.failed) == (0, 0)
 
 
 def test_missing_weights_and_other_models_are_said_at_the_start(tmp_path: Path) -> None:
-    cfg = load_config(ROOT / "launch/recipes/tiny.yaml", ["regions.kind=sam", "regions.sam_model=nobody/sam-vit-none"])
+    cfg = load_config(RECIPE, ["regions.kind=sam", "regions.sam_model=nobody/sam-vit-none"])
     with pytest.raises(UserError, match=r"regions.sam_model=nobody/sam-vit-none.*hf download facebook/sam-vit-huge"):
-        Looker(cfg)
+        RegionPipeline(cfg)
     (tmp_path / "clip").mkdir()
     CLIPConfig().save_pretrained(tmp_path / "clip")
     with pytest.raises(UserError, match="holds a 'clip' model"):

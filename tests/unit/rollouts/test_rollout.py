@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from srum_ds.common import seeds
+from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key, SampleKeys
 from srum_ds.config import load_config
+from srum_ds.models.bagel import FAMILY
 from srum_ds.models.flow import FlowSampling, noised_views, timesteps
 from srum_ds.models.protocol import ViewSettings
-from srum_ds.rollouts.collect import roll_out, training_views
+from srum_ds.rollouts import collect
+from srum_ds.rollouts.collect import roll_out, sampling_of, training_views
 from srum_ds.types import Prompt, Samples, TrainView
-from tests.support.paths import RECIPES
+from tests.support.paths import RECIPE, RECIPES
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
 
@@ -104,3 +108,21 @@ def test_timesteps_by_hand() -> None:
     # sigmoid of the normal quantile: of 0.5 it is sigmoid(0); of 0.8413 (one sigma) sigmoid(1)
     one_sigma = torch.tensor([0.5, 0.8413447])
     assert timesteps(one_sigma, "logit_normal", 1.0).tolist() == pytest.approx([0.5, 0.7310586], abs=1e-5)
+
+
+def test_a_design_refuses_only_the_samplers_settings_that_somebody_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Temperature:
+        temperature: float = 1.0
+
+    family = replace(FAMILY, kind="other", sampling_type=Temperature)
+    monkeypatch.setattr(collect, "family_of", lambda path, kind: family)
+    sections: tuple[Literal["rollout"], Literal["eval"]] = ("rollout", "eval")
+    for section in sections:
+        assert sampling_of(load_config(RECIPE), section) == Temperature(1.0)
+        with pytest.raises(UserError, match="text_scale: the sampler of other has no such setting"):
+            sampling_of(load_config(RECIPE, ["rollout.text_scale=3"]), section)
+    with pytest.raises(UserError, match="eval.num_timesteps"):
+        sampling_of(load_config(RECIPE, ["eval.num_timesteps=5"]), "eval")
+    assert sampling_of(load_config(RECIPE, ["eval.num_timesteps=5"])) == Temperature(1.0)
+    assert sampling_of(load_config(RECIPE, ["eval.sampler.temperature=0.5"]), "eval") == Temperature(0.5)

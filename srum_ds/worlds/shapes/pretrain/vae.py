@@ -102,7 +102,8 @@ class LatentCodec:
         latents = latents_from_tokens(tokens.float()) / self.scale + self.shift
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             images = self.vae.decode(_channels_last(latents)).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        pixels_NCHW: Tensor = (images.float() / 2 + 0.5).clamp(0, 1)
+        return pixels_NCHW
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""Phrases and regions of a recipe on the embedded model, and a run on prompts that say nothing of their objects."""
+"""Phrases and regions of a recipe on the embedded model: every way of looking gives a map."""
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +12,17 @@ from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
 from srum_ds.models import load_model
-from srum_ds.prompts.importers import read_compbench
-from srum_ds.prompts.shards import write_shards
-from srum_ds.rewards.judge.host import JudgeHost
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.phrases.cache import spacy_parser
 from srum_ds.rewards.regions.pipeline import RegionPipeline
 from srum_ds.rewards.token_weights import token_weights
-from srum_ds.rollouts.collect import Collector, sampling_of
 from srum_ds.types import Prompt, Status
-from tests.support.launching import finish, launch
 from tests.support.paths import MODEL, RECIPE
-from tests.support.runs import metrics, short_run
+from tests.support.runs import collector_of
 
 SHORT = ["rollout.num_timesteps=4", "rollout.images_per_prompt=2", "rollout.micro_batch_prompts=2"]
+
+
 BARE = (Prompt("one", "a red circle and a blue square"), Prompt("two", "three green circles"))
 
 
@@ -51,7 +46,7 @@ def model() -> Any:
 )
 def test_every_way_of_looking_gives_a_map(model: Any, words: list[str]) -> None:
     cfg = load_config(RECIPE, [*SHORT, *words])
-    collector = Collector(cfg, model, JudgeHost(model), JudgePipeline(cfg), sampling_of(cfg))
+    collector = collector_of(cfg, model)
     with ExitStack() as gathered:
         (judged,) = collector.collect(BARE, 0, Clock(), gathered)
     regions, scores = judged.regions, judged.scores
@@ -93,28 +88,3 @@ def test_templates_that_are_not_there_are_said_at_the_start() -> None:
         words = [f"regions.{key}=no/such.jinja", f"regions.kind={kind}", "regions.filter=true"]
         with pytest.raises(UserError, match="no/such.jinja"):
             RegionPipeline(load_config(RECIPE, words))
-
-
-def test_a_run_on_a_public_prompt_set_asks_splits_and_remembers(tmp_path: Path) -> None:
-    """Prompts of T2I-CompBench's form, in the tiny model's alphabet if not in its world; two steps."""
-    source = tmp_path / "source"
-    source.mkdir()
-    texts = ["a red bird and a brown giraffe", "three horses and four bottles", "a dog next to a key", "a blue bowl"]
-    (source / "color_train.txt").write_text("\n".join(texts) + "\n")
-    (source / "color_val.txt").write_text(texts[0] + "\n")
-    shards = tmp_path / "shards"
-    for split, prompts in read_compbench(source).items():
-        write_shards(shards, split, prompts)
-    run_dir = tmp_path / "run"
-    words = ["train.steps=2", "regions.phrases_tokens=4", "log.tensorboard=true", "log.image_every=1"]
-    finish(launch(1, short_run(shards, run_dir, "train.save_every=4", *words)))
-    lines = metrics(run_dir)
-    assert [line["step"] for line in lines] == [0, 1]
-    assert all(line["regions"] > 0 for line in lines)
-    assert all(line["region_answers"] == line["region_failures"] == 0 for line in lines)
-    assert all(line["phrases_split"] == 4 for line in lines)
-    entries = json.loads((run_dir / "phrases/rank-00000.json").read_text())["entries"]
-    assert set(entries) == set(texts)
-    assert all(entry["reply"] is not None for entry in entries.values())
-    if entries[texts[1]]["source"] == "split":
-        assert (entries[texts[1]]["phrases"], entries[texts[1]]["counts"]) == (["a horse", "a bottle"], [3, 4])

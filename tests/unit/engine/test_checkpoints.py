@@ -1,0 +1,171 @@
+"""Checkpoints: the newest that is whole is loaded, whatever was cut off, damaged or foreign."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from srum_ds.common.errors import UserError
+from srum_ds.engine import checkpoint_files as checkpoint
+from srum_ds.engine.plain import PlainEngine
+from tests.support.toy import Toy, plain, same, train, train_step, weights
+
+
+def saved(folder: Path, steps: int = 2) -> PlainEngine:
+    """An engine with ``steps`` checkpoints behind it, one a step."""
+    engine = plain()
+    for step in range(1, steps + 1):
+        train_step(engine, step)
+        engine.save(folder, step, {"at": step})
+    return engine
+
+
+def loaded(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    return plain().load(folder)
+
+
+def test_load_finds_nothing(tmp_path: Path) -> None:
+    assert loaded(tmp_path / "absent") is None
+    assert loaded(tmp_path) is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path, steps=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000003", "step_000004"]
+    assert json.loads((tmp_path / "step_000004" / "state.json").read_text())["optimizer_steps"] == 4
+
+
+def test_load_goes_back_to_an_asked_step_or_the_oldest_that_is_left(tmp_path: Path) -> None:
+    engine = plain()
+    for step in (1, 2, 3):
+        train(engine, range(step - 1, step))
+        engine.save(tmp_path, step, {"at": step}, keep=2)
+    for newest, expected in ((None, 3), (9, 3), (2, 2), (1, 2), (0, 2)):
+        fresh = plain()
+        assert fresh.load(tmp_path, newest=newest) == (expected, {"at": expected})
+        assert fresh.steps == expected
+
+
+class Killed(BaseException):
+    """A kill -9: nothing catches it, nothing is cleaned up."""
+
+
+def test_killed_at_any_moment_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies before every single thing a save does to the disk; what is loaded is whole, old or new."""
+    calls = 0
+    deadly = 0
+
+    def dying(function: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == deadly:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    engine = saved(tmp_path, steps=2)
+    train_step(engine, 3)
+    new = weights(engine)
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", dying(checkpoint.save_file))
+        patch.setattr(checkpoint.os, "fsync", dying(os.fsync))
+        patch.setattr(checkpoint.os, "rename", dying(os.rename))
+        patch.setattr(checkpoint.shutil, "rmtree", dying(shutil.rmtree))
+        patch.setattr(Path, "write_text", dying(Path.write_text))
+        patch.setattr(Path, "mkdir", dying(Path.mkdir))
+        for deadly in range(1, 100):
+            here = tmp_path.with_name(f"{tmp_path.name}_{deadly}")
+            calls = -(10**9)
+            shutil.copytree(tmp_path, here)
+            calls = 0
+            try:
+                engine.save(here, 3, {"at": 3})
+            except Killed:
+                pass
+            else:
+                break
+            finally:
+                calls = -(10**9)
+            again = plain()
+            step, extra = again.load(here) or (0, {})
+            assert extra == {"at": step}
+            assert step == 2 or (step == 3 and same(weights(again), new))
+            assert not [path for path in here.iterdir() if path.name.endswith(".partial")]
+            found.append(step)
+    assert found == sorted(found) and set(found) == {2, 3}, found
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        contents = bytearray(path.read_bytes())
+        contents[-3] ^= 0x40
+        path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "state.json"])
+def test_damaged_checkpoint_falls_back(tmp_path: Path, how: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path)
+    damage(tmp_path / "step_000002" / name, how)
+    engine = plain()
+    assert engine.load(tmp_path) == (1, {"at": 1})
+    assert "step_000002 IS DAMAGED" in caplog.text and name in caplog.text
+    expected = plain()
+    train_step(expected, 1)
+    assert same(weights(engine), weights(expected))
+    # The run goes on past the damaged one, which is kept aside.
+    train_step(engine, 2)
+    engine.save(tmp_path, 2, {"at": 2})
+    assert loaded(tmp_path) == (2, {"at": 2})
+    assert (tmp_path / "step_000002.corrupt").is_dir()
+
+
+def test_all_damaged_is_an_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for step in (1, 2):
+        damage(tmp_path / f"step_{step:06d}" / "rank_00000.safetensors", "truncated")
+    with pytest.raises(UserError, match="no usable checkpoint in .*all of them are damaged"):
+        loaded(tmp_path)
+
+
+def test_checkpoint_of_another_model_is_an_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(UserError, match=r"belongs to another model: .* parameters differ, e.g. blocks"):
+        plain(Toy(width=5)).load(tmp_path)
+    with pytest.raises(UserError, match="has no ema weights"):
+        engine = plain()
+        engine.add_weights("ema")
+        engine.load(tmp_path)
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = saved(tmp_path)
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(UserError, match=f"no room for a checkpoint in {tmp_path}: it needs [0-9,]+ bytes"):
+            engine.save(tmp_path, 3, {"at": 3})
+    with monkeypatch.context() as patch:
+
+        def full(contents: Any, path: Path, metadata: Any) -> None:
+            path.write_bytes(b"half of it")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            engine.save(tmp_path, 3, {"at": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000002"]
+    assert loaded(tmp_path) == (2, {"at": 2})
