@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup train eval test lint bench pretrain clean help
+.PHONY: setup train eval test test-fast loss-compare lint bench pretrain clean help
 
 setup: $(STAMP)  ## make .venv, install, build DeepSpeed's CPU op (PYTHON=python3.12 picks another Python)
 
@@ -47,6 +47,12 @@ eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="ev
 test: setup  ## run the tests (ARGS="-k config ...")
 	$(BIN)/python -m pytest $(ARGS)
 
+test-fast: setup  ## the tests that start no process, in a minute (ARGS="-k config ...")
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+loss-compare: setup  ## this tree against another commit, bit for bit (REV=138c5fc ARGS=--quick)
+	$(BIN)/python -m tests.numerics.loss_compare $(or $(REV),$(error loss-compare needs a commit: make loss-compare REV=138c5fc)) $(ARGS)
+
 lint: setup  ## ruff (rules and format), mypy, and the floors of the house (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,5 +71,5 @@ clean:  ## remove .venv, builds and caches; runs/ stays
 	find srum_ds tests launch benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## show this
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
-	    | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done

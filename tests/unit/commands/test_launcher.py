@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,6 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_python_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launcher, "has_cuda", lambda: False)
-    monkeypatch.setattr(launcher.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UserError, match="python3-dev"):
         launcher.build_communication_op()
