@@ -74,7 +74,7 @@ class Labelled:
 def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
     """Images that the model draws of ``eval.prompts`` prompts of ``eval.split``, checked by ``eval.benchmark``.
 
-    good: exactly what was asked for; grade: the benchmark's partial credit. Each region is asked about the phrases whose
+    good: exactly what was asked for; grade: the benchmark's partial credit. Each region is asked about phrases whose
     truth the benchmark knows: for the shapes world each of its prompt's, and one with an attribute changed.
 
     Raises UserError for prompts that ``eval.benchmark`` cannot score.
