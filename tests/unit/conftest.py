@@ -1,4 +1,4 @@
-"""Keeps the unit tests what they are: none starts a process, but for git, which says where a run was made."""
+"""Keeps the unit tests what they are: none starts a process, but for git and uname, which say where a run was made."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails a test that starts one; it belongs to tests/integration."""
     start = subprocess.Popen.__init__
 
-    def refuse_all_but_git(self: Any, args: Any, *others: Any, **options: Any) -> None:
-        assert args[0] == "git", f"a unit test starts {args}"
+    def refuse_all_but_facts(self: Any, args: Any, *others: Any, **options: Any) -> None:
+        assert args[0] in ("git", "uname"), f"a unit test starts {args}"
         start(self, args, *others, **options)
 
     def refuse(self: Any) -> None:
         raise AssertionError("a unit test starts a process")
 
-    monkeypatch.setattr(subprocess.Popen, "__init__", refuse_all_but_git)
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse_all_but_facts)
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
