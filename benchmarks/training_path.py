@@ -74,7 +74,7 @@ def bench() -> tuple[BagelAdapter, Batch]:
 def batch(model: BagelAdapter, prompts: list[Prompt], grid: tuple[int, int]) -> Batch:
     """Random images of the prompts and their training views."""
     shape = (grid[0] * grid[1], model.token_spec.size)
-    tokens = torch.stack([seeds.noise(shape, "training path", n) for n in range(len(prompts))])
+    tokens = torch.stack([seeds.normal(shape, "training path", n) for n in range(len(prompts))])
     number = torch.arange(len(prompts))
     samples = Samples(tuple(prompts), number, number, torch.zeros(len(prompts), 3, 1, 1), tokens, grid)
     keys = SampleKeys(0, 0, tuple((prompt.id, n) for n, prompt in enumerate(prompts)))
