@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from srum_ds.common.errors import UserError
-from srum_ds.worlds.shapes import world
 from srum_ds.worlds.shapes.pretrain.pool import build_pool, load_pool, understanding_images
 from srum_ds.worlds.shapes.pretrain.vae import build_vae
 from srum_ds.worlds.shapes.render import render_arrays
+from srum_ds.worlds.shapes.vocabulary import KINDS
+from srum_ds.worlds.shapes.world import enumerate_prompts, split_of
 
 
 def test_a_pool_is_read_back_as_it_was_made(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_pool_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     pool = load_pool(tmp_path)
     assert (len(pool), pool.round_trips) == (40, 10)
     assert pool.latents_NTC.shape == (40, 16, 64) and pool.latents_NTC.dtype == torch.float16
-    trained = {prompt.text() for prompt in all_prompts() if world.split_of(prompt) == "train"}
+    trained = {prompt.text() for kind in KINDS for prompt in enumerate_prompts(kind) if split_of(prompt) == "train"}
     assert {pool.strings[index] for index in pool.caption_N} <= trained
     questions_4 = [[pool.strings[index] for index in row] for row in pool.crop_question_N4]
     assert all(text.startswith("is this a ") for row in questions_4 for text in row)
