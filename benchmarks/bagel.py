@@ -7,8 +7,8 @@ fp32. Three ratios, each a median over repeats in which both sides run one after
 
 * generation: 8 prompts, 10 time points, guidance, against bare ``torch.mm`` of the linear layers' shapes,
   counted once a branch (attention's own products are not counted);
-* training: forward and backward over 8 packed samples, against ``torch.mm`` forward and both backward
-  products;
+* training: forward and backward over 8 images under their prompts, as the loop trains, against ``torch.mm`` forward
+  and both backward products;
 * judging: one-token readout of 8 images (``--judge-patches`` a side) against a 32-token answer about them.
 """
 
@@ -31,10 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from srum_ds.common.environment import environment
 from srum_ds.models.bagel.adapter import load_bagel
-from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig, VisionConfig
-from srum_ds.models.bagel.packing import Latents, Text, pack
+from srum_ds.models.bagel.config import BagelConfig, ImageTransform, LanguageConfig, VisionConfig
 from srum_ds.models.flow import FlowSampling
-from srum_ds.types import Prompt
+from srum_ds.types import Prompt, TrainView
 from tests.support.tiny_models import TINY, random_picture, write_tiny_bagel
 
 HIDDEN, MLP, LAYERS, KV = 256, 1024, 8, 128
@@ -92,18 +91,10 @@ def compare(first: Callable[[], object], second: Callable[[], object], repeats: 
     }
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--judge-patches", type=int, default=4, help="patches along each side of a judged image")
-    parser.add_argument("--profile", action="store_true", help="only say where one training pass spends its time")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    side = args.judge_patches * 14
-    config = replace(
+def bench_config(judge_patches: int) -> BagelConfig:
+    """The model that is measured; ``judge_patches``: patches along each side of a judged image."""
+    side = judge_patches * 14
+    return replace(
         TINY,
         llm=LanguageConfig(
             hidden_size=HIDDEN,
@@ -117,10 +108,24 @@ def main() -> None:
             hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, image_size=side
         ),
         max_latent_size=SIDE,
-        vit_max_num_patch_per_side=args.judge_patches,
+        vit_max_num_patch_per_side=judge_patches,
         vae_transform=ImageTransform(max_image_size=256, min_image_size=16, image_stride=16),
         vit_transform=ImageTransform(max_image_size=side, min_image_size=14, image_stride=14),
     )
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--judge-patches", type=int, default=4, help="patches along each side of a judged image")
+    parser.add_argument("--profile", action="store_true", help="only say where one training pass spends its time")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = bench_config(args.judge_patches)
+    side = args.judge_patches * 14
     with tempfile.TemporaryDirectory() as folder:
         model = load_bagel(write_tiny_bagel(Path(folder), config))
     module, channels = model.module, config.token_channels
@@ -129,31 +134,34 @@ def main() -> None:
     sampling = FlowSampling(num_timesteps=POINTS, text_scale=3.0)
     noise = torch.randn(IMAGES, TOKENS, channels)
     # Byte-level: fourteen characters, bos and eos.
-    ids = model.prompt_ids([Prompt(str(n), f"prompt {n:07d}") for n in range(IMAGES)])
+    prompts = [Prompt(str(n), f"prompt {n:07d}") for n in range(IMAGES)]
+    ids = model.generator.prompt_ids(prompts)
     assert {len(i) for i in ids} == {TEXT}
 
     @torch.no_grad()
     def generate() -> None:
-        seen = model.branches(ids)
-        model.sample(noise, (SIDE, SIDE), sampling, seen.full, seen.no_text, seen.no_image)
+        model.generator.sample(noise, (SIDE, SIDE), sampling, model.generator.contexts(ids))
 
     passes = 2 * (POINTS - 1)
     if not args.profile:
         products = Products(shapes(IMAGES * TOKENS, channels) * passes, backward=False)
         report["generation"] = compare(generate, products, args.repeats)
 
-    text = tuple(range(TEXT - 2))
-    samples = [[Text(text), Latents(torch.randn(TOKENS, channels), (SIDE, SIDE))] for _ in range(IMAGES)]
-    packed = pack(samples, config, module.special)
-    target = torch.randn(IMAGES * TOKENS, channels)
-    time_G = torch.rand(IMAGES).repeat_interleave(TOKENS)
+    inputs = {
+        "x_NMTC": torch.randn(IMAGES, 1, TOKENS, channels),
+        "time_NM": torch.rand(IMAGES, 1),
+        "dropped_NM": torch.zeros(IMAGES, 1, dtype=torch.bool),
+    }
+    target = torch.randn(IMAGES, 1, TOKENS, channels)
+    view = TrainView(inputs, target, torch.ones(IMAGES, 1, TOKENS, dtype=torch.bool))
     trainable = set(model.trainable("generation"))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trainable)
 
     def train() -> None:
         module.zero_grad()
-        module("train", packed, target, time_G)["squared_error_KM"].mean().backward()
+        velocity = model.predict(module, prompts, view, (SIDE, SIDE))
+        (velocity - target).square().mean().backward()
 
     if args.profile:
         train()

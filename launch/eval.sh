@@ -20,7 +20,7 @@ def run() -> int:
     # Python puts this file's folder first on the path; the package lies one above.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if os.environ.get("RANK", "0") != "0":
-        # The evaluation spreads its pictures over processes of its own: one rank does it all.
+        # The evaluation spreads its images over processes of its own: one rank does it all.
         return 0
     from srum_ds.evaluation.evaluate import main
 

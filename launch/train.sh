@@ -8,7 +8,7 @@
 #
 # Under launch/slurm/train.sbatch the shell form is one task of srun, and so one rank.
 #
-# NUM_RANKS     ranks on this node (default: one a GPU; without a GPU what deepspeed.ranks says, 2)
+# NUM_RANKS     ranks on this node (default: one per GPU; without a GPU what deepspeed.ranks says, 2)
 # LAUNCHER_ARGS further flags of the DeepSpeed launcher, such as "--hostfile hosts --master_addr node1"
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

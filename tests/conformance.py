@@ -26,7 +26,7 @@ from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.bagel.configuration import ImageTransform
+from srum_ds.models.bagel.config import ImageTransform
 from tests.numerics.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of
 
 TOLERANCE = 1e-4
@@ -97,7 +97,7 @@ def load_set_model(data: ConformanceSet) -> BagelAdapter:
         for part, name in (("vae", "vae_transform"), ("vit", "vit_transform"))
         if f"{part}_image_transform" in given
     }
-    model.config = dataclasses.replace(model.config, **transforms)
+    model.reader.config = dataclasses.replace(model.reader.config, **transforms)
     return model
 
 
@@ -148,7 +148,7 @@ def check_tokenizer(model: BagelAdapter, data: ConformanceSet) -> list[str]:
     """What the tokenizer turns into other ids than the set says, in words."""
     problems = []
     for text, ids in data.settings.get("tokenizer", {}).get("pairs", []):
-        found = model.tokenizer.encode(text)
+        found = model.reader.tokenizer.encode(text)
         if found != ids:
             problems.append(f"{text!r} becomes {found}, expected {ids}")
     special = model.module.special

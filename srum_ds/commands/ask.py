@@ -128,9 +128,9 @@ def write_answers(
 
 def _open(folder: Path, images: Sequence[Path], placement: Placement) -> tuple[list[Tensor], Judge]:
     """The images' pixels, and the model."""
-    from srum_ds.common.image_files import read_picture
+    from srum_ds.common.image_files import read_image
     from srum_ds.models import load_model
 
-    pixels = [read_picture(path) for path in images]
+    pixels = [read_image(path) for path in images]
     device, dtype = resolve_placement(placement)
     return pixels, load_model(folder, dtype=dtype, device=device)

@@ -189,14 +189,14 @@ def draw_images(
 
     Raises UserError when a file is there already (unless ``force``) and on a bad model, image, option or size.
     """
-    from srum_ds.common.image_files import read_picture
+    from srum_ds.common.image_files import read_image
     from srum_ds.models import family_of, load_model
     from srum_ds.types import Prompt
 
     sampling = sampling_settings(family_of(request.model), options, further, request.editing)
     request.check()
     paths = output_paths(request.out, request.prompts, request.edits, request.seed, request.count, request.force)
-    pixels = {path: read_picture(path) for path in request.edits if path is not None}
+    pixels = {path: read_image(path) for path in request.edits if path is not None}
     device, dtype = resolve_placement(placement)
     model = load_model(request.model, dtype=dtype, device=device)
     model.check_prompts([Prompt(id=text[:40], text=text) for text in request.prompts])

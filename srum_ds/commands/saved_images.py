@@ -62,7 +62,7 @@ def _name(text: str, edit: Path | None) -> str:
 
 def save(image: SavedImage, pixels_CHW: Tensor, about: Mapping[str, Any]) -> None:
     """Writes an image in [0, 1] with its prompt, number, plan and ``about`` as text chunks; a None is left out."""
-    from srum_ds.common.image_files import write_picture
+    from srum_ds.common.image_files import write_image
 
     said = {"prompt": image.prompt, "number": image.number, "plan": image.plan, **about}
-    write_picture(image.path, pixels_CHW, {name: value for name, value in said.items() if value is not None})
+    write_image(image.path, pixels_CHW, {name: value for name, value in said.items() if value is not None})

@@ -1,28 +1,27 @@
-"""Trains a random tiny BAGEL on packed samples under DeepSpeed, for tests/integration/test_packed_ranks.py.
+"""Trains a random tiny BAGEL along the loop's path under DeepSpeed, for tests/integration/test_packed_ranks.py.
 
     PYTHONPATH=. deepspeed --num_gpus N tests/integration/packed_worker.py FOLDER
 
-Each of two slices of the batch is a micro-batch of its own kind, so that two ranks see different experts at work:
-the first has no pictures to look at, the second has texts and pictures only. Rank 0 writes FOLDER/world<N>.json.
+Each of two slices of the batch is a micro-batch of its own kind: prompts of other lengths, images of another size, and
+all views of the second are trained without their prompts. Rank 0 writes FOLDER/world<N>.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.bagel.packing import Latents, Part, Picture, Text
+from srum_ds.types import Prompt, TrainView
 from tests.support.paths import ROOT
-from tests.support.tiny_models import random_picture
 
 STEPS = 3
-COUNT = 20.0
+COUNT = 28.0
 
 
 def settings() -> dict[str, Any]:
@@ -38,35 +37,45 @@ def settings() -> dict[str, Any]:
     }
 
 
-def slices(model: BagelAdapter) -> list[list[Sequence[Part]]]:
+@dataclass(frozen=True)
+class MicroBatch:
+    """Prompts, one per image, and two views of each image."""
+
+    prompts: list[Prompt]
+    view: TrainView
+    grid: tuple[int, int]
+
+
+def slices() -> list[MicroBatch]:
+    """Two micro-batches: 2 images of 6 tokens and 1 image of 2 tokens, with two views each."""
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(rows: int, columns: int, noised: bool = True) -> Latents:
-        return Latents(torch.randn(rows * columns, 16, generator=generator), (rows, columns), noised)
+    def micro_batch(texts: tuple[str, ...], grid: tuple[int, int], dropped: list[list[bool]]) -> MicroBatch:
+        shape = (len(texts), 2, grid[0] * grid[1])
+        inputs = {
+            "x_NMTC": torch.randn(*shape, 16, generator=generator),
+            "time_NM": torch.rand(shape[:2], generator=generator),
+            "dropped_NM": torch.tensor(dropped),
+        }
+        target = torch.randn(*shape, 16, generator=generator)
+        view = TrainView(inputs, target, torch.ones(shape, dtype=torch.bool))
+        return MicroBatch([Prompt(text, text) for text in texts], view, grid)
 
-    def words(text: str, loss: bool = False) -> Text:
-        return Text(tuple(model.tokenizer.encode(text)), loss)
-
-    draw: list[Sequence[Part]] = [
-        [words("a red cat"), drawn(2, 3)],
-        [drawn(2, 2, noised=False), words("bluer"), drawn(2, 2)],
+    return [
+        micro_batch(("a red cat", "bluer"), (2, 3), [[False, True], [False, False]]),
+        micro_batch(("no",), (1, 2), [[True, True]]),
     ]
-    shown = Picture(*model.patches(random_picture(30, 50, 3)))
-    return [draw, [[shown, words("what is it?"), words("no", loss=True)]]]
 
 
 def train(engine: Any, model: BagelAdapter) -> list[tuple[float, float]]:
     """(loss, gradient norm) of some steps; two ranks take one slice each, one rank both."""
-    parts = slices(model)
-    mine = parts[engine.rank :: engine.world_size]
+    mine = slices()[engine.rank :: engine.world_size]
     seen = []
     for _ in range(STEPS):
         total = torch.zeros(())
-        for samples in mine:
-            packed = model.pack(samples, always_look=True)
-            noise = torch.sin(1000 * packed["latents_GC"])
-            out = engine("train", packed, noise, packed["latents_GC"][:, 0].sigmoid())
-            loss = out["squared_error_KM"].sum() + out["cross_entropy_L"].sum()
+        for batch in mine:
+            velocity = model.predict(engine, batch.prompts, batch.view, batch.grid)
+            loss = (velocity - batch.view.target).square().mean(dim=-1).sum()
             engine.backward(loss, COUNT, len(mine))
             total += loss.detach() / COUNT
         engine.all_reduce(total)

@@ -69,7 +69,7 @@ def environment(tree: Path, **extra: str) -> dict[str, str]:
     return clean | {"PATH": path, "SEEN": str(tree.parent / "seen")} | extra
 
 
-def seen(tree: Path, rank: int) -> dict[str, Any]:
+def seen(tree: Path, rank: int) -> Any:
     return json.loads((tree.parent / "seen" / f"rank{rank}.json").read_text())
 
 

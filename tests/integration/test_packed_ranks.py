@@ -1,4 +1,4 @@
-"""Packed training under ZeRO-3: two ranks whose samples need different experts, against one plain process."""
+"""Training a BAGEL under ZeRO-3: two ranks whose micro-batches are of different kinds, against one plain process."""
 
 from __future__ import annotations
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from srum_ds.config.schema import ObjectiveConfig
 from srum_ds.models.bagel.adapter import BagelAdapter
-from srum_ds.models.bagel.drawing import Step
+from srum_ds.models.bagel.generator import SamplerStep
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.layout import Layout
-from srum_ds.models.bagel.packing import Latents, Packed, Part, Picture, Text, packed_layout
 from srum_ds.models.bagel.sampling import shift_timesteps, time_points
 from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
@@ -28,6 +27,7 @@ from srum_ds.models.matching import FlowMatching
 from srum_ds.objectives import Terms, get_objective
 from srum_ds.objectives.apply import compute_losses
 from srum_ds.rewards.painting import paper_map
+from tests.support.bagel_packing import Latents, Packed, Part, Picture, Text, losses, pack, packed_layout
 
 Outputs = dict[str, Tensor]
 
@@ -92,10 +92,10 @@ def as_uint8(image_CHW: Tensor) -> Tensor:
 def run_vae(model: BagelAdapter, case: Case) -> Outputs:
     image = case.input("image")
     return {
-        "moments": model.autoencoder.moments(image),
-        "latent_mean": model.autoencoder.encode(image),
-        "latent_sample": model.autoencoder.encode(image, case.input("eps")),
-        "decoded": model.autoencoder.decode(case.input("z")),
+        "moments": model.reader.autoencoder.moments(image),
+        "latent_mean": model.reader.autoencoder.encode(image),
+        "latent_sample": model.reader.autoencoder.encode(image, case.input("eps")),
+        "decoded": model.reader.autoencoder.decode(case.input("z")),
     }
 
 
@@ -112,10 +112,15 @@ def run_position_ids(model: BagelAdapter, case: Case) -> Outputs:
 # ---- understanding
 
 
+def _read_ids(model: BagelAdapter, ids: Sequence[int], past: Cache) -> Cache:
+    """The context of one text, given as ids without bos and eos, after ``past``."""
+    return model.module.read_text([model.reader.tokenizer.wrap(list(ids))], past)
+
+
 def _decode(model: BagelAdapter, case: Case, context: Cache) -> tuple[Outputs, Tensor]:
     steps = max((case.wanted[name][0] for name in ("tokens", "logits") if name in case.wanted), default=1)
-    first, cache = model.start_answer(context)
-    tokens, logits = model.decode_tokens(first, cache, steps, keep_logits=True)
+    first, cache = model.answerer.decoder.start(context)
+    tokens, logits = model.answerer.decoder.decode(first, cache, steps, keep_logits=True)
     assert logits is not None
     return {"tokens": tokens[0], "logits": logits[0]}, first[0]
 
@@ -123,16 +128,18 @@ def _decode(model: BagelAdapter, case: Case, context: Cache) -> tuple[Outputs, T
 @torch.no_grad()
 def run_und(model: BagelAdapter, case: Case) -> Outputs:
     image = picture(case.input("image_uint8"))
-    patches, grid = model.patches(image)
-    features, connected = model.look([(patches, grid)])
-    context = model.read_texts([case.settings["question_ids"]], model.read_images([image]))
+    patches, grid = model.reader.patches([image])[0]
+    seen = model.reader.vision_inputs([(patches, grid)])
+    assert seen.patches_VD is not None and seen.patch_place_V is not None
+    features = model.module.vit_model.vision_model(seen.patches_VD, seen.patch_place_V, list(seen.patch_counts))
+    context = _read_ids(model, case.settings["question_ids"], model.reader.read_images([image]))
     outputs, first = _decode(model, case, context)
     outputs |= {
         "next_token_logits": first,
         "vit_patches": patches,
-        "vit_position_ids": model.pack([[Picture(patches, grid)]])["patch_place_V"],
+        "vit_position_ids": seen.patch_place_V,
         "vit_features": features,
-        "connector_out": connected,
+        "connector_out": model.module.connector(features),
         "last_layer_keys": context.keys_L[-1][0].transpose(0, 1),
         "last_layer_values": context.values_L[-1][0].transpose(0, 1),
     }
@@ -142,17 +149,17 @@ def run_und(model: BagelAdapter, case: Case) -> Outputs:
 @torch.no_grad()
 def run_edit_text(model: BagelAdapter, case: Case) -> Outputs:
     image = picture(case.inputs[case.settings["input_image"]])
-    resized = model.resized(image)
+    resized = model.reader.resized(image)
     # As released, the resized picture goes through the autoencoder's transform once more.
-    encoded = model.resized(resized)
-    tokens = model.encode(encoded[None])
+    encoded = model.reader.resized(resized)
+    tokens = model.reader.encode(encoded[None])
     grid = model.grid(encoded.shape[1], encoded.shape[2])
-    context = model.read_texts([case.settings["prompt_ids"]], model.read_pictures([image]))
+    context = _read_ids(model, case.settings["prompt_ids"], model.reader.read_edits([image]))
     outputs, _ = _decode(model, case, context)
     outputs |= {
         "resized_uint8": as_uint8(resized),
-        "vae_latent": unpatchify_latent(tokens, grid, model.config.latent_patch_size),
-        "vit_patches": model.patches(resized)[0],
+        "vae_latent": unpatchify_latent(tokens, grid, model.reader.config.latent_patch_size),
+        "vit_patches": model.reader.patches([resized])[0][0],
     }
     return outputs
 
@@ -187,8 +194,8 @@ def _drawn(
         "timesteps": time_points(sampling)[:-1],
         "v": _stack(v, flat),
         "final_latents": flat,
-        "latent_grid": unpatchify_latent(x, grid, model.config.latent_patch_size),
-        "image": model.decode_unclamped(x, grid),
+        "latent_grid": unpatchify_latent(x, grid, model.reader.config.latent_patch_size),
+        "image": model.generator.decode_unclamped(x, grid),
     }
 
 
@@ -198,12 +205,10 @@ def run_t2i(model: BagelAdapter, case: Case) -> Outputs:
     prompts = case.settings["prompt_ids"]
     grid = model.grid(*case.settings["image_hw"])
     noise = case.input("init_noise")
-    ids = [model.tokenizer.wrap(prompt) for prompt in prompts]
-    seen = model.branches(ids)
-    trace: list[Step] = []
-    x, v = model.sample(
-        noise.view(len(prompts), grid[0] * grid[1], -1), grid, sampling, seen.full, seen.no_text, trace=trace
-    )
+    ids = [model.reader.tokenizer.wrap(prompt) for prompt in prompts]
+    seen = model.generator.contexts(ids)
+    trace: list[SamplerStep] = []
+    x, v = model.generator.sample(noise.view(len(prompts), grid[0] * grid[1], -1), grid, sampling, seen, trace)
     outputs = _drawn(model, sampling, grid, x, v)
     outputs["v_cond"] = _stack([step.conditional_BTC for step in trace], noise)
     outputs["v_uncond"] = _stack([step.no_text_BTC for step in trace], noise)
@@ -216,9 +221,9 @@ def run_edit_image(model: BagelAdapter, case: Case) -> Outputs:
     image = picture(case.inputs[case.settings["input_image"]])
     grid = model.grid(*model.default_size(image))
     noise = case.input("init_noise")
-    seen = model.branches([model.tokenizer.wrap(case.settings["prompt_ids"])], [image])
-    trace: list[Step] = []
-    x, v = model.sample(noise[None], grid, sampling, seen.full, seen.no_text, seen.no_image, trace)
+    seen = model.generator.contexts([model.reader.tokenizer.wrap(case.settings["prompt_ids"])], [image])
+    trace: list[SamplerStep] = []
+    x, v = model.generator.sample(noise[None], grid, sampling, seen, trace)
     outputs = _drawn(model, sampling, grid, x, v)
     outputs["v_cond"] = _stack([step.conditional_BTC for step in trace], noise)
     outputs["v_cfg_text"] = _stack([step.no_text_BTC for step in trace], noise)
@@ -227,11 +232,13 @@ def run_edit_image(model: BagelAdapter, case: Case) -> Outputs:
         # Released: this branch is computed, and not used, where only the image scale is above 1.
         low, high = torch.tensor(sampling.interval).tolist()
         without_image = [
-            model.velocity(step.x_BTC, step.time, grid, seen.no_image) if low < step.time <= high else None
+            model.module.velocity(step.x_BTC, torch.tensor([step.time]), grid, seen.no_image)
+            if low < step.time <= high
+            else None
             for step in trace
         ]
     outputs["v_cfg_img"] = _stack(without_image, noise)
-    outputs["image_uint8"] = as_uint8(model.decode(x, grid)[0])
+    outputs["image_uint8"] = as_uint8(model.generator.decode(x, grid)[0])
     return outputs
 
 
@@ -248,7 +255,7 @@ def _vision_parts(model: BagelAdapter, case: Case) -> list[Picture]:
         return []
     pictures = []
     for key in sorted(key for key in case.inputs if re.fullmatch(r"und_\d+/image_uint8", key)):
-        pictures.append(Picture(*model.patches(picture(case.inputs[key]))))
+        pictures.append(Picture(*model.reader.patches([picture(case.inputs[key])])[0]))
     if "edit" in case.name:
         pictures = pictures[1:] + pictures[:1]
     chosen: list[Picture] = []
@@ -264,7 +271,7 @@ def _vision_parts(model: BagelAdapter, case: Case) -> list[Picture]:
 
 def _samples(model: BagelAdapter, case: Case) -> list[list[Part]]:
     pictures = iter(_vision_parts(model, case))
-    patch = model.config.latent_patch_size
+    patch = model.reader.config.latent_patch_size
     latent_number = 0
     samples: list[list[Part]] = []
     for plan, texts in zip(case.settings["plan"], case.settings["prompt_ids"], strict=True):
@@ -293,7 +300,7 @@ def _latents(latent_CHW: Tensor, patch: int, noised: bool) -> Latents:
 def _times(model: BagelAdapter, case: Case, packed: Packed) -> Tensor:
     if not len(packed["latents_GC"]):
         return torch.zeros(0)
-    shift = case.settings.get("model_timestep_shift", model.config.timestep_shift)
+    shift = case.settings.get("model_timestep_shift", model.reader.config.timestep_shift)
     return shift_timesteps(torch.sigmoid(case.input("timestep_logits")), shift)
 
 
@@ -331,7 +338,7 @@ class _Training:
 
 
 def run_train(model: BagelAdapter, case: Case) -> Outputs:
-    packed = model.pack(_samples(model, case))
+    packed = pack(_samples(model, case), model)
     normed = list(case.settings.get("grad_norm_names", []))
     single = [name.removeprefix("grad.") for name in case.wanted if name.startswith("grad.")]
     names = list(dict.fromkeys([*normed, *single]))
@@ -339,8 +346,8 @@ def run_train(model: BagelAdapter, case: Case) -> Outputs:
         # A batch that only looks has no latent tokens, and no noise.
         clean_GC = packed["latents_GC"]
         noise_GC = case.input("noise") if len(clean_GC) else torch.zeros_like(clean_GC)
-        out = model.losses(packed, noise_GC, _times(model, case, packed))
-        error_M = out["squared_error_KM"][0]
+        out = losses(model.module, packed, noise_GC, _times(model, case, packed))
+        error_M = out["squared_error_M"]
         mse = error_M.mean() if len(error_M) else error_M.sum()
         ce_L = out["cross_entropy_L"]
         ce = ce_L.mean() if len(ce_L) else ce_L.sum()
@@ -385,14 +392,14 @@ def released_regions(records: Sequence[Mapping[str, Any]]) -> tuple[list[list[in
 def run_srum(model: BagelAdapter, case: Case) -> Outputs:
     settings = case.settings
     height, width = settings["image_hw"]
-    patch = model.config.latent_patch_size
+    patch = model.reader.config.latent_patch_size
     bad, good = case.input("bad_latents"), case.input("good_latents")
     noise = case.input("noise")
     samples: list[list[Part]] = [
         [Text(tuple(ids)), _latents(latent, patch, True)]
         for ids, latent in zip(settings["prompt_ids"], bad, strict=True)
     ]
-    packed = model.pack(samples)
+    packed = pack(samples, model)
     good_MC = torch.cat([_latents(latent, patch, True).tokens_TC for latent in good])
     target_bad, target_gt = noise - packed["latents_GC"], noise - good_MC
 
@@ -424,7 +431,7 @@ def run_srum(model: BagelAdapter, case: Case) -> Outputs:
     }
     bias = "llm2vae.bias"
     with _Training(model, [bias]):
-        out = model.losses(packed, noise, _times(model, case, packed))
+        out = losses(model.module, packed, noise, _times(model, case, packed))
         v = out["velocity_MC"][None]
         outputs["velocity"] = v[0]
         weighted = get_objective("weighted")

@@ -55,7 +55,7 @@ def own_set(folder: Path) -> Path:
             "vae_image_transform": config["vae_transform"],
             "vit_image_transform": config["vit_transform"],
         },
-        "tokenizer": {"pairs": [["red", load_bagel(folder / "checkpoint").tokenizer.encode("red")]]},
+        "tokenizer": {"pairs": [["red", load_bagel(folder / "checkpoint").reader.tokenizer.encode("red")]]},
         "position_ids": {"0": {"img_h": 48, "img_w": 32, "patch_size": 16, "max_num_patches_per_side": 4}},
         "t2i_pair": {
             "prompt_ids": [[1, 2, 3], [4]],
@@ -122,7 +122,7 @@ def own_set(folder: Path) -> Path:
         "srum/timestep_logits": torch.tensor([0.1, 0.1, -0.6, -0.6]),
     }
     assert torch.equal(picture(tensors["und_0/image_uint8"]), image)
-    patches = len(load_bagel(folder / "checkpoint").patches(image)[0])
+    patches = len(load_bagel(folder / "checkpoint").reader.patches([image])[0][0])
     tensors["train_und/vit_token_seqlens"] = torch.tensor([patches])
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "tensors": {}}))
     save_file(tensors, folder / "cases.safetensors")

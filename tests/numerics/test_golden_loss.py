@@ -13,7 +13,7 @@ import torch
 
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models.bagel.adapter import load_bagel
-from srum_ds.models.bagel.packing import Latents, Part, Text, pack
+from tests.support.bagel_packing import Latents, Part, Text, pack, train_packed
 from tests.support.paths import GOLDEN as FOLDER
 from tests.support.tiny_models import TINY, write_tiny_bagel
 
@@ -30,6 +30,7 @@ def losses(folder: Path, precision: str) -> list[float]:
     """Mean squared velocity error of each of 50 steps, on packed samples of four sizes."""
     model = load_bagel(write_tiny_bagel(folder / "model"))
     module = model.module
+    train_packed(module)
     engine = PlainEngine.create(
         module,
         set(model.trainable("generation")),
@@ -48,14 +49,14 @@ def losses(folder: Path, precision: str) -> list[float]:
         [Text((5 + n, 6, 7)[: 1 + n % 3]), Latents(torch.randn(h * w, channels, generator=g), (h, w))]
         for n, (h, w) in enumerate(GRIDS)
     ]
-    packed = pack(samples, TINY, module.special)
+    packed = pack(samples, model)
     counts = torch.tensor([h * w for h, w in GRIDS])
     tokens = int(counts.sum())
     values = []
     for _ in range(STEPS):
         noise = torch.randn(tokens, channels, generator=g)
         time_G = torch.rand(len(GRIDS), generator=g).repeat_interleave(counts)
-        error = engine("train", packed, noise, time_G)["squared_error_KM"]
+        error = engine(packed, noise, time_G)["squared_error_M"]
         engine.backward(error.sum(), float(tokens), 1)
         engine.step()
         values.append(float(error.detach().sum()) / tokens)

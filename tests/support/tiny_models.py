@@ -12,15 +12,16 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
-from srum_ds.models.bagel.configuration import (
+from srum_ds.models.bagel.config import (
     AutoencoderConfig,
     BagelConfig,
     ImageTransform,
     LanguageConfig,
+    SpecialTokens,
     VisionConfig,
 )
 from srum_ds.models.bagel.latents import Autoencoder, sincos_table
-from srum_ds.models.bagel.model import Bagel, SpecialTokens
+from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.weights import save_autoencoder
 
 MERGES = (("Ġ", "a"), ("Ġ", "r"), ("Ġr", "e"), ("Ġre", "d"), ("y", "e"), ("ye", "s"), ("n", "o"))

@@ -1,4 +1,8 @@
-"""BAGEL behind the protocols of ``models/protocol.py``."""
+"""BAGEL behind the protocols of models/protocol.py, and how a checkpoint folder becomes one.
+
+``BagelAdapter`` holds a ``Reader`` that the two halves share: the answerer, which judges, and the generator, which
+draws. ``models.load_model`` calls ``load_bagel`` through the family in ``__init__``.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +13,139 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srum_ds.models.bagel.adapted import export_adapted, lora_targets
-from srum_ds.models.bagel.configuration import read_config
-from srum_ds.models.bagel.drawing import BagelPainter
+from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.models.bagel.answerer import BagelAnswerer
+from srum_ds.models.bagel.config import read_config
+from srum_ds.models.bagel.drop_generation import drop_generation
+from srum_ds.models.bagel.generator import BagelGenerator
 from srum_ds.models.bagel.latents import Autoencoder
-from srum_ds.models.bagel.looking import drop_generation
+from srum_ds.models.bagel.lora_export import export_adapted
 from srum_ds.models.bagel.model import Bagel
-from srum_ds.models.bagel.modes import trains_in
-from srum_ds.models.bagel.packing import Packed, Part, pack
-from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.modes import lora_targets, trains_in
+from srum_ds.models.bagel.reader import Reader
+from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.models.bagel.transformer import MoTLayer
-from srum_ds.models.bagel.weights import (
-    check_weights,
-    export_folder,
-    fill,
-    load_autoencoder,
-    stored_weights,
-)
+from srum_ds.models.bagel.weights import check_weights, export_folder, fill, load_autoencoder, stored_weights
+from srum_ds.models.flow import FlowSampling
 from srum_ds.models.lora import Binding, inject, switched_off
-from srum_ds.models.protocol import Materialise
+from srum_ds.models.matching import FlowMatching
+from srum_ds.models.protocol import Forward, Materialise, ViewSettings
+from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
 
-class BagelAdapter(BagelPainter):
-    """A BAGEL checkpoint folder, loaded: draws, looks, trains, saves."""
+class BagelAdapter:
+    """A loaded BAGEL checkpoint folder: a ``UnifiedModel``. What its methods take and give, the protocol says."""
 
-    lora: Binding | None = None
-    """What the LoRA adapter is bound to, where there is one."""
+    def __init__(self, folder: Path, reader: Reader) -> None:
+        self.folder = Path(folder)
+        self.reader = reader
+        self.answerer = BagelAnswerer(reader)
+        self.generator = BagelGenerator(reader)
+        self.lora: Binding | None = None
 
-    # ---- what trains, what judges
+    @property
+    def module(self) -> Bagel:
+        """Everything that may train; the autoencoder does not."""
+        return self.reader.module
 
-    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Binding:
-        """Puts a LoRA adapter on the modules that ``targets`` name, for mode ``lora``.
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes."""
+        return self.module.device
 
-        targets: see ``match_targets``; none means the projections of the generation experts. The
-        adapter changes nothing until it is trained. UserError for a target that names no module.
-        """
-        if self.lora is not None:
-            raise ValueError("this model has an adapter already")
-        self.lora = inject(self.module, lora_targets(self.module, targets), rank, alpha, seed)
-        return self.lora
+    # ---- judges
+
+    def answer_logprobs(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        image_index: Sequence[int] | None = None,
+    ) -> Tensor:
+        """See ``BagelAnswerer.answer_logprobs``."""
+        return self.answerer.answer_logprobs(images, questions, answers, image_index)
+
+    def answer(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[str],
+        max_new_tokens: int,
+        image_index: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
+        """See ``BagelAnswerer.answer``."""
+        return self.answerer.answer(images, questions, max_new_tokens, image_index, temperature, seeds)
+
+    def text_logprob(
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        questions: Sequence[str] | None = None,
+        image_index: Sequence[int] | None = None,
+    ) -> Tensor:
+        """See ``BagelAnswerer.text_logprob``."""
+        return self.answerer.text_logprob(images, texts, questions, image_index)
+
+    # ---- draws
+
+    @property
+    def token_spec(self) -> TokenSpec:
+        """See ``BagelGenerator.token_spec``."""
+        return self.generator.token_spec
+
+    @property
+    def matching(self) -> FlowMatching:
+        """See ``BagelGenerator.matching``."""
+        return self.generator.matching
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """See ``Reader.grid``."""
+        return self.reader.grid(height, width)
+
+    def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
+        """See ``BagelGenerator.default_size``."""
+        return self.generator.default_size(edit)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See ``BagelGenerator.prompt_ids``."""
+        self.generator.prompt_ids(prompts)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[Key],
+        grid: tuple[int, int],
+        sampling: FlowSampling,
+        edits: Sequence[Tensor] | None = None,
+        plans: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See ``BagelGenerator.generate``."""
+        return self.generator.generate(prompts, keys, grid, sampling, edits, plans)
+
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        edits: Sequence[Tensor] | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
+        """See ``BagelGenerator.plan``."""
+        return self.generator.plan(prompts, max_new_tokens, edits, temperature, seeds)
+
+    def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
+        """See ``flow.noised_views``."""
+        return self.generator.views(samples, settings, keys)
+
+    def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
+        """See ``BagelGenerator.predict``."""
+        return self.generator.predict(forward, prompts, view, grid)
+
+    # ---- trains
 
     def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains; ``lora`` needs ``add_lora`` first."""
+        """Names of the parameters that ``mode`` trains; ValueError for ``lora`` before ``add_lora``."""
         if mode == "lora" and self.lora is None:
             raise ValueError("mode lora trains an adapter: call add_lora first")
         return [name for name, _ in self.module.named_parameters() if trains_in(mode, name)]
@@ -64,35 +159,29 @@ class BagelAdapter(BagelPainter):
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Inside, LoRA is off: the model looks as it did before training. No effect without LoRA."""
+        """Inside, LoRA is off: the model judges as it did before training. No effect without LoRA."""
         with switched_off(self.module):
             yield
 
-    # ---- training
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Binding:
+        """Puts a LoRA adapter on the modules that ``targets`` name, for mode ``lora``.
 
-    def shard_units(self) -> list[type[torch.nn.Module]]:
-        """Module classes that ZeRO-3 gathers as one unit."""
-        return [MoTLayer]
-
-    def pack(self, samples: Sequence[Sequence[Part]], always_look: bool = False) -> Packed:
-        """Packs training samples for ``losses``, or for an engine's ``("train", packed, ...)``."""
-        return pack(samples, self.config, self.module.special, self.module.device, always_look)
-
-    def losses(
-        self,
-        packed: Packed,
-        noise_GC: Tensor,
-        time_G: Tensor,
-        targets_KMC: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """One training forward; see ``Bagel.losses``. Under an engine, call the engine instead."""
-        return self.module("train", packed, noise_GC, time_G, targets_KMC)
+        targets: see ``match_targets``; none means the projections of the generation experts. The
+        adapter changes nothing until it is trained. UserError for a target that names no module, ValueError where
+        there is an adapter already.
+        """
+        if self.lora is not None:
+            raise ValueError("this model has an adapter already")
+        self.lora = inject(self.module, lora_targets(self.module, targets), rank, alpha, seed)
+        return self.lora
 
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block in backward instead of keeping its activations."""
         self.module.enable_checkpointing(enabled)
 
-    # ---- the checkpoint folder
+    def shard_units(self) -> list[type[torch.nn.Module]]:
+        """A transformer layer with both its experts."""
+        return [MoTLayer]
 
     def stored(self) -> Iterator[tuple[str, Tensor]]:
         """The folder's tensors as stored, memory-mapped, one at a time."""
@@ -149,4 +238,4 @@ def load_bagel(
     load_autoencoder(autoencoder, folder / "ae.safetensors")
     module.eval().requires_grad_(False)
     autoencoder.eval().requires_grad_(False)
-    return BagelAdapter(folder, config, module, autoencoder, tokenizer)
+    return BagelAdapter(folder, Reader(config, module, autoencoder, tokenizer))

@@ -1,75 +1,44 @@
-"""Attention of one pass: which kernel, over which grid of tokens, under which mask.
+"""Attention of one pass: over which grid of tokens, under which mask.
 
-``sdpa`` works on the padded grid [B, S] with a dense mask; it serves CPUs, and everything with a cache.
-``flex`` (flex attention, arXiv 2412.05496) works on all samples along one sequence without padding between
-them; a block mask skips what belongs to other samples. It serves packed training on a GPU.
+All passes work on the padded grid [B, S] with a dense mask. A noised image sees all of its context, so that but for
+the padding there is nothing for a mask in blocks to skip.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from srum_ds.models.bagel.layout import Layout, visible
-
-Kernel = Literal["auto", "sdpa", "flex"]
-KERNELS: tuple[str, ...] = get_args(Kernel)
-
-FLEX_BLOCK = 128
-"""The packed sequence is padded to whole blocks of flex attention's default size."""
-FLEX_HEAD = 16
-"""Narrower heads than this have no compiled flex kernel."""
-
-
-def choose_kernel(asked: str, device: torch.device, head_size: int, cached: bool) -> str:
-    """``sdpa`` or ``flex``: what ``asked`` means for a pass on this device.
-
-    ``auto`` is flex on a GPU where nothing is cached (training), else sdpa. A pass that reads or keeps a
-    cache, or answers at once from what would be cached (``cached``), always uses sdpa.
-
-    Raises ValueError for an unknown name.
-    """
-    if asked not in KERNELS:
-        raise ValueError(f"attention kernel {asked!r} is none of {', '.join(KERNELS)}")
-    if cached:
-        return "sdpa"
-    if asked != "auto":
-        return asked
-    return "flex" if device.type == "cuda" and head_size >= FLEX_HEAD else "sdpa"
+from srum_ds.models.bagel.layout import Layout
 
 
 @dataclass(frozen=True)
 class Plan:
     """How the layers of one pass attend.
 
-    grid: rows and columns of the tokens' places, [B, S] padded or [1, P] packed. slot_N: place of each flat
+    grid: rows and columns of the tokens' places, [B, S] padded. slot_N: place of each flat
     token, counted over the grid; None where understanding rows alone fill the grid, in its order. position_P:
     rotary position at each place. groups: query heads that share a key head. mask: additive, 0 or -inf,
     [B, 1, S, past + S], S repeated for each of the groups where they are laid along the query axis
-    (``shared_heads``); or the block mask.
+    (``shared_heads``).
     """
 
     grid: tuple[int, int]
     slot_N: Tensor | None
     position_P: Tensor
     groups: int
-    mask: Tensor | BlockMask
+    mask: Tensor
 
     @property
     def places(self) -> int:
         return self.grid[0] * self.grid[1]
 
 
-def make_plan(layout: Layout, kernel: str, groups: int, dtype: torch.dtype) -> Plan:
+def make_plan(layout: Layout, groups: int, dtype: torch.dtype) -> Plan:
     """The plan of a pass over ``layout`` whose activations have ``dtype``."""
-    if kernel == "flex":
-        return _packed_plan(layout, groups)
     grid = (layout.batch, layout.length)
     position_P = _by_place(layout.position_N, layout.slot_N, grid[0] * grid[1])
     # See attend: CPUs compute in float32 and share heads by themselves.
@@ -82,10 +51,7 @@ def narrow(plan: Plan, slot_L: Tensor) -> Plan:
     """The same for the queries at places ``slot_L`` (int64, all different) alone, each in its sample's row.
 
     A row has as many columns as the sample with the most of them needs. position_P is each query's own, by place.
-    Raises ValueError for a packed plan.
     """
-    if isinstance(plan.mask, BlockMask):
-        raise ValueError("a packed plan cannot be narrowed")
     batch, length = plan.grid
     sample_L = slot_L // length
     count_B = torch.bincount(sample_L, minlength=batch)
@@ -109,8 +75,8 @@ def narrow(plan: Plan, slot_L: Tensor) -> Plan:
     )
 
 
-def _by_place(x_N: Tensor, slot_N: Tensor, places: int, fill: int = 0) -> Tensor:
-    return x_N.new_full((places,), fill).index_copy(0, slot_N, x_N)
+def _by_place(x_N: Tensor, slot_N: Tensor, places: int) -> Tensor:
+    return x_N.new_zeros(places).index_copy(0, slot_N, x_N)
 
 
 def dense_mask(layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -119,47 +85,12 @@ def dense_mask(layout: Layout, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
-def _packed_plan(layout: Layout, groups: int) -> Plan:
-    """Samples one after the other, then a document of padding up to a whole block."""
-    tokens = layout.tokens
-    places = -(-tokens // FLEX_BLOCK) * FLEX_BLOCK
-    real_BS = layout.valid_BS.reshape(-1)
-    slot_N = (real_BS.cumsum(0) - 1).index_select(0, layout.slot_N)
-
-    def by_place(x_BS: Tensor, fill: int) -> Tensor:
-        return _by_place(x_BS.reshape(-1).index_select(0, layout.slot_N), slot_N, places, fill)
-
-    mask = block_mask(
-        _by_place(layout.slot_N // layout.length, slot_N, places, -1),
-        by_place(layout.segment_BS, -1),
-        by_place(layout.causal_BS, False),
-        by_place(layout.hidden_BS, True),
-    )
-    return Plan((1, places), slot_N, _by_place(layout.position_N, slot_N, places), groups, mask)
-
-
-def block_mask(document_P: Tensor, segment_P: Tensor, causal_P: Tensor, hidden_P: Tensor) -> BlockMask:
-    """Who may attend to whom along one sequence of documents; see ``layout.visible`` for the rest.
-
-    Making it takes a few bytes for each pair of tokens, once a pass.
-    """
-
-    def allowed(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = document_P[query] == document_P[key]
-        return same & visible(segment_P[query], causal_P[query], query, segment_P[key], hidden_P[key], key)
-
-    length = len(document_P)
-    return create_block_mask(allowed, None, None, length, length, device=str(document_P.device), BLOCK_SIZE=FLEX_BLOCK)
-
-
 def attend(q_BHSD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, plan: Plan) -> Tensor:
     """Scaled dot-product attention [B, H, S, D] in q's dtype; query heads h and h + 1 may share a key head.
 
     On CPU it computes in float32: the bfloat16 kernel's backward pass is several times slower there.
     """
     mask = plan.mask
-    if isinstance(mask, BlockMask):
-        return _flex(q_BHSD.device.type)(q_BHSD, k_BGKD, v_BGKD, block_mask=mask, enable_gqa=plan.groups > 1)
     if q_BHSD.device.type != "cpu":
         return shared_heads(q_BHSD, k_BGKD, v_BGKD, mask, plan.groups)
     with torch.autocast("cpu", enabled=False):
@@ -178,9 +109,3 @@ def shared_heads(q_BHSD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, mask: Tensor, g
     q = q_BHSD.reshape(batch, heads // groups, groups * length, head)
     out = F.scaled_dot_product_attention(q, k_BGKD, v_BGKD, attn_mask=mask)
     return out.reshape(batch, heads, length, head)
-
-
-@lru_cache(maxsize=1)
-def _flex(device_type: str) -> Any:
-    # Uncompiled, flex attention is a plain reference without a gradient on CPU; compiled it is one GPU kernel.
-    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srum_ds.models.bagel.configuration import ImageTransform
+from srum_ds.models.bagel.config import ImageTransform
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from srum_ds.models import lora
-from srum_ds.models.bagel.adapted import lora_targets
-from srum_ds.models.bagel.configuration import SpecialTokens, read_config
+from srum_ds.models.bagel.config import SpecialTokens, read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.model import Bagel
-from srum_ds.models.bagel.modes import trains_in
+from srum_ds.models.bagel.modes import lora_targets, trains_in
 
 VISION_PARTS = ("vit_model.", "connector.", "vit_pos_embed.")
 

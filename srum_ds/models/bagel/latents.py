@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from srum_ds.models.bagel.configuration import AutoencoderConfig
+from srum_ds.models.bagel.config import AutoencoderConfig
 
 
 def patchify_latent(latent_BCHW: Tensor, patch: int) -> Tensor:

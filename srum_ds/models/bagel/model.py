@@ -1,7 +1,7 @@
-"""The BAGEL module: one tree of weights, three passes over it (read, draw, train).
+"""The BAGEL module: one tree of weights, and the passes over it.
 
-``forward(mode, ...)`` dispatches, so that an engine which wraps the module (DeepSpeed ZeRO-3 hooks
-on ``__call__``) sees every pass.
+``forward`` is the pass that trains, so that an engine which wraps the module (DeepSpeed ZeRO-3 hooks on ``__call__``)
+sees it. The other passes have no gradient; they run as methods, under ZeRO-3 on the gathered module.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srum_ds.models.bagel.configuration import BagelConfig, SpecialTokens
+from srum_ds.models.bagel.config import BagelConfig, SpecialTokens
 from srum_ds.models.bagel.latents import PositionTable, TimestepEmbedder
 from srum_ds.models.bagel.layout import Layout, Segment, build_layout
-from srum_ds.models.bagel.packing import Packed, packed_layout
 from srum_ds.models.bagel.transformer import Cache, LanguageModel, empty_cache
 from srum_ds.models.bagel.vision import Connector, VisionModel, grid_ids
-
-__all__ = ["Bagel", "Inputs", "SpecialTokens"]
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Flat inputs of one pass, in the order the layout counts them.
 
-    text_N: ids of every text-like token (image start and end included). patches_VD with
-    patch_position_V (the tower's learned table), patch_place_V (the connector's table) and
-    patch_counts; latents_GC with latent_place_G, and time_I in [0, 1] of which token g has number
-    time_index_G: tokens of one picture share their time, which is embedded once.
+    text_N: ids of every text-like token (image start and end included). patches_VD with patch_place_V (where in the
+    tower's and the connector's position tables) and patch_counts (patches of each image). latents_GC with
+    latent_place_G, and time_I in [0, 1] of which token g has number time_index_G: tokens of one image share their
+    time, which is embedded once.
     """
 
     text_N: Tensor
@@ -68,17 +64,35 @@ class Bagel(nn.Module):
     def device(self) -> torch.device:
         return self.llm2vae.weight.device
 
-    def forward(self, mode: str, *args: object) -> object:
-        """Runs the pass called ``mode``: ``read``, ``velocity``, ``denoise`` or ``train`` (``losses``)."""
-        if mode == "denoise":
-            return self.denoise(*args)  # type: ignore[arg-type]
-        if mode == "velocity":
-            return self.velocity(*args)  # type: ignore[arg-type]
-        if mode == "read":
-            return self.read(*args)  # type: ignore[arg-type]
-        if mode == "train":
-            return self.losses(*args)  # type: ignore[arg-type]
-        raise ValueError(f"mode {mode!r} is none of read, velocity, denoise, train")
+    def forward(
+        self,
+        ids_BL: Tensor,
+        length_B: Tensor,
+        dropped_BM: Tensor,
+        x_BMTC: Tensor,
+        t_BM: Tensor,
+        grid_2: Tensor,
+    ) -> Tensor:
+        """Velocities [B, M, T, C] (float32) of M noised copies of each of B images under their prompts.
+
+        ids_BL: prompt ids with bos and eos, padded; length_B their lengths; dropped_BM (bool) says
+        which copies see no prompt; x_BMTC the noised latent tokens at times t_BM; grid_2 = (h, w).
+        The prompt is read once for all copies.
+        """
+        b, m, tokens, channels = x_BMTC.shape
+        # Where understanding is frozen, nothing in the prompt's reading has a gradient worth keeping.
+        learns = torch.is_grad_enabled() and self._reading_learns()
+        with torch.set_grad_enabled(learns):
+            context = self.read_padded(ids_BL, length_B)[1]
+        each = torch.arange(b, device=self.device).repeat_interleave(m)
+        past = context.take(each).without(dropped_BM.reshape(-1).to(self.device))
+        grid = (int(grid_2[0]), int(grid_2[1]))
+        v = self.velocity(x_BMTC.reshape(b * m, tokens, channels), t_BM.reshape(-1), grid, past)
+        return v.view(b, m, tokens, channels)
+
+    def _reading_learns(self) -> bool:
+        """Whether anything that text goes through is trained."""
+        return any(p.requires_grad for n, p in self.language_model.named_parameters() if "_moe_gen" not in n)
 
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block in backward instead of keeping its activations."""
@@ -146,7 +160,7 @@ class Bagel(nn.Module):
         if all(len(ids) == 0 for ids in ids_B):
             cache = past or empty_cache(self.config.llm, len(ids_B), self.dtype, self.device)
             return torch.zeros(0, self.config.llm.hidden_size, dtype=self.dtype, device=self.device), cache
-        layout = self._continue([[Segment("text", len(ids))] if len(ids) else [] for ids in ids_B], past)
+        layout = self.layout_after([[Segment("text", len(ids))] if len(ids) else [] for ids in ids_B], past)
         text_N = torch.cat([ids for ids in ids_B if len(ids)]).to(self.device)
         hidden, _, cache = self.run(Inputs(text_N), layout, past, rows_L)
         return hidden, cache
@@ -158,7 +172,7 @@ class Bagel(nn.Module):
         is marked as not there. A text of length 0 leaves its sample's context as it was.
         """
         batch, width = ids_BL.shape
-        layout = self._continue([[Segment("text", width)]] * batch, past)
+        layout = self.layout_after([[Segment("text", width)]] * batch, past)
         hidden, _, cache = self.run(Inputs(ids_BL.reshape(-1)), layout, past)
         real_BL = torch.arange(width, device=ids_BL.device)[None] < length_B[:, None]
         before = cache.valid_BP[:, : cache.valid_BP.shape[1] - width]
@@ -166,14 +180,15 @@ class Bagel(nn.Module):
         trimmed = Cache(cache.keys_L, cache.values_L, torch.cat([before, real_BL], dim=1), start_B + length_B)
         return hidden.view(batch, width, -1), trimmed
 
-    def _continue(self, samples: Sequence[Sequence[Segment]], past: Cache | None) -> Layout:
+    def layout_after(self, samples: Sequence[Sequence[Segment]], past: Cache | None) -> Layout:
+        """The layout of a batch of samples that go on after ``past``."""
         valid = None if past is None else past.valid_BP
         position = None if past is None else past.position_B
         return build_layout(samples, valid, position, self.device)
 
     def noised_layout(self, batch: int, tokens: int, past: Cache) -> Layout:
         """The layout of one noised image a sample after ``past``; the same for every denoising step."""
-        return self._continue([[Segment("noised", tokens)]] * batch, past)
+        return self.layout_after([[Segment("noised", tokens)]] * batch, past)
 
     def velocity(
         self, x_BTC: Tensor, t_B: Tensor, grid: tuple[int, int], past: Cache, layout: Layout | None = None
@@ -196,82 +211,3 @@ class Bagel(nn.Module):
         )
         _, gen = self.run_last(inputs, layout, past)
         return self.llm2vae(gen).float().view(batch, tokens, channels)
-
-    def denoise(
-        self,
-        ids_BL: Tensor,
-        length_B: Tensor,
-        dropped_BM: Tensor,
-        x_BMTC: Tensor,
-        t_BM: Tensor,
-        grid_2: Tensor,
-    ) -> Tensor:
-        """Velocities [B, M, T, C] of M noised copies of each of B pictures under their prompts.
-
-        ids_BL: prompt ids with bos and eos, padded; length_B their lengths; dropped_BM (bool) says
-        which copies see no prompt; x_BMTC the noised latent tokens at times t_BM; grid_2 = (h, w).
-        The prompt is read once for all copies.
-        """
-        b, m, tokens, channels = x_BMTC.shape
-        # Where understanding is frozen, nothing in the prompt's reading has a gradient worth keeping.
-        learns = torch.is_grad_enabled() and self._reading_learns()
-        with torch.set_grad_enabled(learns):
-            context = self.read_padded(ids_BL, length_B)[1]
-        each = torch.arange(b, device=self.device).repeat_interleave(m)
-        past = context.take(each).without(dropped_BM.reshape(-1).to(self.device))
-        grid = (int(grid_2[0]), int(grid_2[1]))
-        v = self.velocity(x_BMTC.reshape(b * m, tokens, channels), t_BM.reshape(-1), grid, past)
-        return v.view(b, m, tokens, channels)
-
-    def _reading_learns(self) -> bool:
-        """Whether anything that text goes through is trained."""
-        return any(p.requires_grad for n, p in self.language_model.named_parameters() if "_moe_gen" not in n)
-
-    def losses(
-        self,
-        packed: Packed,
-        noise_GC: Tensor,
-        time_G: Tensor,
-        targets_KMC: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """One training forward over packed samples (``packing.pack``).
-
-        noise_GC ~ N(0, 1) and time_G in [0, 1] for every latent token; a clean token's time counts as 0.
-        targets_KMC: K alternative clean latents of the M noised tokens, to which the velocity is compared
-        under the same noise (default: the packed ones, K = 1).
-
-        Returns, in float32: ``time_G``; ``noisy_GC`` = (1 - t) clean + t noise, the tokens that went in;
-        ``velocity_MC`` of the noised tokens; ``squared_error_KM``, the mean over channels of
-        (velocity - (noise - target))^2; ``logits_LV`` and ``cross_entropy_L`` of the predicted ids.
-        """
-        clean_GC = packed["latents_GC"].float()
-        noised_G = packed["noised_G"]
-        time_G = time_G.float() * noised_G
-        noisy_GC = (1 - time_G[:, None]) * clean_GC + time_G[:, None] * noise_GC.float()
-        time_I, time_index_G = torch.unique_consecutive(time_G, return_inverse=True)
-        looks = packed["patch_count_P"].numel() > 0
-        inputs = Inputs(
-            text_N=packed["text_N"],
-            patches_VD=packed["patches_VD"] if looks else None,
-            patch_place_V=packed["patch_place_V"] if looks else None,
-            patch_counts=tuple(packed["patch_count_P"].tolist()),
-            latents_GC=noisy_GC,
-            latent_place_G=packed["latent_place_G"],
-            time_I=time_I,
-            time_index_G=time_index_G,
-        )
-        und, gen = self.run_last(inputs, packed_layout(packed, self.device))
-        index_M = noised_G.nonzero()[:, 0]
-        velocity_MC = self.llm2vae(gen.index_select(0, index_M)).float()
-        if targets_KMC is None:
-            targets_KMC = clean_GC.index_select(0, index_M)[None]
-        direction_KMC = noise_GC.float().index_select(0, index_M) - targets_KMC.float()
-        logits_LV = self.logits(und.index_select(0, packed["predict_L"]))
-        return {
-            "time_G": time_G,
-            "noisy_GC": noisy_GC,
-            "velocity_MC": velocity_MC,
-            "squared_error_KM": (velocity_MC - direction_KMC).square().mean(dim=-1),
-            "logits_LV": logits_LV,
-            "cross_entropy_L": F.cross_entropy(logits_LV, packed["label_L"], reduction="none"),
-        }

@@ -18,8 +18,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from srum_ds.kernels.norm import RMSNorm
 from srum_ds.kernels.rotary import rotary_factors, rotate
 from srum_ds.kernels.rows import collect, place
-from srum_ds.models.bagel.attention import Kernel, Plan, attend, choose_kernel, make_plan, narrow
-from srum_ds.models.bagel.configuration import LanguageConfig
+from srum_ds.models.bagel.attention import Plan, attend, make_plan, narrow
+from srum_ds.models.bagel.config import LanguageConfig
 from srum_ds.models.bagel.layout import Layout
 
 
@@ -249,7 +249,6 @@ class MoTModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.checkpointing = False
-        self.kernel: Kernel = "auto"
 
     def forward(
         self,
@@ -270,12 +269,10 @@ class MoTModel(nn.Module):
         None where it is not to be kept.
         """
         config = self.config
-        cached = keep or past is not None or rows_L is not None
-        kernel = choose_kernel(self.kernel, und_UD.device, config.head_size, cached)
-        plan = make_plan(layout, kernel, config.num_attention_heads // config.num_key_value_heads, und_UD.dtype)
+        plan = make_plan(layout, config.num_attention_heads // config.num_key_value_heads, und_UD.dtype)
         # Of one expert and without padding, rows travel in the grid's order, so that no block has to move them.
         # A gradient would miss the other expert then, and ranks would no longer reduce the same ones.
-        ordered = kernel == "sdpa" and layout.understanding == plan.places and not torch.is_grad_enabled()
+        ordered = layout.understanding == plan.places and not torch.is_grad_enabled()
         if ordered:
             und_UD = und_UD.index_select(0, layout.slot_N.argsort())
             plan = replace(plan, slot_N=None)

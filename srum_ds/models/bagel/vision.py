@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from srum_ds.models.bagel.configuration import VisionConfig
+from srum_ds.models.bagel.config import VisionConfig
 
 
 class PatchEmbeddings(nn.Module):
@@ -49,17 +49,9 @@ class VisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, patches_ND: Tensor, position_N: Tensor, counts: list[int]) -> Tensor:
-        """Features [N, hidden] of all patches; ``counts`` says how many each image has, in order.
-
-        Without any patch every layer still runs, for ranks in lockstep.
-        """
+        """Features [N, hidden] of all patches; ``counts`` says how many each image has, in order."""
         embedded_ND = self.embeddings(patches_ND, position_N)
-        batch, longest = len(counts), max(counts, default=0)
-        if longest == 0:
-            # transformers' attention cannot run on nothing: one blank patch runs and is cut off.
-            blank = embedded_ND.new_zeros(1, 1, embedded_ND.shape[-1])
-            ran = self.encoder(inputs_embeds=blank).last_hidden_state[0, :0]
-            return self.post_layernorm(torch.cat([embedded_ND, ran]))
+        batch, longest = len(counts), max(counts)
         if len(set(counts)) <= 1:
             hidden = embedded_ND.view(batch, longest, embedded_ND.shape[-1])
             hidden = self.encoder(inputs_embeds=hidden).last_hidden_state

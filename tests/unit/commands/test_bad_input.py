@@ -288,7 +288,7 @@ def test_wrong_questions(
     assert said in refused(ask(SHIPPED, photo, *words, question=question), capsys)
 
 
-# ---- pictures
+# ---- images
 
 
 def bad_pictures(folder: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from srum_ds.commands.generate import parse_size
 from srum_ds.commands.main import main
 from srum_ds.commands.placement import Placement, resolve_placement
 from srum_ds.common.errors import UserError
-from srum_ds.common.image_files import read_picture
+from srum_ds.common.image_files import read_image
 from srum_ds.models import load_model
 from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
@@ -82,13 +82,13 @@ def test_editing(model: Path, photo: Path, tmp_path: Path) -> None:
     assert main([*words, "--prompt", "no", "--image", str(photo), "--out", str(tmp_path / "a")]) == 0
     (edited,) = (tmp_path / "a").iterdir()
     adapter = load_model(model)
-    height, width = adapter.default_size(read_picture(photo))
+    height, width = adapter.default_size(read_image(photo))
     assert pixels_of(edited).shape == (height, width, 3)
     # The settings of BAGEL's own demo for editing, unless others are given.
     sampling = FlowSampling(4, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel")
     grid = adapter.grid(height, width)
     keys = [("generate", 1, "no", 0)]
-    expected = adapter.generate([Prompt("0", "no")], keys, grid, sampling, [read_picture(photo)])[1][0]
+    expected = adapter.generate([Prompt("0", "no")], keys, grid, sampling, [read_image(photo)])[1][0]
     assert np.abs(pixels_of(edited) - (expected * 255).round().permute(1, 2, 0).numpy()).max() <= 1
     chunks = chunks_of(edited)
     assert chunks["image"] == str(photo) and chunks["image_scale"] == "2.0"
@@ -107,7 +107,7 @@ def test_one_picture_to_edit_for_each_prompt(model: Path, photo: Path, tmp_path:
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     sizes = [pixels_of(Path(line["image"])).shape for line in lines]
     assert [line["prompt"] for line in lines] == ["no", "yes"]
-    # Each edit has the size of its own picture, rounded to whole tokens.
+    # Each edit has the size of its own image, rounded to whole tokens.
     assert sizes == [(32, 64, 3), (16, 16, 3)]
     assert main([*words, "--prompt", "a", "--image", str(photo), "--image", str(second)]) == 2
     assert "one for all" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_ask(model: Path, photo: Path, capsys: Captured) -> None:
     words = ["ask", "--model", str(model), "--image", str(photo), "--question", "a red cat?"]
     assert main([*words, "--max-new-tokens", "4"]) == 0
     adapter = load_model(model)
-    picture = [read_picture(photo)]
+    picture = [read_image(photo)]
     (expected,) = adapter.answer(picture, ["a red cat?"], 4)
     assert capsys.readouterr().out == f"{photo}: {expected}\n"
     assert main([*words, "--answer", "yes", "--answer", "no", "--json"]) == 0
@@ -210,7 +210,7 @@ def test_sampled_answers_follow_their_seed(model: Path, photo: Path, capsys: Cap
     assert reply(1) == reply(1) != reply(2)
 
 
-# ---- picture files
+# ---- image files
 
 
 def test_pictures_of_every_mode(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_pictures_of_every_mode(tmp_path: Path) -> None:
 
     def read(picture: Image.Image, **options: Any) -> list[float]:
         picture.save(path, **options)
-        image = read_picture(path)
+        image = read_image(path)
         assert image.shape == (3, 4, 6) and image.dtype == torch.float32
         assert bool((image == image[:, :1, :1]).all())
         return [round(value) for value in (image[:, 0, 0] * 255).tolist()]

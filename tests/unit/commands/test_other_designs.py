@@ -134,7 +134,7 @@ def grey_of(path: Path) -> np.ndarray:
 
 def chunks_of(path: Path) -> dict[str, str]:
     with Image.open(path) as image:
-        return {name.removeprefix("srum-ds:"): str(value) for name, value in image.info.items()}
+        return {str(name).removeprefix("srum-ds:"): str(value) for name, value in image.info.items()}
 
 
 def generate(model: Path, out: Path, *words: str) -> list[str]:

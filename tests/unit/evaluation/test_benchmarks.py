@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,14 +61,16 @@ def test_images_are_checked_in_batches_and_in_order() -> None:
         name = "counting"
         sizes: list[int] = []
 
-        def refuse(self, prompts: object, where: str) -> None: ...
+        def refuse(self, prompts: Sequence[Prompt], where: str) -> None: ...
 
-        def check(self, prompts: list[Prompt], images_NCHW: torch.Tensor) -> list[Outcome]:
+        def check(self, prompts: Sequence[Prompt], images_NCHW: torch.Tensor) -> list[Outcome]:
             self.sizes.append(len(prompts))
             return [Outcome(False, float(image.mean())) for image in images_NCHW]
 
-        def region_truths(self, *arguments: object) -> list[list[RegionTruth]]:
-            return []
+        def region_truths(
+            self, rng: random.Random, prompt: Prompt, image_CHW: torch.Tensor, boxes: Sequence[Sequence[float]]
+        ) -> list[list[RegionTruth]]:
+            return [[] for _ in boxes]
 
     images_NCHW = (torch.arange(5) * 51).to(torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
     benchmark = Counting()

@@ -83,10 +83,10 @@ def test_what_all_questions_begin_with_is_read_once_a_picture(
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
     # One pass: behind each picture what its questions begin with, then the rest, [eos] and the answer's [bos] of each.
     special = model.module.special
-    ids = [[special.bos, *model.tokenizer.encode(q), special.eos, special.bos] for q in questions]
+    ids = [[special.bos, *model.reader.tokenizer.encode(q), special.eos, special.bos] for q in questions]
     shared = [len(os.path.commonprefix(ids[start : start + 2])) for start in (0, 2)]
     assert min(shared) > 2
-    patches = sum(len(model.patches(picture)[0]) + 2 for picture in PICTURES[:2])
+    patches = sum(len(model.reader.patches([picture])[0][0]) + 2 for picture in PICTURES[:2])
     assert rows == [patches + sum(len(of_question) for of_question in ids) - sum(shared)]
 
 
@@ -135,7 +135,7 @@ def test_equal_questions_are_asked_once_and_answered_to_each(
 
 def test_a_read_keeps_the_same_context_however_little_of_its_last_block_is_computed(model: BagelAdapter) -> None:
     """Keys and values of a read against a pass that computes every row to the end."""
-    ids = [model.tokenizer.segment(q) for q in QUESTIONS]
+    ids = [model.reader.tokenizer.segment(q) for q in QUESTIONS]
     hidden, whole = model.module.text_hidden(ids)
     kept = model.module.read_text(ids)
     assert all(torch.equal(a, b) for a, b in zip(whole.keys_L, kept.keys_L, strict=True))
@@ -155,11 +155,10 @@ def test_place_tables_that_are_shared_fit_every_caller() -> None:
 
 
 def test_probabilities_are_those_of_the_first_token(model: BagelAdapter) -> None:
-    context = model.read_texts(
-        [model.tokenizer.encode(question) for question in QUESTIONS], model.read_images(PICTURES)
-    )
-    first, _ = model.start_answer(context)
-    expected = first.log_softmax(-1)[:, [model.tokenizer.encode(a)[0] for a in ("yes", "no")]]
+    ids = [model.reader.tokenizer.segment(question) for question in QUESTIONS]
+    context = model.module.read_text(ids, model.reader.read_images(PICTURES))
+    first, _ = model.answerer.decoder.start(context)
+    expected = first.log_softmax(-1)[:, [model.reader.tokenizer.encode(a)[0] for a in ("yes", "no")]]
     found = model.answer_logprobs(PICTURES, QUESTIONS, ["yes", "no"])
     assert found.dtype == torch.float32 and bool((found < 0).all())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -170,8 +169,8 @@ def test_probabilities_are_those_of_the_first_token(model: BagelAdapter) -> None
 
 def test_a_texts_probability_is_the_product_of_its_tokens(model: BagelAdapter) -> None:
     """Token by token through the cache, against the one pass of ``text_logprob``."""
-    ids = [*model.tokenizer.encode("a red cat"), model.module.special.eos]
-    logits, cache = model.start_answer(model.read_images(PICTURES[:1]))
+    ids = [*model.reader.tokenizer.encode("a red cat"), model.module.special.eos]
+    logits, cache = model.answerer.decoder.start(model.reader.read_images(PICTURES[:1]))
     total = torch.zeros(())
     for token in ids:
         total = total + logits[0].log_softmax(-1)[token]
@@ -188,10 +187,10 @@ def test_a_texts_probability_is_the_product_of_its_tokens(model: BagelAdapter) -
 
 def test_greedy_decoding_equals_recomputing_everything(model: BagelAdapter) -> None:
     """The cache against a fresh read of the whole sequence for each token."""
-    question = model.tokenizer.encode(QUESTIONS[0])
-    context = model.read_texts([question], model.read_images(PICTURES[:1]))
-    first, cache = model.start_answer(context)
-    tokens, logits = model.decode_tokens(first, cache, 5, keep_logits=True)
+    question = model.reader.tokenizer.segment(QUESTIONS[0])
+    context = model.module.read_text([question], model.reader.read_images(PICTURES[:1]))
+    first, cache = model.answerer.decoder.start(context)
+    tokens, logits = model.answerer.decoder.decode(first, cache, 5, keep_logits=True)
     assert logits is not None and tokens.shape == (1, 5)
     for step in range(5):
         before = torch.cat([torch.tensor([model.module.special.bos]), tokens[0, :step]])
@@ -220,15 +219,16 @@ def test_sampled_answers_follow_their_own_seeds(model: BagelAdapter) -> None:
 def test_sampling_draws_from_the_softmax(model: BagelAdapter) -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     count = 4000
-    choose = model._chooser(count, 0.5, list(range(count)))
-    drawn = choose(logits.repeat(count, 1)).bincount(minlength=4) / count
+    decoder, nothing = model.answerer.decoder, model.reader.empty(count)
+    tokens, _ = decoder.decode(logits.repeat(count, 1), nothing, 1, 0.5, list(range(count)))
+    drawn = tokens[:, 0].bincount(minlength=4) / count
     expected = (logits / 0.5).softmax(-1)
     assert (drawn - expected).abs().max() < 4 * (0.25 / count) ** 0.5
 
 
 def test_a_picture_too_large_for_the_tower_is_refused(folder: Path) -> None:
     model = load_bagel(folder)
-    transform = model.config.vit_transform
+    transform = model.reader.config.vit_transform
     object.__setattr__(transform, "max_image_size", 84)
     with pytest.raises(UserError, match="vit_max_num_patch_per_side 4"):
         model.answer([random_picture(84, 84)], ["a"], 1)
@@ -239,8 +239,8 @@ def test_training_the_generator_leaves_understanding_bit_identical(folder: Path)
     assert model.judge_unchanged_by("generation") and not model.judge_unchanged_by("transformer")
 
     def look() -> list[Tensor]:
-        first, cache = model.start_answer(model.read_images(PICTURES))
-        tokens, logits = model.decode_tokens(first, cache, 6, keep_logits=True)
+        first, cache = model.answerer.decoder.start(model.reader.read_images(PICTURES))
+        tokens, logits = model.answerer.decoder.decode(first, cache, 6, keep_logits=True)
         assert logits is not None
         return [
             tokens,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from srum_ds.models.bagel.adapter import load_bagel
-from srum_ds.models.bagel.configuration import ImageTransform, read_config
+from srum_ds.models.bagel.config import ImageTransform, read_config
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 
 
@@ -28,7 +28,7 @@ def test_transforms_that_a_folder_does_not_name(folder: Path) -> None:
     for size in ((30, 50), (1, 700)):
         model = load_bagel(folder)
         assert max(model.default_size(random_picture(*size))) <= 64
-        assert max(model.patches(random_picture(*size))[1]) <= 4
+        assert max(model.reader.patches([random_picture(*size)])[0][1]) <= 4
     (folder / "config.json").unlink()
     (folder / "vit_config.json").write_text(json.dumps({"image_size": 980, "patch_size": 14}))
     released = read_config(folder)

@@ -12,8 +12,8 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.bagel.configuration import ImageTransform
-from srum_ds.models.bagel.drawing import Step
+from srum_ds.models.bagel.config import ImageTransform
+from srum_ds.models.bagel.generator import SamplerStep
 from srum_ds.models.bagel.sampling import guided_at, time_points
 from srum_ds.models.flow import FlowSampling, initial_noise
 from srum_ds.models.protocol import UnifiedModel
@@ -80,18 +80,17 @@ def test_prompt_and_guidance_matter(model: BagelAdapter) -> None:
     assert (targets - plain).abs().max() > 1e-2
 
 
+@torch.no_grad()
 def test_guidance_applies_inside_its_interval_only(model: BagelAdapter) -> None:
     sampling = replace(SAMPLING, interval=(0.5, 0.9))
-    seen = model.branches(model.prompt_ids(prompts("a red cat")))
-    trace: list[Step] = []
-    _, velocities = model.sample(
-        initial_noise(some_keys(1), (6, 16)), GRID, sampling, seen.full, seen.no_text, trace=trace
-    )
+    seen = model.generator.contexts(model.generator.prompt_ids(prompts("a red cat")))
+    trace: list[SamplerStep] = []
+    _, velocities = model.generator.sample(initial_noise(some_keys(1), (6, 16)), GRID, sampling, seen, trace)
     guided = [step.no_text_BTC is not None for step in trace]
     assert guided == [0.5 < step.time <= 0.9 for step in trace]
     assert any(guided) and not all(guided)
     for step, velocity in zip(trace, velocities, strict=True):
-        without = model.velocity(step.x_BTC, step.time, GRID, seen.full)
+        without = model.module.velocity(step.x_BTC, torch.tensor([step.time]), GRID, seen.full)
         torch.testing.assert_close(step.conditional_BTC, without, atol=1e-5, rtol=0)
         assert (step.no_text_BTC is None) == torch.equal(velocity, step.conditional_BTC)
 
@@ -134,12 +133,12 @@ def test_the_input_picture_and_its_guidance_matter(model: BagelAdapter) -> None:
         assert (one - different).abs().max() > 1e-2
 
 
-def test_branches_leave_out_what_their_names_say(model: BagelAdapter) -> None:
+def test_contexts_leave_out_what_their_names_say(model: BagelAdapter) -> None:
     image = random_picture(32, 48, 1)
-    ids = model.prompt_ids(prompts("a red cat"))
-    seen = model.branches(ids, [image])
+    ids = model.generator.prompt_ids(prompts("a red cat"))
+    seen = model.generator.contexts(ids, [image])
     assert seen.no_image is not None
-    picture = model.read_pictures([image])
+    picture = model.reader.read_edits([image])
     assert torch.equal(seen.no_text.keys_L[-1], picture.keys_L[-1])
     assert torch.equal(seen.no_image.keys_L[-1], model.module.read_text(ids).keys_L[-1])
     assert seen.full.valid_BP.sum() == picture.valid_BP.sum() + len(ids[0])
@@ -155,19 +154,21 @@ def test_the_default_size_is_the_largest_square(model: BagelAdapter) -> None:
 def test_an_edit_has_its_pictures_size(model: BagelAdapter) -> None:
     assert model.default_size(random_picture(33, 50)) == (32, 48)
     assert model.default_size(random_picture(100, 200)) == (32, 64)
-    assert model.resized(random_picture(33, 50)).shape == (3, 32, 48)
+    assert model.reader.resized(random_picture(33, 50)).shape == (3, 32, 48)
 
 
 def test_the_autoencoder_sees_a_picture_that_went_through_its_transform_twice(model: BagelAdapter) -> None:
     """As released. With few pixels allowed, the first pass goes below the smallest side and the second above it."""
     small = load_bagel(model.folder)
-    small.config = replace(small.config, vae_transform=ImageTransform(64, 32, 16, 1024))
+    small.reader.config = replace(small.reader.config, vae_transform=ImageTransform(64, 32, 16, 1024))
     image = random_picture(60, 44, 1)
-    once = small.resized(image)
-    twice = small.resized(once)
+    once = small.reader.resized(image)
+    twice = small.reader.resized(once)
     assert (once.shape[1:], twice.shape[1:]) == ((16, 16), (32, 32)) and small.default_size(image) == (16, 16)
-    expected = small.read_images([once], small.read_latents([small.encode(twice[None])[0]], [(2, 2)]))
-    found = small.read_pictures([image])
+    expected = small.reader.read_images(
+        [once], small.reader.read_latents([small.reader.encode(twice[None])[0]], [(2, 2)])
+    )
+    found = small.reader.read_edits([image])
     assert torch.equal(found.keys_L[-1], expected.keys_L[-1])
 
 
@@ -211,10 +212,10 @@ def test_planned_edits_do_not_depend_on_their_batch(model: BagelAdapter) -> None
 
 
 def test_a_plan_ends_where_another_text_opens(model: BagelAdapter) -> None:
-    special, red = model.module.special, model.tokenizer.encode("red")
+    special, red = model.module.special, model.reader.tokenizer.encode("red")
     rows = [[*red, special.bos, *red], [*red, special.eos, *red], [*red, *red, *red], [special.eos, *red, *red]]
     width = min(len(row) for row in rows)
-    texts = model._texts(torch.tensor([row[:width] for row in rows]))
+    texts = model.generator.decoder.texts(torch.tensor([row[:width] for row in rows]))
     assert texts[:2] == ["red", "red"] and texts[2].startswith("redred") and texts[3] == ""
 
 

@@ -89,7 +89,7 @@ def test_the_counts_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     counts = {name: parameter.numel() for name, parameter in model.module.named_parameters()}
     assert facts["keys"] == len(counts)
     assert facts["parameters"] == sum(counts.values())
-    assert facts["parts"]["vae"] == sum(p.numel() for p in model.autoencoder.parameters())
+    assert facts["parts"]["vae"] == sum(p.numel() for p in model.reader.autoencoder.parameters())
     for mode in ("generation", "transformer"):
         assert facts["trainable"][mode] == sum(counts[name] for name in model.trainable(mode))
 

@@ -12,17 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.bagel.packing import (
-    Latents,
-    Packed,
-    Part,
-    Picture,
-    Text,
-    drop_conditions,
-    pack,
-    packed_layout,
-)
-from srum_ds.models.bagel.transformer import MoTLayer
+from srum_ds.models.bagel.transformer import Cache, MoTLayer
+from tests.support.bagel_packing import Latents, Packed, Part, Picture, Text, losses, pack, packed_layout
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 
 
@@ -40,7 +31,7 @@ def model(loaded: BagelAdapter) -> Iterator[BagelAdapter]:
 
 
 def text(model: BagelAdapter, words: str, loss: bool = False) -> Text:
-    return Text(tuple(model.tokenizer.encode(words)), loss)
+    return Text(tuple(model.reader.tokenizer.encode(words)), loss)
 
 
 def latents(rows: int, columns: int, seed: int, noised: bool = True) -> Latents:
@@ -49,7 +40,7 @@ def latents(rows: int, columns: int, seed: int, noised: bool = True) -> Latents:
 
 
 def shown(model: BagelAdapter, height: int, width: int, seed: int) -> Picture:
-    return Picture(*model.patches(random_picture(height, width, seed)))
+    return Picture(*model.reader.patches([random_picture(height, width, seed)])[0])
 
 
 def mixed_samples(model: BagelAdapter) -> list[list[Part]]:
@@ -69,12 +60,23 @@ def noise_and_time(packed: Packed) -> tuple[Tensor, Tensor]:
 
 
 def run(model: BagelAdapter, samples: list[list[Part]]) -> dict[str, Tensor]:
-    packed = model.pack(samples)
-    return model.losses(packed, *noise_and_time(packed))
+    packed = pack(samples, model)
+    return losses(model.module, packed, *noise_and_time(packed))
+
+
+def text_context(model: BagelAdapter, ids: list[int], past: Cache | None = None) -> Cache:
+    """The context of one text after ``past``."""
+    return model.module.read_text([model.reader.tokenizer.wrap(ids)], past)
+
+
+@torch.no_grad()
+def cached_velocity(model: BagelAdapter, x_TC: Tensor, time: float, grid: tuple[int, int], past: Cache) -> Tensor:
+    """Velocity [1, T, C] of one noised image along the path that sampling and training take."""
+    return model.module.velocity(x_TC[None], torch.tensor([time]), grid, past)
 
 
 def total(out: dict[str, Tensor]) -> Tensor:
-    return out["squared_error_KM"].sum() + out["cross_entropy_L"].sum()
+    return out["squared_error_M"].sum() + out["cross_entropy_L"].sum()
 
 
 def gradients(model: BagelAdapter, loss: Tensor) -> dict[str, Tensor]:
@@ -88,10 +90,8 @@ def test_packed_equals_single_samples(model: BagelAdapter) -> None:
     together = run(model, samples)
     alone = [run(model, [sample]) for sample in samples]
     assert together["velocity_MC"].shape == (6 + 2 + 4, 16)
-    for key in ("velocity_MC", "cross_entropy_L", "logits_LV", "time_G", "noisy_GC"):
+    for key in ("velocity_MC", "squared_error_M", "cross_entropy_L", "logits_LV", "time_G", "noisy_GC"):
         torch.testing.assert_close(together[key], torch.cat([out[key] for out in alone]), atol=1e-5, rtol=0)
-    errors = torch.cat([out["squared_error_KM"] for out in alone], dim=1)
-    torch.testing.assert_close(together["squared_error_KM"], errors, atol=1e-5, rtol=0)
     ours = gradients(model, total(together))
     parts = [gradients(model, total(out)) for out in alone]
     for name, gradient in ours.items():
@@ -103,46 +103,46 @@ def test_packed_equals_single_samples(model: BagelAdapter) -> None:
 
 def test_order_of_samples_does_not_matter(model: BagelAdapter) -> None:
     samples = mixed_samples(model)
-    forward = run(model, samples)["squared_error_KM"][0].split([6, 2, 4])
-    backward = run(model, samples[::-1])["squared_error_KM"][0].split([4, 2, 6])
+    forward = run(model, samples)["squared_error_M"].split([6, 2, 4])
+    backward = run(model, samples[::-1])["squared_error_M"].split([4, 2, 6])
     for one, other in zip(forward, backward[::-1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_training_path_equals_cached_path(model: BagelAdapter) -> None:
     """The velocity and the text loss of one packed pass equal those of the cache that sampling uses."""
-    ids = model.tokenizer.encode("a red cat")
+    ids = model.reader.tokenizer.encode("a red cat")
     drawn = latents(2, 3, 1)
-    packed = model.pack([[Text(tuple(ids)), drawn]])
+    packed = pack([[Text(tuple(ids)), drawn]], model)
     noise, _ = noise_and_time(packed)
-    out = model.losses(packed, noise, torch.full((6,), 0.3))
+    out = losses(model.module, packed, noise, torch.full((6,), 0.3))
     x = 0.7 * drawn.tokens_TC + 0.3 * noise
-    cached = model.velocity(x[None], 0.3, (2, 3), model.read_texts([ids]))
+    cached = cached_velocity(model, x, 0.3, (2, 3), text_context(model, ids))
     torch.testing.assert_close(out["velocity_MC"], cached[0], atol=1e-5, rtol=0)
     expected = (out["velocity_MC"] - (noise - drawn.tokens_TC)).square().mean(dim=1)
-    torch.testing.assert_close(out["squared_error_KM"][0], expected)
+    torch.testing.assert_close(out["squared_error_M"], expected)
 
     image = random_picture(30, 50, 3)
     question, answer = text(model, "what is it?"), text(model, "no", loss=True)
-    out = run(model, [[Picture(*model.patches(image)), question, answer]])
+    out = run(model, [[Picture(*model.reader.patches([image])[0]), question, answer]])
     logprob = model.text_logprob([image], ["no"], ["what is it?"])
     torch.testing.assert_close(-out["cross_entropy_L"].mean(), logprob[0], atol=1e-5, rtol=0)
 
 
 def test_editing_context_equals_cached_path(model: BagelAdapter) -> None:
     image = random_picture(33, 50, 7)
-    resized = model.resized(image)
+    resized = model.reader.resized(image)
     grid = model.grid(*model.default_size(image))
-    clean = Latents(model.encode(resized[None])[0], grid, noised=False)
-    seen = Picture(*model.patches(resized))
-    ids = model.tokenizer.encode("bluer")
+    clean = Latents(model.reader.encode(resized[None])[0], grid, noised=False)
+    seen = Picture(*model.reader.patches([resized])[0])
+    ids = model.reader.tokenizer.encode("bluer")
     drawn = latents(*grid, 8)
-    packed = model.pack([[clean, seen, Text(tuple(ids)), drawn]])
+    packed = pack([[clean, seen, Text(tuple(ids)), drawn]], model)
     noise, _ = noise_and_time(packed)
-    out = model.losses(packed, noise, torch.full((len(noise),), 0.5))
+    out = losses(model.module, packed, noise, torch.full((len(noise),), 0.5))
     x = 0.5 * drawn.tokens_TC + 0.5 * noise[packed["noised_G"]]
-    context = model.read_texts([ids], model.read_pictures([image]))
-    cached = model.velocity(x[None], 0.5, grid, context)
+    context = text_context(model, ids, model.reader.read_edits([image]))
+    cached = cached_velocity(model, x, 0.5, grid, context)
     torch.testing.assert_close(out["velocity_MC"], cached[0], atol=1e-5, rtol=0)
     assert out["time_G"].tolist() == [0.0] * len(clean.tokens_TC) + [0.5] * len(drawn.tokens_TC)
     torch.testing.assert_close(out["noisy_GC"][: len(clean.tokens_TC)], clean.tokens_TC)
@@ -160,7 +160,7 @@ def test_noised_segments_are_invisible_to_later_ones(model: BagelAdapter) -> Non
 
 
 def test_mask_and_positions_by_hand(model: BagelAdapter) -> None:
-    packed = model.pack([[Text((5,)), latents(1, 1, 1, noised=False), latents(1, 1, 2), Text((6,), loss=True)]])
+    packed = pack([[Text((5,)), latents(1, 1, 1, noised=False), latents(1, 1, 2), Text((6,), loss=True)]], model)
     layout = packed_layout(packed)
     rows = ["100000000000"[: 3 + 3 + 3 + 3]] * 0
     rows += ["100000000000", "110000000000", "111000000000"]
@@ -174,18 +174,6 @@ def test_mask_and_positions_by_hand(model: BagelAdapter) -> None:
     assert in_order.tolist() == [0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6]
     assert packed["label_L"].tolist() == [6, model.module.special.eos]
     assert packed["text_N"][packed["predict_L"]].tolist() == [model.module.special.bos, 6]
-
-
-def test_several_targets_share_one_forward(model: BagelAdapter) -> None:
-    drawn = latents(2, 3, 1)
-    other = latents(2, 3, 9).tokens_TC
-    packed = model.pack([[text(model, "a red cat"), drawn]])
-    noise, time = noise_and_time(packed)
-    out = model.losses(packed, noise, time, torch.stack([drawn.tokens_TC, other]))
-    assert out["squared_error_KM"].shape == (2, 6)
-    torch.testing.assert_close(out["squared_error_KM"][:1], model.losses(packed, noise, time)["squared_error_KM"])
-    expected = (out["velocity_MC"] - noise + other).square().mean(dim=1)
-    torch.testing.assert_close(out["squared_error_KM"][1], expected)
 
 
 def test_checkpointing_recomputes_blocks_and_changes_no_gradient(model: BagelAdapter) -> None:
@@ -218,13 +206,13 @@ def test_checkpointing_works_with_frozen_blocks(model: BagelAdapter) -> None:
 
 def test_checkpointing_frees_the_activations_of_blocks(model: BagelAdapter) -> None:
     samples: list[list[Part]] = [[text(model, "a red cat"), latents(4, 4, n)] for n in range(8)]
-    packed = model.pack(samples)
+    packed = pack(samples, model)
     numbers = noise_and_time(packed)
 
     def kept() -> int:
         """Bytes that a forward pass leaves allocated."""
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            loss = total(model.losses(packed, *numbers))
+            loss = total(losses(model.module, packed, *numbers))
         model.module.zero_grad()
         assert loss.requires_grad
         return sum(int(event.self_cpu_memory_usage) for event in seen.events())
@@ -236,13 +224,13 @@ def test_checkpointing_frees_the_activations_of_blocks(model: BagelAdapter) -> N
 
 
 def test_checkpointing_is_the_same_on_the_loops_path(model: BagelAdapter) -> None:
-    """``denoise``: understanding frozen, prompts read once for several noised copies, one of them dropped."""
+    """The pass that trains: understanding frozen, prompts read once for several noised copies, one of them dropped."""
     model.module.requires_grad_(False)
     chosen = dict(model.module.named_parameters())
     for name in model.trainable("generation"):
         chosen[name].requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
-    ids = [model.tokenizer.segment(words) for words in ("a red cat", "no")]
+    ids = [model.reader.tokenizer.segment(words) for words in ("a red cat", "no")]
     x, back = (torch.randn(2, 3, 6, 16, generator=generator) for _ in range(2))
     dropped = torch.tensor([[False, True, False], [False, False, False]])
     t = torch.rand(2, 3, generator=generator)
@@ -250,7 +238,7 @@ def test_checkpointing_is_the_same_on_the_loops_path(model: BagelAdapter) -> Non
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
     def velocities() -> Tensor:
-        out = model.module("denoise", padded, lengths, dropped, x, t, torch.tensor([2, 3]))
+        out = model.module(padded, lengths, dropped, x, t, torch.tensor([2, 3]))
         assert isinstance(out, Tensor)
         return out
 
@@ -261,26 +249,6 @@ def test_checkpointing_is_the_same_on_the_loops_path(model: BagelAdapter) -> Non
     torch.testing.assert_close(again, kept, atol=1e-6, rtol=0)
     for name, gradient in gradients(model, (again * back).sum()).items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-5)
-
-
-def test_looking_at_nothing_keeps_ranks_in_lockstep(model: BagelAdapter) -> None:
-    samples = mixed_samples(model)[:2]
-    calls = [0]
-    layer = model.module.vit_model.vision_model.encoder.layers[0]
-    hook = layer.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
-    plain = model.pack(samples)
-    looking = model.pack(samples, always_look=True)
-    without = model.losses(plain, *noise_and_time(plain))
-    assert calls[0] == 0
-    out = model.losses(looking, *noise_and_time(looking))
-    hook.remove()
-    assert calls[0] == 1
-    assert torch.equal(out["velocity_MC"], without["velocity_MC"])
-    loss = total(out)
-    loss.backward()
-    weight = model.module.connector.fc1.weight
-    assert weight.grad is not None and weight.grad.abs().max() == 0
-    model.module.zero_grad()
 
 
 def test_text_only_and_picture_only_batches_call_both_experts(model: BagelAdapter) -> None:
@@ -296,34 +264,19 @@ def test_text_only_and_picture_only_batches_call_both_experts(model: BagelAdapte
     for hook in hooks:
         hook.remove()
     # bos, ids, eos of both texts; then the start and end of one image around its four latent tokens.
-    words = len(model.tokenizer.encode("a")) + len(model.tokenizer.encode("yes")) + 4
+    words = len(model.reader.tokenizer.encode("a")) + len(model.reader.tokenizer.encode("yes")) + 4
     assert calls == [("mlp", words), ("mlp_moe_gen", 0), ("mlp", 2), ("mlp_moe_gen", 4)]
-
-
-def test_conditions_are_dropped_by_their_own_probability(model: BagelAdapter) -> None:
-    sample = (
-        latents(1, 1, 1, noised=False),
-        shown(model, 28, 28, 1),
-        text(model, "a"),
-        text(model, "no", loss=True),
-        latents(1, 1, 2),
-    )
-    low = torch.zeros(5)
-    assert drop_conditions(sample, low, text=0.1, vision=0.1, clean=0.1) == sample[3:]
-    assert drop_conditions(sample, low, text=0.1) == (sample[0], sample[1], sample[3], sample[4])
-    assert drop_conditions(sample, torch.full((5,), 0.1), text=0.1, vision=0.1, clean=0.1) == sample
-    assert drop_conditions(sample, low, text=0.0) == sample
 
 
 def test_what_does_not_fit_is_refused(model: BagelAdapter) -> None:
     with pytest.raises(UserError, match="max_latent_size"):
-        model.pack([[latents(1, 5, 1)]])
+        pack([[latents(1, 5, 1)]], model)
     with pytest.raises(UserError, match="vit_max_num_patch_per_side"):
-        model.pack([[Picture(torch.zeros(5, 588), (5, 1))]])
+        pack([[Picture(torch.zeros(5, 588), (5, 1))]], model)
     with pytest.raises(ValueError, match="grid"):
-        model.pack([[Latents(torch.zeros(5, 16), (2, 3))]])
+        pack([[Latents(torch.zeros(5, 16), (2, 3))]], model)
     with pytest.raises(ValueError, match="sample 1"):
-        pack([[Text((1,))], []], model.config, model.module.special)
+        pack([[Text((1,))], []], model)
 
 
 def test_a_folder_is_written_twice_alike(tmp_path: Path) -> None:

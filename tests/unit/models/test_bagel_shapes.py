@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.bagel.configuration import ImageTransform, LanguageConfig
-from srum_ds.models.bagel.packing import Latents, Text
+from srum_ds.models.bagel.config import ImageTransform, LanguageConfig
 from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt
+from tests.support.bagel_packing import Latents, Text, losses, pack
 from tests.support.tiny_models import TINY, random_picture, write_tiny_bagel
 
 CONFIGS = {
@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def noise(model: BagelAdapter, tokens: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, model.config.token_channels, generator=generator)
+    return torch.randn(tokens, model.reader.config.token_channels, generator=generator)
 
 
 # ---- the plain language model
@@ -132,7 +132,7 @@ def plain_image(
     before: list[int],
 ) -> list[Token]:  # fmt: skip
     """Start token, latent tokens, end token; ``first`` is the sequence index of the start."""
-    config, special = model.config, model.module.special
+    config, special = model.reader.config, model.module.special
     width, side = config.llm.hidden_size, config.max_latent_size
     sees = [*before, *range(first, first + len(latents) + 2)]
     embed = w["language_model.model.embed_tokens.weight"]
@@ -149,13 +149,13 @@ def plain_image(
 def test_the_language_model_equals_a_plain_one(model: BagelAdapter) -> None:
     """A clean picture, a text that is also predicted, a noised picture."""
     w = {name: p.detach().double() for name, p in model.module.named_parameters()}
-    llm, special = model.config.llm, model.module.special
-    ids = [special.bos, *model.tokenizer.encode("a red cat"), special.eos]
+    llm, special = model.reader.config.llm, model.module.special
+    ids = [special.bos, *model.reader.tokenizer.encode("a red cat"), special.eos]
     clean, noised = Latents(noise(model, 2, 1), (2, 1), False), Latents(noise(model, 6, 2), (2, 3))
     added, t = noise(model, 8, 3), 0.3
-    packed = model.pack([[clean, Text(tuple(ids[1:-1]), loss=True), noised]])
+    packed = pack([[clean, Text(tuple(ids[1:-1]), loss=True), noised]], model)
     with torch.no_grad():
-        found = model.losses(packed, added, torch.full((8,), t))
+        found = losses(model.module, packed, added, torch.full((8,), t))
 
     x_t = (1 - t) * noised.tokens_TC + t * added[2:]
     tokens = plain_image(model, w, clean.tokens_TC.double(), clean.grid, 0.0, 0, 0, [])
@@ -194,7 +194,7 @@ def test_edits_and_answers_do_not_depend_on_their_batch(model: BagelAdapter) -> 
     keys = [("test", 4), ("test", 5)]
     sampling = FlowSampling(4, image_scale=2.0, renorm="channel", interval=(0.0, 1.0))
     targets, images = model.generate(texts, keys, (2, 3), sampling, pictures)
-    unit = model.config.pixels_per_token
+    unit = model.reader.config.pixels_per_token
     assert images.shape == (2, 3, 2 * unit, 3 * unit)
     chances = model.answer_logprobs(pictures, ["a", "what is it?"], ["yes", "no"])
     for row in range(2):
@@ -206,11 +206,12 @@ def test_edits_and_answers_do_not_depend_on_their_batch(model: BagelAdapter) -> 
 
 
 def test_the_cache_equals_one_pass(model: BagelAdapter) -> None:
-    ids = model.tokenizer.encode("a red cat")
+    ids = model.reader.tokenizer.encode("a red cat")
     drawn = Latents(noise(model, 6, 6), (3, 2))
     added = noise(model, 6, 7)
     with torch.no_grad():
-        out = model.losses(model.pack([[Text(tuple(ids)), drawn]]), added, torch.full((6,), 0.6))
-    x = 0.4 * drawn.tokens_TC + 0.6 * added
-    cached = model.velocity(x[None], 0.6, (3, 2), model.read_texts([ids]))
+        out = losses(model.module, pack([[Text(tuple(ids)), drawn]], model), added, torch.full((6,), 0.6))
+        x = 0.4 * drawn.tokens_TC + 0.6 * added
+        context = model.module.read_text([model.reader.tokenizer.wrap(ids)])
+        cached = model.module.velocity(x[None], torch.tensor([0.6]), (3, 2), context)
     torch.testing.assert_close(out["velocity_MC"], cached[0], atol=1e-5, rtol=0)

@@ -68,11 +68,11 @@ def engine_of(model: BagelAdapter, precision: str = "fp32") -> PlainEngine:
 def train(engine: PlainEngine, model: BagelAdapter, steps: int) -> None:
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        ids = model.tokenizer.segment("a red dog")
+        ids = model.reader.tokenizer.segment("a red dog")
         x = torch.randn(1, 2, 4, TINY.token_channels, generator=generator)
         t = torch.tensor([[0.3, 0.8]])
         dropped = torch.tensor([[False, True]])
-        v = engine("denoise", ids[None], torch.tensor([len(ids)]), dropped, x, t, torch.tensor([2, 2]))
+        v = engine(ids[None], torch.tensor([len(ids)]), dropped, x, t, torch.tensor([2, 2]))
         engine.backward((v - x).square().mean(-1).sum(), 8.0, micro_batches=1)
         assert engine.step() > 0
 

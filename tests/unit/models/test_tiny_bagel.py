@@ -27,7 +27,7 @@ def test_the_folder_is_small_and_its_tokenizer_can_be_made_again(tmp_path: Path)
 
 
 def test_every_word_of_the_world_is_one_token() -> None:
-    tokenizer = load_bagel(MODEL).tokenizer
+    tokenizer = load_bagel(MODEL).reader.tokenizer
     assert all(len(tokenizer.encode(" " + word)) == 1 for word in WORDS if word != "?")
 
 

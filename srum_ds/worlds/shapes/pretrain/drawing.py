@@ -14,7 +14,7 @@ import torch
 
 from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.modes import trains_in
-from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.worlds.shapes.pretrain.pool import Pool
 from srum_ds.worlds.shapes.pretrain.stage import Schedule, Stage
 from srum_ds.worlds.shapes.pretrain.umm import Texts, flow_loss

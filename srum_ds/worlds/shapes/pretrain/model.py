@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from srum_ds.models.bagel.configuration import read_config
+from srum_ds.models.bagel.config import read_config
 from srum_ds.models.bagel.latents import sincos_table
 from srum_ds.models.bagel.model import Bagel
-from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.worlds.shapes.pretrain.tokenizer import write_tokenizer
 
 HIDDEN = 160

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from srum_ds.models.bagel.configuration import read_config
+from srum_ds.models.bagel.config import read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.weights import save_autoencoder
 from srum_ds.worlds.shapes.pretrain import drawing, umm

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.worlds.shapes.vocabulary import CELLS, DIRECTION_OF, NUMBERS, WORDS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")

@@ -20,7 +20,7 @@ from torch import Tensor
 from srum_ds.models.bagel.images import to_tensor
 from srum_ds.models.bagel.layout import Segment
 from srum_ds.models.bagel.model import Bagel, Inputs
-from srum_ds.models.bagel.tokens import BagelTokenizer
+from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.rewards.regions import crop_pictures
@@ -110,7 +110,7 @@ def read_pictures(module: Bagel, images_NCHW: Tensor) -> Cache:
         patch_place_V=place.repeat(n),
         patch_counts=(side * side,) * n,
     )
-    layout = module._continue([[Segment("vision", side * side)]] * n, None)
+    layout = module.layout_after([[Segment("vision", side * side)]] * n, None)
     return module.read(inputs, layout)
 
 
@@ -155,7 +155,7 @@ def flow_loss(module: Bagel, plan: Schedule, pool: Pool, texts: Texts, altered: 
     t = torch.where(lean, 2 * t / (1 + t), t)
     x_t = (1 - t)[..., None, None] * x0 + t[..., None, None] * noise
     dropped = torch.rand(b, m, generator=g) < plan.caption_dropout
-    v = module.denoise(ids, length, dropped, x_t, t, torch.tensor(GRID))
+    v = module(ids, length, dropped, x_t, t, torch.tensor(GRID))
     return (v - (noise - x0)).square().mean()
 
 

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
-from srum_ds.models.bagel.configuration import SpecialTokens
+from srum_ds.models.bagel.config import SpecialTokens
 from srum_ds.models.bagel.layout import Segment
 
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Branches:
+class TextTrees:
     """The sequences of some pictures with their texts.
 
     samples: each picture's segments. text: ids of the text-like tokens, image starts and ends too, in the
@@ -31,9 +31,9 @@ class Branches:
     rows: tuple[tuple[int, ...], ...]
 
 
-def branch(
+def build_text_trees(
     patch_counts: Sequence[int], texts: Sequence[Ids], picture_of: Sequence[int], special: SpecialTokens
-) -> Branches:
+) -> TextTrees:
     """Puts every text (ids, at least one) behind its picture.
 
     patch_counts: ViT tokens of each picture. picture_of: for each text, the number of its picture.
@@ -59,4 +59,4 @@ def branch(
                 segments.append(Segment("branch", len(rest)))
         samples.append(tuple(segments))
     rows = tuple(about[picture][ids] for ids, picture in zip(texts, picture_of, strict=True))
-    return Branches(tuple(samples), tuple(text), rows)
+    return TextTrees(tuple(samples), tuple(text), rows)

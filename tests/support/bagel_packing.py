@@ -1,22 +1,25 @@
-"""Training samples of any kinds and sizes, packed into one forward pass.
+"""BAGEL's released training pass, for tests: samples of any kinds and sizes packed into one forward pass.
 
-A sample is a sequence of parts: texts, pictures as the vision tower sees them, and pictures as latent
-tokens, clean (context) or noised (to be predicted). ``pack`` turns samples into a dict of plain tensors, so
-that an engine's hooks, which look into tensors, tuples, lists and dicts only, see all of them.
+The training loop reads prompts into a cache instead, which is faster (benchmarks/training_path.md); here the official
+numbers are computed the official way, from the module's public parts. A sample is a sequence of parts: texts, images
+as the vision tower sees them, and images as latent tokens, clean (context) or noised (to be predicted).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.models.bagel.configuration import BagelConfig, SpecialTokens
+from srum_ds.models.bagel.adapter import BagelAdapter
+from srum_ds.models.bagel.config import BagelConfig, SpecialTokens
 from srum_ds.models.bagel.layout import Kind, Layout, Segment, build_layout
+from srum_ds.models.bagel.model import Bagel, Inputs
 from srum_ds.models.bagel.vision import grid_ids
 
 KINDS: tuple[Kind, ...] = ("text", "vision", "clean", "noised")
@@ -32,7 +35,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for the vision tower: patches [N, p * p * 3], row-major over ``grid`` = (rows, columns)."""
+    """An image for the vision tower: patches [N, p * p * 3], row-major over ``grid`` = (rows, columns)."""
 
     patches_ND: Tensor
     grid: tuple[int, int]
@@ -40,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Latents:
-    """A picture as latent tokens [T, C], row-major over ``grid``; ``noised`` ones carry the velocity loss."""
+    """An image as latent tokens [T, C], row-major over ``grid``; ``noised`` ones carry the velocity loss."""
 
     tokens_TC: Tensor
     grid: tuple[int, int]
@@ -56,9 +59,9 @@ class Packed(TypedDict):
     Every group keeps the order of the samples and, inside a sample, of its parts.
 
     plan_S3: int64, for each segment its sample, its kind (index into ``KINDS``) and its inner tokens.
-    text_N: ids. patches_VD with patch_place_V (grid ids) and patch_count_P (patches of each picture).
-    latents_GC: clean latents, with latent_place_G (grid ids), noised_G (bool) and image_G (number of the
-    image, counted over the batch). predict_L: which of the N text-like tokens predict; label_L: what.
+    text_N: ids. patches_VD with patch_place_V (grid ids) and patch_count_P (patches of each image).
+    latents_GC: clean latents, with latent_place_G (grid ids) and noised_G (bool). predict_L: which of the N text-like
+    tokens predict; label_L: what.
     """
 
     plan_S3: Tensor
@@ -69,24 +72,19 @@ class Packed(TypedDict):
     latents_GC: Tensor
     latent_place_G: Tensor
     noised_G: Tensor
-    image_G: Tensor
     predict_L: Tensor
     label_L: Tensor
 
 
-def pack(
-    samples: Sequence[Sequence[Part]],
-    config: BagelConfig,
-    special: SpecialTokens,
-    device: torch.device | str = "cpu",
-    always_look: bool = False,
-) -> Packed:
-    """Packs samples for ``Bagel.forward("train", ...)``.
+def pack(samples: Sequence[Sequence[Part]], model: BagelAdapter) -> Packed:
+    """Packs samples for ``losses``; see ``pack_for``."""
+    return pack_for(samples, model.reader.config, model.module.special)
 
-    ``always_look`` runs the vision tower even where no sample has a picture (on zero rows), which keeps
-    ranks in lockstep when some of them have pictures and others do not.
 
-    UserError for a picture whose grid exceeds the model's position tables. ValueError for a sample
+def pack_for(samples: Sequence[Sequence[Part]], config: BagelConfig, special: SpecialTokens) -> Packed:
+    """Packs samples.
+
+    UserError for an image whose grid exceeds the model's position tables. ValueError for a sample
     without parts, or tokens that do not fill their grid.
     """
     plan: list[tuple[int, int, int]] = []
@@ -122,22 +120,18 @@ def pack(
                 plan.append((number, kind, len(part.tokens_TC)))
     patch_numbers = config.vit.num_channels * config.vit.patch_size**2
     index = torch.zeros(0, dtype=torch.int64)
-    counts = [len(p) for p in patches] or [0] * always_look
-    images = [torch.full((len(tokens),), number) for number, tokens in enumerate(latents)]
-    packed: Packed = {
+    return {
         "plan_S3": torch.tensor(plan, dtype=torch.int64).view(-1, 3),
         "text_N": torch.tensor(text, dtype=torch.int64),
         "patches_VD": torch.cat([torch.zeros(0, patch_numbers), *(p.float().cpu() for p in patches)]),
         "patch_place_V": torch.cat([index, *patch_places]),
-        "patch_count_P": torch.tensor(counts, dtype=torch.int64),
+        "patch_count_P": torch.tensor([len(p) for p in patches], dtype=torch.int64),
         "latents_GC": torch.cat([torch.zeros(0, config.token_channels), *(x.float().cpu() for x in latents)]),
         "latent_place_G": torch.cat([index, *latent_places]),
         "noised_G": torch.cat([index.bool(), *noised]),
-        "image_G": torch.cat([index, *images]),
         "predict_L": torch.tensor(predict, dtype=torch.int64),
         "label_L": torch.tensor(labels, dtype=torch.int64),
     }
-    return {key: tensor.to(device) for key, tensor in packed.items()}  # type: ignore[return-value, attr-defined]
 
 
 def _places(grid: tuple[int, int], tokens: Tensor, config: BagelConfig, key: str) -> Tensor:
@@ -149,35 +143,63 @@ def _places(grid: tuple[int, int], tokens: Tensor, config: BagelConfig, key: str
     return grid_ids(*grid, side, config.interpolate_pos)
 
 
-def packed_layout(packed: Packed, device: torch.device | str = "cpu") -> Layout:
+def packed_layout(packed: Packed) -> Layout:
     """The layout of packed samples; its flat groups have the order of ``Packed``'s."""
     rows = packed["plan_S3"].tolist()
     samples: list[list[Segment]] = [[] for _ in range(rows[-1][0] + 1 if rows else 0)]
     for number, kind, tokens in rows:
         samples[number].append(Segment(KINDS[kind], tokens))
-    return build_layout(samples, device=device)
+    return build_layout(samples)
 
 
-def drop_conditions(
-    sample: Sequence[Part],
-    uniform_S: Sequence[float] | Tensor,
-    text: float = 0.1,
-    vision: float = 0.0,
-    clean: float = 0.0,
-) -> tuple[Part, ...]:
-    """Leaves out context parts at random, so that the model also learns to draw without them.
+def losses(module: Bagel, packed: Packed, noise_GC: Tensor, time_G: Tensor) -> dict[str, Tensor]:
+    """One training forward over packed samples.
 
-    uniform_S: one number in [0, 1) a part, drawn by the caller; a part goes when its number is below the
-    probability of its kind. Texts with loss and noised latents always stay.
+    noise_GC ~ N(0, 1) and time_G in [0, 1] for every latent token; a clean token's time counts as 0.
+
+    Returns, in float32: ``time_G``; ``noisy_GC`` = (1 - t) clean + t noise, the tokens that went in;
+    ``velocity_MC`` of the noised tokens; ``squared_error_M``, the mean over channels of
+    (velocity - (noise - clean))^2; ``logits_LV`` and ``cross_entropy_L`` of the predicted ids.
     """
-    kept: list[Part] = []
-    for part, number in zip(sample, uniform_S, strict=True):
-        if isinstance(part, Text):
-            limit = 0.0 if part.loss else text
-        elif isinstance(part, Picture):
-            limit = vision
-        else:
-            limit = 0.0 if part.noised else clean
-        if float(number) >= limit:
-            kept.append(part)
-    return tuple(kept)
+    clean_GC = packed["latents_GC"].float()
+    noised_G = packed["noised_G"]
+    time_G = time_G.float() * noised_G
+    noisy_GC = (1 - time_G[:, None]) * clean_GC + time_G[:, None] * noise_GC.float()
+    time_I, time_index_G = torch.unique_consecutive(time_G, return_inverse=True)
+    sees_images = packed["patch_count_P"].numel() > 0
+    inputs = Inputs(
+        text_N=packed["text_N"],
+        patches_VD=packed["patches_VD"] if sees_images else None,
+        patch_place_V=packed["patch_place_V"] if sees_images else None,
+        patch_counts=tuple(packed["patch_count_P"].tolist()),
+        latents_GC=noisy_GC,
+        latent_place_G=packed["latent_place_G"],
+        time_I=time_I,
+        time_index_G=time_index_G,
+    )
+    und, gen = module.run_last(inputs, packed_layout(packed))
+    index_M = noised_G.nonzero()[:, 0]
+    velocity_MC = module.llm2vae(gen.index_select(0, index_M)).float()
+    direction_MC = (noise_GC.float() - clean_GC).index_select(0, index_M)
+    logits_LV = module.logits(und.index_select(0, packed["predict_L"]))
+    return {
+        "time_G": time_G,
+        "noisy_GC": noisy_GC,
+        "velocity_MC": velocity_MC,
+        "squared_error_M": (velocity_MC - direction_MC).square().mean(dim=-1),
+        "logits_LV": logits_LV,
+        "cross_entropy_L": F.cross_entropy(logits_LV, packed["label_L"], reduction="none"),
+    }
+
+
+class PackedBagel(Bagel):
+    """A BAGEL module whose pass under an engine is ``losses``."""
+
+    def forward(self, *args: Any) -> Any:
+        """``losses`` of packed samples, noise and times."""
+        return losses(self, *args)
+
+
+def train_packed(module: Bagel) -> None:
+    """Makes ``losses`` the pass that an engine around ``module`` runs."""
+    module.__class__ = PackedBagel

@@ -1,4 +1,4 @@
-"""Whether a configuration can be a BAGEL at all: types, ranges and what must divide what.
+"""Types and ranges of single values in a checkpoint folder's configuration files, for ``config.read_config``.
 
 A wrong value found here is one line that names the file and the key; found later it is a shape error
 somewhere in a layer.
@@ -10,14 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from transformers.activations import ACT2FN
+from typing import Any
 
 from srum_ds.common.errors import UserError
-
-if TYPE_CHECKING:
-    from srum_ds.models.bagel.configuration import BagelConfig
 
 MAY_BE_NEGATIVE = ("shift_factor",)
 MAY_BE_ZERO = ("head_dim",)
@@ -73,38 +68,3 @@ def checked_fields(cls: type, values: Mapping[str, Any], where: Path) -> dict[st
         elif field.default is MISSING:
             raise UserError(f"{where}: {cls.__name__} needs {field.name}, which is not there. Add it.")
     return found
-
-
-def check_config(config: BagelConfig, folder: Path) -> None:
-    """What no single value shows: divisibility, activations, the autoencoder's levels. UserError."""
-    llm, vit, vae = config.llm, config.vit, config.vae
-    llm_path, vit_path, top = folder / "llm_config.json", folder / "vit_config.json", folder / "config.json"
-    heads, kv_heads = llm.num_attention_heads, llm.num_key_value_heads
-    if not llm.head_dim:
-        _divides(llm.hidden_size, heads, "hidden_size", "num_attention_heads", llm_path)
-    _divides(heads, kv_heads, "num_attention_heads", "num_key_value_heads", llm_path)
-    _divides(llm.head_size, 2, "the width of a head", "rotary embedding's 2 halves", llm_path)
-    _divides(llm.hidden_size, 4, "hidden_size", "the position table's 4 parts", llm_path)
-    _divides(vit.hidden_size, vit.num_attention_heads, "hidden_size", "num_attention_heads", vit_path)
-    if vit.image_size < vit.patch_size:
-        raise UserError(f"{vit_path}: image_size {vit.image_size} is below patch_size {vit.patch_size}. Correct one.")
-    for name, value, path in (
-        ("hidden_act", llm.hidden_act, llm_path),
-        ("hidden_act", vit.hidden_act, vit_path),
-        ("connector_act", config.connector_act, top),
-    ):
-        if value not in ACT2FN:
-            raise UserError(f"{path}: {name} {value!r} is unknown. Expected one of {', '.join(sorted(ACT2FN))}.")
-    if not vae.ch_mult or vae.downsample != 2 ** (len(vae.ch_mult) - 1):
-        raise UserError(
-            f"{top}: vae_config.downsample is {vae.downsample}, but {len(vae.ch_mult)} levels of ch_mult "
-            f"halve a picture {len(vae.ch_mult) - 1} times. Correct one of them."
-        )
-    for level in (1, *vae.ch_mult):
-        width = vae.ch * level
-        _divides(width, vae.norm_num_groups, "vae_config: a level's width ch * ch_mult", "norm_num_groups", top)
-
-
-def _divides(whole: int, part: int, name: str, by: str, where: Path) -> None:
-    if whole % part:
-        raise UserError(f"{where}: {name} {whole} is not a multiple of {by} ({part}). Correct one of them.")

@@ -1,40 +1,17 @@
-"""LoRA on BAGEL: where an adapter may bind, and checkpoint folders of an adapted model."""
+"""Checkpoint folders of a model with a LoRA adapter: the merged weights, and the adapter alone beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from srum_ds.models import lora
-from srum_ds.models.bagel.modes import trains_in
 from srum_ds.models.bagel.weights import export_folder, open_weights, weight_files, write_safetensors
 
-DEFAULT_TARGETS = (
-    "q_proj_moe_gen",
-    "k_proj_moe_gen",
-    "v_proj_moe_gen",
-    "o_proj_moe_gen",
-    "mlp_moe_gen.gate_proj",
-    "mlp_moe_gen.up_proj",
-    "mlp_moe_gen.down_proj",
-)
-"""All projections of the generation experts."""
-
 LORA_FOLDER = "lora"
-
-
-def adaptable(module: nn.Module) -> list[str]:
-    """Names of the modules an adapter may bind to: linear layers that mode ``transformer`` trains."""
-    linear = (name for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
-    return [name for name in linear if trains_in("transformer", f"{name}.weight")]
-
-
-def lora_targets(module: nn.Module, targets: Sequence[str] = ()) -> tuple[str, ...]:
-    """Full names of the modules that ``targets`` mean; without any, of ``DEFAULT_TARGETS``."""
-    return lora.match_targets(adaptable(module), targets or DEFAULT_TARGETS)
 
 
 def export_adapted(

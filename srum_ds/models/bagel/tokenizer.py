@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from srum_ds.common.errors import UserError
-from srum_ds.models.bagel.model import SpecialTokens
+from srum_ds.models.bagel.config import SpecialTokens
 
 
 class BagelTokenizer:
