@@ -119,3 +119,14 @@ def test_finished_run_says_so_and_changed_settings_are_refused(
     assert "finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"train\.lr was 0\.0005 and is now 0\.1"):
         main(settings(shards, two_ranks, "train.lr=0.1"))
+
+
+def test_bad_input_is_named_before_anything_runs(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        main(short_run(shards, tmp_path / "a", "model.path=/nowhere"))
+    with pytest.raises(UserError, match="index.json"):
+        main(short_run(tmp_path / "empty", tmp_path / "b"))
+    with pytest.raises(UserError, match="prompts_per_step"):
+        main(short_run(shards, tmp_path / "c", "rollout.prompts_per_step=3"))
+    with pytest.raises(UserError, match=r"rollout\.prompts_per_step"):
+        main(short_run(shards, tmp_path / "d", "rollout.prompt_per_step=3"))
