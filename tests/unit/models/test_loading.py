@@ -31,8 +31,9 @@ def test_wrong_weights_are_refused_before_anything_is_sharded(tmp_path: Path) ->
         load_model(folder, materialise=materialise)
 
 
-def test_a_model_that_only_judges_says_that_it_cannot_draw(folder: Path) -> None:
-    model = load_model(folder / "tiny", only_judges=True)
-    assert torch.equal(answers(model), answers(load_model(folder / "tiny")))
-    with pytest.raises(RuntimeError, match="look only"):
+def test_a_model_that_only_judges_says_that_it_cannot_draw(tmp_path: Path) -> None:
+    folder = write_tiny_bagel(tmp_path / "model")
+    model = load_model(folder, only_judges=True)
+    assert torch.equal(answers(model), answers(load_model(folder)))
+    with pytest.raises(RuntimeError, match="judge only"):
         model.generate([Prompt("a", "a red")], [("a",)], (2, 2), FlowSampling(num_timesteps=2))
