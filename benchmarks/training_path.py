@@ -2,12 +2,12 @@
 
     python benchmarks/training_path.py [--repeats 9] [--threads 2] [--cpu-time] [--json FILE]
 
-``denoise`` is what the loop runs (``Bagel.forward``): prompts padded to one length are read into a cache, and the noised
-copies of the images attend to it. ``packed`` is the released training pass (tests/support/bagel_packing.py): text and noised tokens
-of all samples in one pass without a cache, either every copy as a sample of its own that brings its prompt, or all
-copies of an image behind one reading of it. The copies, their noise, times and dropped prompts are the same, and so
-are the losses; this is checked first. The three run one after the other in every repeat; what counts is the ratio of
-medians. benchmarks/training_path.md says what was found and decided.
+``denoise`` is what the loop runs (``Bagel.forward``): prompts padded to one length are read into a cache, and the
+noised copies of the images attend to it. ``packed`` is the released training pass (tests/support/bagel_packing.py):
+text and noised tokens of all samples in one pass without a cache, either every copy as a sample of its own that brings
+its prompt, or (``joined``) all copies of an image behind one reading of it. The copies, their noise, times and dropped
+prompts are the same, and so are the losses; this is checked first. The three run one after the other in every repeat;
+what counts is the ratio of medians. benchmarks/training_path.md says what was found and decided.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What designs that match flows share: the sampler's settings, noise levels, and noised views of samples.
 
-All randomness is by identity: seeded by the keys that the caller gives, so that a picture and its noised views are the
+All randomness is by identity: seeded by the keys that the caller gives, so that an image and its noised views are the
 same for any batch, rank or world size.
 """
 
@@ -28,7 +28,7 @@ class FlowSampling:
 
     ``num_timesteps`` counts time points, so there are ``num_timesteps - 1`` Euler updates.
     Guidance applies where ``interval[0] < t <= interval[1]``; scale 1 switches it off.
-    ``renorm_scope`` is ``sample`` (a picture never depends on its batch) or ``batch`` (as released).
+    ``renorm_scope`` is ``sample`` (an image never depends on its batch) or ``batch`` (as released).
 
     UserError, naming the setting, for a value out of its range.
     """
@@ -66,7 +66,7 @@ class FlowSampling:
 
 
 def initial_noise(keys: Sequence[Key], shape: tuple[int, int]) -> Tensor:
-    """Standard normal noise [N, T, C] of the pictures that ``keys`` seed, float32 on the CPU."""
+    """Standard normal noise [N, T, C] of the images that ``keys`` seed, float32 on the CPU."""
     return torch.stack([seeds.normal(shape, *key) for key in keys])
 
 
@@ -81,7 +81,7 @@ def timesteps(uniform: Tensor, distribution: str, shift: float) -> Tensor:
 
 
 def noised_views(samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
-    """``settings.copies`` noised copies of every picture, each with its own noise, time and prompt dropout.
+    """``settings.copies`` noised copies of every image, each with its own noise, time and prompt dropout.
 
     x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and
     ``dropped_NM`` (bool), the copies that are trained without their prompt. Every token counts.

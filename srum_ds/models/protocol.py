@@ -44,8 +44,8 @@ class Judge(Protocol):
     ) -> Tensor:
         """Log-probabilities [Q, A] (float32) of each answer's first token after each question.
 
-        images: pictures [3, H, W] in [0, 1]; ``image_index[q]`` is the picture question q is
-        about (default: question q is about picture q). One prefill; no sampling.
+        images: [3, H, W] in [0, 1]; ``image_index[q]`` is the image question q is
+        about (default: question q is about image q). One prefill; no sampling.
         """
         ...
 
@@ -68,9 +68,9 @@ class Judge(Protocol):
         questions: Sequence[str] | None = None,
         image_index: Sequence[int] | None = None,
     ) -> Tensor:
-        """Mean log-probability [Q] (float32) per token of each text under its picture: one teacher-forced pass.
+        """Mean log-probability [Q] (float32) per token of each text under its image: one teacher-forced pass.
 
-        With ``questions``, each text is the answer to one; without, it follows the picture at once.
+        With ``questions``, each text is the answer to one; without, it follows the image at once.
         """
         ...
 
@@ -79,7 +79,7 @@ class Judge(Protocol):
 class ViewSettings:
     """How training views are made of a step's samples (``train.*`` of a recipe; a family reads what it needs).
 
-    copies: views of each picture. time_distribution (``logit_normal`` or ``uniform``) and time_shift: of the noise
+    copies: views of each image. time_distribution (``logit_normal`` or ``uniform``) and time_shift: of the noise
     levels, for families that have them. prompt_dropout: share of views in [0, 1] that are trained without their prompt.
     """
 
@@ -120,7 +120,7 @@ class Generator(Protocol):
 
     @property
     def token_spec(self) -> TokenSpec:
-        """What one token of a picture is."""
+        """What one token of an image is."""
         ...
 
     @property
@@ -129,11 +129,11 @@ class Generator(Protocol):
         ...
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Tokens (rows, columns) of a picture in pixels. UserError for a size that it cannot draw."""
+        """Tokens (rows, columns) of an image in pixels. UserError for a size that it cannot draw."""
         ...
 
     def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
-        """(height, width) in pixels: the largest square it draws, or what suits an input picture [3, H, W]."""
+        """(height, width) in pixels: the largest square it draws, or what suits an input image [3, H, W]."""
         ...
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -149,13 +149,13 @@ class Generator(Protocol):
         edits: Sequence[Tensor] | None = None,
         plans: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one picture per prompt; everything random about picture n is seeded by ``keys[n]``.
+        """Draws one image per prompt; everything random about image n is seeded by ``keys[n]``.
 
-        sampling: of the family's ``sampling_type``. edits: an input picture [3, H, W] in [0, 1] for each prompt, to be
+        sampling: of the family's ``sampling_type``. edits: an input image [3, H, W] in [0, 1] for each prompt, to be
         edited. plans: what ``plan`` wrote. Both UserError where the design has no such thing.
 
         Returns (tokens as sampled, images [N, 3, H, W] in [0, 1], multiples of 1/255). The same prompt, key and size
-        give the same picture in any batch.
+        give the same image in any batch.
         """
         ...
 
@@ -171,11 +171,11 @@ class Generator(Protocol):
         ...
 
     def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
-        """Training views of samples; everything random about picture n is seeded by ``keys.of(purpose)[n]``."""
+        """Training views of samples; everything random about image n is seeded by ``keys.of(purpose)[n]``."""
         ...
 
     def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
-        """What the generator says of every view, [N, M, T, ...]; ``prompts`` has one entry per picture.
+        """What the generator says of every view, [N, M, T, ...]; ``prompts`` has one entry per image.
 
         forward: the engine (then it has a gradient), or the module inside ``engine.gathered()``.
         """

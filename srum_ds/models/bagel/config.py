@@ -223,7 +223,7 @@ def _check_consistency(config: BagelConfig, folder: Path) -> None:
     if not vae.ch_mult or vae.downsample != 2 ** (len(vae.ch_mult) - 1):
         raise UserError(
             f"{top}: vae_config.downsample is {vae.downsample}, but {len(vae.ch_mult)} levels of ch_mult "
-            f"halve a picture {len(vae.ch_mult) - 1} times. Correct one of them."
+            f"halve an image {len(vae.ch_mult) - 1} times. Correct one of them."
         )
     for level in (1, *vae.ch_mult):
         width = vae.ch * level

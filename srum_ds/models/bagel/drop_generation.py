@@ -15,7 +15,7 @@ class NoRows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[0, ..., width] from [0, ..., any]; RuntimeError for rows, which only drawing has."""
         if len(x):
-            raise RuntimeError("this model was loaded to look only: it has no generation experts to draw with")
+            raise RuntimeError("this model was loaded to judge only: it has no generation experts to draw with")
         return x.new_zeros(*x.shape[:-1], self.width)
 
 

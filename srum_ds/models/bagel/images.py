@@ -42,7 +42,7 @@ def _to_stride(side: int, scale: float, transform: ImageTransform) -> int:
 
 
 def transformed(images: Sequence[Tensor], transform: ImageTransform) -> list[Pixels]:
-    """Pictures [3, H, W] in [0, 1] after the transform: 8-bit [H', W', 3]; one that keeps its size is only rounded."""
+    """Images [3, H, W] in [0, 1] after the transform: 8-bit [H', W', 3]; one that keeps its size is only rounded."""
     found: list[Pixels] = []
     for pixels_HWC in to_pixels(images):
         height, width, _ = pixels_HWC.shape
@@ -59,12 +59,12 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_tensors(pixels: Sequence[Pixels]) -> Tensor:
-    """Float32 [N, 3, H, W] in [-1, 1] of 8-bit pictures [H, W, 3] of one size."""
+    """Float32 [N, 3, H, W] in [-1, 1] of 8-bit images [H, W, 3] of one size."""
     return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def quantise(image: Tensor) -> Tensor:
-    """Pictures in [0, 1] as 8-bit files hold them: multiples of 1/255, truncated as released."""
+    """Images in [0, 1] as 8-bit files hold them: multiples of 1/255, truncated as released."""
     return (image.float().clamp(0, 1) * 255).floor() / 255
 
 

@@ -151,7 +151,7 @@ class Bagel(nn.Module):
         return logits_NV
 
     def read_text(self, ids_B: Sequence[Tensor], past: Cache | None = None) -> Cache:
-        """Appends one text segment a sample; ids carry bos and eos. An empty tensor appends nothing."""
+        """Appends one text segment per sample; ids carry bos and eos. An empty tensor appends nothing."""
         return self.text_hidden(ids_B, past, self._no_rows())[1]
 
     def text_hidden(
@@ -191,7 +191,7 @@ class Bagel(nn.Module):
         return build_layout(samples, valid, position, self.device)
 
     def noised_layout(self, batch: int, tokens: int, past: Cache) -> Layout:
-        """The layout of one noised image a sample after ``past``; the same for every denoising step."""
+        """The layout of one noised image per sample after ``past``; the same for every denoising step."""
         return self.layout_after([[Segment("noised", tokens)]] * batch, past)
 
     def velocity(

@@ -46,9 +46,9 @@ def guide(
     """Classifier-free guidance with BAGEL's renormalisation (arXiv 2505.14683, released code).
 
     g = u + s (c - u); with image guidance r > 1, g = i + r (g - i). ``global`` and ``channel``
-    rescale the result by clamp(|c| / |g|, renorm_min, 1), over a whole picture or by token;
+    rescale the result by clamp(|c| / |g|, renorm_min, 1), over a whole image or by token;
     ``text_channel`` rescales by token before the image step. ``scope`` says what ``global`` norms
-    over: ``sample``, or ``batch`` as the released code does for packed pictures.
+    over: ``sample``, or ``batch`` as the released code does for packed images.
     """
     guided = no_text_BTC + text_scale * (conditional_BTC - no_text_BTC)
     if renorm == "text_channel":

@@ -1,8 +1,8 @@
-"""Many texts about each of some pictures in one pass: what those about one picture share is read once.
+"""Many texts about each of some images in one pass: what those about one image share is read once.
 
-A picture and its texts are one sequence: the picture, the tokens that all of its texts begin with, and then of
+An image and its texts are one sequence: the image, the tokens that all of its texts begin with, and then of
 each text the rest, as a branch that sees what stands before it but no other branch (``layout``). Every text has
-the positions, and sees the tokens, that it would have behind the picture alone. Equal texts about one picture
+the positions, and sees the tokens, that it would have behind the image alone. Equal texts about one image
 are one text.
 """
 
@@ -20,9 +20,9 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TextTrees:
-    """The sequences of some pictures with their texts.
+    """The sequences of some images with their texts.
 
-    samples: each picture's segments. text: ids of the text-like tokens, image starts and ends too, in the
+    samples: each image's segments. text: ids of the text-like tokens, image starts and ends too, in the
     layout's flat order. rows: for each text, where in ``text`` each of its tokens stands.
     """
 
@@ -32,15 +32,15 @@ class TextTrees:
 
 
 def build_text_trees(
-    patch_counts: Sequence[int], texts: Sequence[Ids], picture_of: Sequence[int], special: SpecialTokens
+    patch_counts: Sequence[int], texts: Sequence[Ids], image_of: Sequence[int], special: SpecialTokens
 ) -> TextTrees:
-    """Puts every text (ids, at least one) behind its picture.
+    """Puts every text (ids, at least one) behind its image.
 
-    patch_counts: ViT tokens of each picture. picture_of: for each text, the number of its picture.
+    patch_counts: ViT tokens of each image. image_of: for each text, the number of its image.
     """
     about: list[dict[Ids, tuple[int, ...]]] = [{} for _ in patch_counts]
-    for ids, picture in zip(texts, picture_of, strict=True):
-        about[picture][ids] = ()
+    for ids, image in zip(texts, image_of, strict=True):
+        about[image][ids] = ()
     samples: list[tuple[Segment, ...]] = []
     text: list[int] = []
     for patches, rows_of in zip(patch_counts, about, strict=True):
@@ -58,5 +58,5 @@ def build_text_trees(
             if rest:
                 segments.append(Segment("branch", len(rest)))
         samples.append(tuple(segments))
-    rows = tuple(about[picture][ids] for ids, picture in zip(texts, picture_of, strict=True))
+    rows = tuple(about[image][ids] for ids, image in zip(texts, image_of, strict=True))
     return TextTrees(tuple(samples), tuple(text), rows)

@@ -32,7 +32,7 @@ class BagelTokenizer:
         missing = [name for name in wanted if name not in known]
         if missing:
             raise UserError(f"the tokenizer in {folder} lacks {', '.join(missing)}: copy BAGEL's own there.")
-        # The same questions come again for thousands of pictures.
+        # The same questions come again for thousands of images.
         self._ids = lru_cache(maxsize=65536)(self._encode)
         self.special = SpecialTokens(*(known[name] for name in wanted))
         largest = max(known.values())

@@ -25,7 +25,7 @@ from srum_ds.models.bagel.layout import Layout
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of everything read so far, one tensor a layer.
+    """Keys and values of everything read so far, one tensor per layer.
 
     keys_L, values_L: [B, KV, P, head]; valid_BP: bool, which places hold a token (the others are
     padding); position_B: int64, the rotary position of the next segment.
