@@ -40,6 +40,7 @@ OUTCOMES = "outcomes.json"
 GRID = Path("samples/eval_grid.png")
 GRID_PROMPTS_PER_CATEGORY = 2
 DEFAULT_BENCHMARK = EvalConfig().benchmark
+# Settings of samplers that results leave out: they matter to edits, or hardly anyone changes them.
 HIDDEN_SAMPLING = ("image_scale", "renorm", "renorm_min", "renorm_scope")
 
 
@@ -195,9 +196,14 @@ def draw_settings(cfg: Config) -> DrawSettings:
 
 
 def shown_sampling(settings: DrawSettings) -> dict[str, Any]:
-    """The sampler's settings as a result shows them: all but those that hardly anyone changes."""
+    """The sampler's settings as a result shows them: all but ``HIDDEN_SAMPLING``."""
     shown = {name: value for name, value in asdict(settings.sampling).items() if name not in HIDDEN_SAMPLING}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in shown.items()}
+
+
+def shown_benchmark(cfg: Config) -> dict[str, Any]:
+    """The benchmark as a result shows it: by its name where it is not the default one."""
+    return {} if cfg.eval.benchmark == DEFAULT_BENCHMARK else {"benchmark": cfg.eval.benchmark}
 
 
 def grid_positions(categories: Sequence[str], per_category: int = GRID_PROMPTS_PER_CATEGORY) -> list[int]:
@@ -237,7 +243,7 @@ def _described(
     trained: Path,
     cached: bool,
 ) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    return {
         "split": cfg.eval.split,
         "prompts": len(prompts),
         "distinct_texts": len({prompt.text for prompt in prompts}),
@@ -246,10 +252,8 @@ def _described(
         "base_sha256": weights_sha256(base),
         "trained_sha256": weights_sha256(trained),
         "base_from_cache": cached,
+        **shown_benchmark(cfg),
     }
-    if cfg.eval.benchmark != DEFAULT_BENCHMARK:
-        described["benchmark"] = cfg.eval.benchmark
-    return described
 
 
 def _run_config(run_dir: Path, overrides: Sequence[str]) -> Config:

@@ -29,6 +29,7 @@ from srum_ds.evaluation.evaluate import (
     draw_settings,
     eval_prompts,
     eval_questions,
+    shown_benchmark,
     shown_sampling,
 )
 from srum_ds.rewards.regions import select
@@ -71,12 +72,12 @@ class Labelled:
 
 
 def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
-    """Images that the model draws of ``eval.prompts`` prompts of ``eval.split``, judged by the checker.
+    """Images that the model draws of ``eval.prompts`` prompts of ``eval.split``, checked by ``eval.benchmark``.
 
-    good: exactly what was asked for; grade: the checker's partial credit. Each region is asked about each
-    phrase of its prompt, and one phrase with an attribute changed.
+    good: exactly what was asked for; grade: the benchmark's partial credit. Each region is asked about phrases whose
+    truth the benchmark knows: for the shapes world each of its prompt's, and one with an attribute changed.
 
-    Raises UserError for prompts that are not of the shapes world: nothing checks those.
+    Raises UserError for prompts that ``eval.benchmark`` cannot score.
     """
     prompts = eval_prompts(cfg)
     try:
@@ -117,6 +118,7 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
             **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
             "model": cfg.written("model.path"),
             "model_sha256": weights_sha256(folder),
+            **shown_benchmark(cfg),
         },
     )
 

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from srum_ds.config import Config, load_config
 from srum_ds.config.schema import ObjectiveConfig
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.models.matching import CategoricalTokens, FlowMatching
-from srum_ds.models.protocol import Judge
 from srum_ds.objectives import Terms, get_objective
 from srum_ds.rewards.judge.external import function_scores, load_function
 from srum_ds.rewards.judge.readouts import Request, readout_of
@@ -25,6 +23,7 @@ from srum_ds.rewards.regions.boxes import select
 from srum_ds.rewards.regions.pipeline import proposer_of
 from srum_ds.types import Prompt
 from tests.support.batches import samples_of
+from tests.support.judges import MuteJudge, ScoringJudge
 from tests.support.paths import RECIPE, ROOT
 
 SETTINGS = (
@@ -84,18 +83,8 @@ def test_objective(cfg: Config, discrete: bool) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-class SaysYes:
-    """Gives the first answer 0.7 and the second 0.1."""
-
-    def answer_logprobs(
-        self, images: list[Tensor], questions: list[str], answers: tuple[str, str], image_index: list[int]
-    ) -> Tensor:
-        assert answers == ("yes", "no") and len(questions) == len(image_index)
-        return torch.tensor([[0.7, 0.1]] * len(questions)).log()
-
-
 def test_readout(cfg: Config) -> None:
-    judge: Judge = SaysYes()  # type: ignore[assignment]
+    judge = ScoringJudge(lambda question, image: (0.7, 0.1))
     requests = [Request(0, "is this a circle?", "a circle")] * 3
     replies = readout_of(cfg).read(judge, [torch.zeros(3, 8, 8)], requests)
     torch.testing.assert_close(replies.score_Q, torch.tensor([0.6] * 3))
@@ -104,8 +93,7 @@ def test_readout(cfg: Config) -> None:
 
 def test_region_proposer(cfg: Config) -> None:
     proposer = proposer_of(cfg)
-    judge: Judge = SaysYes()  # type: ignore[assignment]
-    found = proposer(torch.zeros(2, 3, 8, 8), [Prompt("a", "a circle")] * 2, judge)
+    found = proposer(torch.zeros(2, 3, 8, 8), [Prompt("a", "a circle")] * 2, MuteJudge())
     regions = select(found, max_count=cfg.regions.max_count)
     assert regions.owner_R.tolist() == [0] * 4 + [1] * 4
     assert regions.boxes_R4[1].tolist() == [0.25, 0.0, 0.5, 1.0]

@@ -105,7 +105,8 @@ class ColourJudge(ScoringJudge):
 class WritingJudge(MuteJudge):
     """Replies as ``say(question, attempt)`` tells, where attempt counts how often it was asked that before.
 
-    ``calls`` notes the questions of each call, ``settings`` its temperature, ``seeds`` its seeds.
+    Of each call ``calls`` notes the questions and the temperature, and ``images``, ``seeds`` (none: empty) and
+    ``max_new_tokens`` what else it was given.
     """
 
     def __init__(self, say: Callable[[str, int], str]) -> None:
@@ -127,6 +128,7 @@ class WritingJudge(MuteJudge):
     ) -> list[str]:
         index = range(len(questions)) if image_index is None else image_index
         assert len(index) == len(questions) and max(index) < len(images)
+        assert seeds is None or len(seeds) == len(questions)
         self.calls.append((list(questions), temperature))
         self.images.append(list(images))
         self.seeds.append(list(seeds or []))

@@ -72,7 +72,8 @@ class TimestepEmbedder(nn.Module):
         index = torch.arange(half, dtype=torch.float32, device=t_N.device)
         frequency = torch.exp(-math.log(10000.0) * index / half)
         angle = t_N.float()[:, None] * frequency[None, :]
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype))
+        embedded_ND: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype))
+        return embedded_ND
 
 
 class Autoencoder(nn.Module):
@@ -85,11 +86,13 @@ class Autoencoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.kl.dtype
+        dtype: torch.dtype = self.kl.dtype
+        return dtype
 
     def moments(self, image_BCHW: Tensor) -> Tensor:
         """Mean and log-variance [B, 2C, H/8, W/8] of the posterior; image in [-1, 1]."""
-        return self.kl.encode(image_BCHW.to(self.dtype)).latent_dist.parameters
+        moments_BCHW: Tensor = self.kl.encode(image_BCHW.to(self.dtype)).latent_dist.parameters
+        return moments_BCHW
 
     def encode(self, image_BCHW: Tensor, eps_BCHW: Tensor | None = None) -> Tensor:
         """Scaled latent of an image in [-1, 1]: the posterior's mean, or a sample with noise ``eps``."""
@@ -101,7 +104,8 @@ class Autoencoder(nn.Module):
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Image, about [-1, 1], not clamped, from a scaled latent."""
         z = latent_BCHW / self.config.scale_factor + self.config.shift_factor
-        return self.kl.decode(z.to(self.dtype)).sample
+        image_BCHW: Tensor = self.kl.decode(z.to(self.dtype)).sample
+        return image_BCHW
 
 
 def build_kl(config: AutoencoderConfig) -> Any:

@@ -122,7 +122,9 @@ class Bagel(nn.Module):
         rows_L: the understanding rows that are wanted; see ``MoTModel``.
         """
         und, gen = self.embed(inputs)
-        return self.language_model.model(und, gen, layout, past, True, rows_L)
+        cache: Cache
+        und, gen, cache = self.language_model.model(und, gen, layout, past, True, rows_L)
+        return und, gen, cache
 
     def run_last(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> tuple[Tensor, Tensor]:
         """Like ``run`` where nothing follows: no cache is kept."""
@@ -133,7 +135,8 @@ class Bagel(nn.Module):
     def run_rows(self, inputs: Inputs, layout: Layout, rows_L: Tensor) -> Tensor:
         """Normed hidden states [L, D] of the understanding rows ``rows_L`` (all different); no cache is kept."""
         und, gen = self.embed(inputs)
-        return self.language_model.model(und, gen, layout, None, False, rows_L)[0]
+        hidden_LD: Tensor = self.language_model.model(und, gen, layout, None, False, rows_L)[0]
+        return hidden_LD
 
     def read(self, inputs: Inputs, layout: Layout, past: Cache | None = None) -> Cache:
         """Appends segments to a cache."""
@@ -144,7 +147,8 @@ class Bagel(nn.Module):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Vocabulary logits [N, V] in float32 from normed hidden states."""
-        return self.language_model.lm_head(hidden_ND).float()
+        logits_NV: Tensor = self.language_model.lm_head(hidden_ND).float()
+        return logits_NV
 
     def read_text(self, ids_B: Sequence[Tensor], past: Cache | None = None) -> Cache:
         """Appends one text segment a sample; ids carry bos and eos. An empty tensor appends nothing."""
@@ -210,4 +214,5 @@ class Bagel(nn.Module):
             time_index_G=torch.arange(batch, device=self.device).repeat_interleave(tokens),
         )
         _, gen = self.run_last(inputs, layout, past)
-        return self.llm2vae(gen).float().view(batch, tokens, channels)
+        velocity_BTC: Tensor = self.llm2vae(gen).float().view(batch, tokens, channels)
+        return velocity_BTC

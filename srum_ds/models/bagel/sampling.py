@@ -23,7 +23,8 @@ def time_points(sampling: FlowSampling) -> Tensor:
 def _norm(v_BTC: Tensor, scope: str) -> Tensor:
     """L2 norms, kept broadcastable: ``token``, ``sample`` or ``batch``."""
     dims = {"token": (2,), "sample": (1, 2), "batch": (0, 1, 2)}[scope]
-    return torch.linalg.vector_norm(v_BTC, dim=dims, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(v_BTC, dim=dims, keepdim=True)
+    return norm
 
 
 def _rescale(guided_BTC: Tensor, conditional_BTC: Tensor, scope: str, minimum: float) -> Tensor:

@@ -52,7 +52,7 @@ class BagelTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens are left out."""
-        return self._inner.decode(ids, skip_special_tokens=True)
+        return str(self._inner.decode(ids, skip_special_tokens=True))
 
     def segment(self, text: str) -> Tensor:
         """[bos] ids [eos] as int64."""

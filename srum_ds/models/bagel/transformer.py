@@ -129,8 +129,9 @@ class Attention(nn.Module):
             self.add_module(f"k_norm{suffix}", RMSNorm(head, eps=config.rms_norm_eps))
 
     def _queries(self, x_ND: Tensor, suffix: str) -> Tensor:
-        q = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
-        return self.get_submodule(f"q_norm{suffix}")(q)
+        q_NHD: Tensor = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
+        normed_NHD: Tensor = self.get_submodule(f"q_norm{suffix}")(q_NHD)
+        return normed_NHD
 
     def _keys_values(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
         k = self.get_submodule(f"k_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
@@ -186,11 +187,17 @@ def _add(stream_ND: Tensor, change_ND: Tensor) -> Tensor:
 class SwiGLU(Qwen2MLP):
     """Qwen2's gated MLP; where nothing is differentiated, in two arrays instead of four."""
 
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)  # type: ignore[no-untyped-call]
+
     def forward(self, x_ND: Tensor) -> Tensor:
+        out_ND: Tensor
         if torch.is_grad_enabled() or self.config.hidden_act != "silu":
-            return super().forward(x_ND)
+            out_ND = super().forward(x_ND)  # type: ignore[no-untyped-call]
+            return out_ND
         gate_NF = F.silu(self.gate_proj(x_ND), inplace=True)
-        return self.down_proj(gate_NF.mul_(self.up_proj(x_ND)))
+        out_ND = self.down_proj(gate_NF.mul_(self.up_proj(x_ND)))
+        return out_ND
 
 
 class MoTLayer(nn.Module):

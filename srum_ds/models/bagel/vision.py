@@ -24,7 +24,8 @@ class PatchEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
 
     def forward(self, patches_ND: Tensor, position_N: Tensor) -> Tensor:
-        return self.patch_embedding(patches_ND) + self.position_embedding(position_N)
+        embedded_ND: Tensor = self.patch_embedding(patches_ND) + self.position_embedding(position_N)
+        return embedded_ND
 
 
 class VisionTransformer(nn.Module):
@@ -50,12 +51,14 @@ class VisionTransformer(nn.Module):
 
     def forward(self, patches_ND: Tensor, position_N: Tensor, counts: list[int]) -> Tensor:
         """Features [N, hidden] of all patches; ``counts`` says how many each image has, in order."""
-        embedded_ND = self.embeddings(patches_ND, position_N)
+        embedded_ND: Tensor = self.embeddings(patches_ND, position_N)
+        features_ND: Tensor
         batch, longest = len(counts), max(counts)
         if len(set(counts)) <= 1:
             hidden = embedded_ND.view(batch, longest, embedded_ND.shape[-1])
             hidden = self.encoder(inputs_embeds=hidden).last_hidden_state
-            return self.post_layernorm(hidden.reshape(-1, hidden.shape[-1]))
+            features_ND = self.post_layernorm(hidden.reshape(-1, hidden.shape[-1]))
+            return features_ND
         rows = torch.tensor(counts, device=patches_ND.device)
         valid_BN = torch.arange(longest, device=patches_ND.device)[None] < rows[:, None]
         hidden = embedded_ND.new_zeros(batch, longest, embedded_ND.shape[-1])
@@ -63,7 +66,8 @@ class VisionTransformer(nn.Module):
         mask = torch.zeros(batch, 1, longest, longest, dtype=hidden.dtype, device=hidden.device)
         mask = mask.masked_fill(~valid_BN[:, None, None, :], torch.finfo(hidden.dtype).min)
         hidden = self.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        return self.post_layernorm(hidden[valid_BN])
+        features_ND = self.post_layernorm(hidden[valid_BN])
+        return features_ND
 
 
 class VisionModel(nn.Module):
@@ -84,7 +88,8 @@ class Connector(nn.Module):
         self.fc2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, features_ND: Tensor) -> Tensor:
-        return self.fc2(self.activation_fn(self.fc1(features_ND)))
+        hidden_ND: Tensor = self.fc2(self.activation_fn(self.fc1(features_ND)))
+        return hidden_ND
 
 
 def patchify_image(images_NCHW: Tensor, patch: int) -> Tensor:

@@ -43,7 +43,7 @@ def keep_relevant(
         prompts: the prompt of each of the N images.
         template: question with ``prompt`` or ``phrase``.
         answers: yes and no as the model writes them.
-        crop_size, batch, min_mass: see ``judge_rollout``.
+        crop_size, batch, min_mass: see ``judge.judge.Asking`` and ``judge.min_mass``.
 
     Raises:
         UserError: a template that uses neither variable, or needs phrases where a prompt has none.

@@ -7,7 +7,7 @@ arithmetic, the test shows both: what is kept there, and that the default does o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from srum_ds.rewards.painting import paper_map
 from srum_ds.rollouts.collect import roll_out
 from srum_ds.types import Judged, Prompt, Regions, Status, TokenWeights, TrainView
 from tests.support.batches import left_half_batch, losses_of, map_of, samples_of
+from tests.support.judges import WritingJudge
 from tests.support.paths import ROOT
 
 RECIPES = ROOT / "launch/recipes"
@@ -52,31 +53,9 @@ def weights_of(cfg: Config, global_N: Sequence[float], local_R: Sequence[float])
     return map_of(batch(cfg, global_N, local_R))
 
 
-class Writer:
-    """A judge at the text boundary: ``reply(attempt)`` is what it writes; it remembers how it was asked."""
-
-    def __init__(self, reply: Callable[[int], str]) -> None:
-        self.reply = reply
-        self.asked: list[tuple[float, int]] = []
-
-    def answer(
-        self,
-        images: Sequence[Tensor],
-        questions: Sequence[str],
-        max_new_tokens: int,
-        image_index: Sequence[int] | None = None,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        assert seeds is not None
-        attempt = len(self.asked)
-        self.asked.append((temperature, seeds[0]))
-        return [self.reply(attempt)] * len(questions)
-
-
-def read(readout: GenerateReadout, writer: Writer) -> Replies:
+def read(readout: GenerateReadout, writer: WritingJudge) -> Replies:
     request = Request(0, "how good is it?", "a red circle", ("a", 0, "whole"))
-    return readout.read(writer, [torch.zeros(3, 8, 8)], [request])  # type: ignore[arg-type]
+    return readout.read(writer, [torch.zeros(3, 8, 8)], [request])
 
 
 def test_defect_01() -> None:
@@ -93,7 +72,7 @@ def test_defect_01() -> None:
 def test_defect_02() -> None:
     """Scores are not clamped: a "50" becomes weight 25.5."""
     assert parse_score("Score: 50") == (1.0, Status.CLAMPED)
-    replies = read(GenerateReadout(retries=0), Writer(lambda _: "Score: 50"))
+    replies = read(GenerateReadout(retries=0), WritingJudge(lambda question, attempt: "Score: 50"))
     assert replies.score_Q.tolist() == [1.0] and replies.status_Q.tolist() == [int(Status.CLAMPED)]
     assert float(weights_of(recipe("paper"), [1.0], [float(replies.score_Q[0])]).max()) == 1.0
 
@@ -116,12 +95,12 @@ def test_defect_04() -> None:
 
 def test_defect_05() -> None:
     """Retries are greedy, hence identical."""
-    writer = Writer(lambda attempt: "Score: 0.5" if attempt == 2 else "I would rather not say")
+    writer = WritingJudge(lambda question, attempt: "Score: 0.5" if attempt == 2 else "I would rather not say")
     replies = read(GenerateReadout(retries=2, seed=3), writer)
     assert replies.score_Q.tolist() == [0.5]
-    (first, *again) = writer.asked
-    assert first[0] == 0.0 and all(temperature > 0 for temperature, _ in again)
-    assert len({seed for _, seed in writer.asked}) == 3
+    (first, *again) = [temperature for _, temperature in writer.calls]
+    assert first == 0.0 and all(temperature > 0 for temperature in again)
+    assert len({seed for (seed,) in writer.seeds}) == 3
     with pytest.raises(UserError, match=r"judge\.retry_temperature=0.*a number above 0"):
         recipe("srum", "judge.retry_temperature=0")
 

@@ -266,6 +266,6 @@ def test_a_failed_export_leaves_nothing_that_looks_whole(whole: Path, tmp_path: 
 def test_saving_writes_the_present_weights(whole: Path, tmp_path: Path) -> None:
     model = load_model(whole)
     with torch.no_grad():
-        model.module.llm2vae.bias.fill_(7.0)
+        model.module.get_parameter("llm2vae.bias").fill_(7.0)
     save(model, tmp_path / "saved")
     assert load_file(tmp_path / "saved" / "ema.safetensors")["llm2vae.bias"].eq(7.0).all()

@@ -38,7 +38,7 @@ def settings_of(name: str, **given: object) -> ObjectiveConfig:
 
 
 def terms_of(velocity: Tensor, target: Tensor = TARGET, weights_BT: Tensor | None = None, **given: Tensor) -> Terms:
-    return Terms(FLOW, velocity, target, weights_BT, **given)  # type: ignore[arg-type]
+    return Terms(FLOW, velocity, target, weights_BT, **given)
 
 
 def losses(
@@ -163,7 +163,7 @@ def test_dpo_by_hand() -> None:
 
 def gradient(name: str, weight: float, velocity: Tensor = OLD, **settings: object) -> Tensor:
     trained = velocity.clone().requires_grad_()
-    losses(name, [weight, weight], trained, **settings).sum().backward()
+    losses(name, [weight, weight], trained, **settings).sum().backward()  # type: ignore[arg-type]
     assert trained.grad is not None
     return trained.grad
 

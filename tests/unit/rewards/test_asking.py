@@ -174,6 +174,7 @@ def test_all_boxes_in_one_call_as_released() -> None:
     assert scores.phrase_R.tolist() == [-1, -1] and scores.missing_N is None
     # one call about both pictures, one about the picture that has boxes
     assert [len(questions) for questions, _ in writer.calls] == [2, 1]
+    assert [len(seeds) for seeds in writer.seeds] == [2, 1]
     question = writer.calls[1][0][0]
     assert "Region 1: [16, 16, 32, 32]\nRegion 2: [32, 32, 48, 48]\n" in question
     assert "64 pixels wide" in question and "These are 2 regions" in question

@@ -1,4 +1,4 @@
-"""Judging a samples, with a judge that reads the colours in the picture and so is always right."""
+"""Judging samples, with a judge that reads the colours in the picture and so is always right."""
 
 from __future__ import annotations
 

@@ -185,6 +185,8 @@ def test_a_prompt_is_asked_about_once() -> None:
     assert judge.sizes == [(1, 2)]
     assert one.complete(judge, (VAGUE, CATS)) == (first[1], first[0])
     assert judge.sizes == [(1, 2)]
+    # A judge answers about images: the question comes with a blank one.
+    assert not judge.images[0][0].any()
 
 
 def test_what_is_known_is_not_asked_and_a_call_asks_about_a_batch() -> None:
