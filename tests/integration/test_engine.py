@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.launching import environment, finish, launch
-from tests.support.paths import ROOT
+from tests.support.launching import environment
+from tests.support.ranks import run_alone, run_ranks
 from tests.support.toy import distance, plain, same, toy, train, weights
 
 WORKER = "tests/integration/engine_worker.py"
@@ -31,9 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine.update_weights("ema", 0.25)
     engine.save(folder / "from_one", 3, {"cursor": 3})
 
-    finish(launch(2, [str(folder)], WORKER))
-    done = subprocess.run([sys.executable, WORKER, str(folder)], cwd=ROOT, env=environment(), capture_output=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(2, [str(folder)], WORKER)
+    run_alone([str(folder)], WORKER)
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from srum_ds.rewards.templates import load_template
-from tests.support.launching import finish, launch
+from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
 
@@ -22,7 +22,7 @@ def garbage_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("garbage")
     shards = write_prompts(folder / "shards", 8)
     words = short_run(shards, folder, "train.steps=2", "rollout.images_per_prompt=4", "rollout.num_timesteps=3")
-    finish(launch(2, [*words, str(folder)], "tests/integration/judge_worker.py"))
+    run_ranks(2, [*words, str(folder)], "tests/integration/judge_worker.py")
     return folder
 
 

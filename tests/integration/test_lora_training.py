@@ -1,4 +1,4 @@
-"""LoRA in the loop, under the real launcher: the judge, one rank and two, kill and resume, ZeRO-3 shards."""
+"""LoRA in the loop: the judge, one rank and two, kill and resume, ZeRO-3 shards."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from srum_ds.models import load_model
-from tests.support.launching import finish, launch
 from tests.support.paths import MODEL
+from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
 STEPS = 4
@@ -31,7 +31,7 @@ def words(shards: Path, run_dir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run_dir = tmp_path_factory.mktemp("runs") / "two"
-    return run_dir, finish(launch(2, words(shards, run_dir)))
+    return run_dir, run_ranks(2, words(shards, run_dir))
 
 
 def test_the_run_says_what_is_bound_and_who_judges(two_ranks: tuple[Path, str]) -> None:
@@ -60,7 +60,7 @@ def test_the_exported_folder_is_a_model_that_has_learned(two_ranks: tuple[Path, 
 
 
 def test_one_rank_gives_the_same_losses(two_ranks: tuple[Path, str], shards: Path, tmp_path: Path) -> None:
-    finish(launch(1, words(shards, tmp_path / "one")))
+    run_ranks(1, words(shards, tmp_path / "one"))
     for one, two in zip(metrics(tmp_path / "one"), metrics(two_ranks[0]), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
         assert one["reward_global"] == pytest.approx(two["reward_global"], abs=1e-4 if one["step"] < 3 else 1e-2)
@@ -72,7 +72,7 @@ def test_from_a_checkpoint_it_ends_with_the_same_weights(
     """The run as it stood after its second step (tests/integration/test_train.py kills runs for real)."""
     run_dir = tmp_path / "resumed"
     shutil.copytree(two_ranks[0], run_dir, ignore=shutil.ignore_patterns("export*", "step_000003", "step_000004"))
-    output = finish(launch(2, words(shards, run_dir)))
+    output = run_ranks(2, words(shards, run_dir))
     assert "goes on after step 2" in output
     for name in ("ema.safetensors", "lora/adapter_model.safetensors"):
         ours, theirs = (load_file(folder / "export" / name) for folder in (run_dir, two_ranks[0]))

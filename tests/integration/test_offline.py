@@ -11,8 +11,9 @@ from torch import Tensor
 from srum_ds.engine import checkpoint_files as checkpoint
 from srum_ds.models import load_model
 from srum_ds.rollouts.shards import RolloutReader
-from tests.support.launching import command, finish, kill_after, launch
+from tests.support.launching import command
 from tests.support.paths import MODEL
+from tests.support.ranks import kill_after, run_ranks, srum_ds, start_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
 
@@ -42,7 +43,7 @@ def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.fixture(scope="module")
 def online(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("online") / "run"
-    finish(launch(1, words(shards, run, "rollout.keep=true")))
+    run_ranks(1, words(shards, run, "rollout.keep=true"))
     return run
 
 
@@ -51,8 +52,8 @@ def rollouts(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Step 0 drawn by one rank without a launcher, step 1 by two ranks under it."""
     folder = tmp_path_factory.mktemp("ahead") / "rollouts"
     given = words(shards, folder.with_name("no_run"))
-    first = command("rollout", *given, "train.steps=1", "deepspeed.ranks=1", "--out", str(folder))
-    assert first.returncode == 0, first.stderr
+    status, printed = srum_ds("rollout", *given, "train.steps=1", "deepspeed.ranks=1", "--out", str(folder))
+    assert status == 0, printed
     second = command("rollout", *given, "deepspeed.ranks=2", "--out", str(folder))
     assert second.returncode == 0, second.stderr
     return folder
@@ -62,7 +63,7 @@ def test_offline_from_onlines_rollouts_gives_the_same_updates(online: Path, tmp_
     """Two ranks read what one wrote. The prompts themselves are not needed."""
     run = tmp_path / "run"
     given = words(tmp_path / "nowhere", run, "train.mode=offline", f"data.rollouts={online / 'rollouts'}")
-    output = finish(launch(2, given))
+    output = run_ranks(2, given)
     base = {name: p.detach().flatten() for name, p in load_model(MODEL).module.named_parameters()}
     for step in (1, 2):
         ours, theirs = weights_after(run, step), weights_after(online, step)
@@ -94,8 +95,8 @@ def test_rescored_pictures_are_the_same_and_scores_are_not(rollouts: Path, tmp_p
     question.write_text("does this picture show {{ prompt }}?\n")
     out = tmp_path / "again"
     again = [f"judge.global_template={question}", "deepspeed.ranks=1", "--out", str(out)]
-    done = command("rescore", str(rollouts), *again)
-    assert done.returncode == 0, done.stderr
+    status, printed = srum_ds("rescore", str(rollouts), *again)
+    assert status == 0, printed
     before, after = RolloutReader(rollouts), RolloutReader(out)
     assert sorted(after.index.steps) == [0, 1]
     assert before.header.judge["local_template"] == after.header.judge["local_template"]
@@ -106,8 +107,8 @@ def test_rescored_pictures_are_the_same_and_scores_are_not(rollouts: Path, tmp_p
     assert torch.equal(old.regions.boxes_R4, new.regions.boxes_R4)
     assert float((old.scores.global_N - new.scores.global_N).abs().max()) > 1e-3
     torch.testing.assert_close(old.scores.local_R, new.scores.local_R, equal_nan=True)
-    refused = command("rescore", str(rollouts), "rollout.text_scale=2", "--out", str(tmp_path / "no"))
-    assert refused.returncode == 2 and "rollout.text_scale=2" in refused.stderr
+    status, printed = srum_ds("rescore", str(rollouts), "rollout.text_scale=2", "--out", str(tmp_path / "no"))
+    assert status == 2 and "rollout.text_scale=2" in printed
 
 
 def test_a_shard_that_one_rank_finds_damaged_ends_all_ranks(rollouts: Path, tmp_path: Path, shards: Path) -> None:
@@ -122,20 +123,20 @@ def test_a_shard_that_one_rank_finds_damaged_ends_all_ranks(rollouts: Path, tmp_
     bad.write_bytes(data)
     run = tmp_path / "run"
     given = words(shards, run, "train.mode=offline", f"data.rollouts={folder}")
-    output, _ = (process := launch(2, given)).communicate(timeout=300)
-    assert process.returncode != 0
-    assert output.count("step-000001-rank-00001.tar: changed since it was written") == 2
+    ranks = start_ranks(2, given)
+    assert all(status != 0 for status in ranks.wait())
+    assert ranks.printed.count("step-000001-rank-00001.tar: changed since it was written") == 2
     assert [line["step"] for line in metrics(run)] == [0]
 
 
 def test_rounds_killed_in_between_end_with_the_same_weights(shards: Path, tmp_path: Path) -> None:
     rounds = ("train.mode=rounds", "train.rounds=2", "train.save_every=9", "train.steps=4")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    output = finish(launch(2, words(shards, whole, *rounds)))
+    output = run_ranks(2, words(shards, whole, *rounds))
     assert output.count("draws 2 steps ahead") == 2
     # A header, round 1, and the first step of round 2: its second step is still to be drawn.
-    kill_after(launch(2, words(shards, killed, *rounds)), killed, 4, "rollouts/index.jsonl")
-    assert "goes on after step 2" in finish(launch(2, words(shards, killed, *rounds)))
+    kill_after(start_ranks(2, words(shards, killed, *rounds)), killed, 4, "rollouts/index.jsonl")
+    assert "goes on after step 2" in run_ranks(2, words(shards, killed, *rounds))
     assert farthest(weights_after(whole, 4), weights_after(killed, 4)) == 0.0
     reader = RolloutReader(killed / "rollouts")
     assert [reader.policy(step) for step in range(4)] == [0, 0, 1, 1]

@@ -10,7 +10,7 @@ import pytest
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models.bagel.adapter import load_bagel
 from tests.integration.packed_worker import settings, train
-from tests.support.launching import finish, launch
+from tests.support.ranks import run_ranks
 from tests.support.tiny_models import write_tiny_bagel
 
 
@@ -18,7 +18,7 @@ from tests.support.tiny_models import write_tiny_bagel
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     write_tiny_bagel(folder / "model")
-    finish(launch(2, [str(folder)], "tests/integration/packed_worker.py"))
+    run_ranks(2, [str(folder)], "tests/integration/packed_worker.py")
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from srum_ds.prompts.importers import read_compbench
 from srum_ds.prompts.shards import write_shards
-from tests.support.launching import finish, launch
+from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run
 
 
@@ -23,7 +23,7 @@ def test_a_run_on_a_public_prompt_set_asks_splits_and_remembers(tmp_path: Path) 
         write_shards(shards, split, prompts)
     run_dir = tmp_path / "run"
     words = ["train.steps=2", "regions.phrases_tokens=4", "log.tensorboard=true", "log.image_every=1"]
-    finish(launch(1, short_run(shards, run_dir, "train.save_every=4", *words)))
+    run_ranks(1, short_run(shards, run_dir, "train.save_every=4", *words))
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [0, 1]
     assert all(line["regions"] > 0 for line in lines)

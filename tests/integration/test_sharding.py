@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from srum_ds.models import load_model
 from tests.integration.sharding_worker import MB, answers
-from tests.support.launching import finish, launch
+from tests.support.ranks import run_ranks
 from tests.support.tiny_models import TINY, write_tiny_bagel
 
 RANKS = 2
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_bagel(folder / "tiny")
     write_tiny_bagel(folder / "big", BIG)
     (folder / "run").mkdir()
-    finish(launch(RANKS, [str(folder)], "tests/integration/sharding_worker.py"))
+    run_ranks(RANKS, [str(folder)], "tests/integration/sharding_worker.py")
     return folder
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from srum_ds.common.errors import UserError
 from srum_ds.models import load_model
 from srum_ds.train import main
-from tests.support.launching import finish, kill_after, launch
+from tests.support.launching import finish, kill_launched_after, launch
 from tests.support.paths import MODEL
+from tests.support.ranks import kill_after, run_ranks, start_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
 STEPS = 20
@@ -68,7 +69,7 @@ def test_understanding_is_bit_identical_and_generation_has_moved(two_ranks: Path
 
 
 def test_one_rank_gives_the_same_losses_and_rewards(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
-    finish(launch(1, settings(shards, tmp_path / "one")))
+    run_ranks(1, settings(shards, tmp_path / "one"))
     for one, two in zip(metrics(tmp_path / "one"), metrics(two_ranks), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
         close = 1e-4 if one["step"] < 3 else 1e-2
@@ -79,7 +80,7 @@ def test_one_rank_gives_the_same_losses_and_rewards(two_ranks: Path, shards: Pat
 def test_recomputed_blocks_give_the_same_losses_and_gradients(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
     """Under ZeRO-3 on two ranks, with the understanding half frozen."""
     more = ("train.steps=3", "train.save_every=3", "train.activation_checkpointing=true")
-    finish(launch(2, settings(shards, tmp_path / "again", *more)))
+    run_ranks(2, settings(shards, tmp_path / "again", *more))
     recomputed = metrics(tmp_path / "again")
     assert len(recomputed) == 3
     for ours, kept in zip(recomputed, metrics(two_ranks), strict=False):
@@ -90,7 +91,7 @@ def test_recomputed_blocks_give_the_same_losses_and_gradients(two_ranks: Path, s
 def test_a_frozen_copy_judges_the_whole_transformer_on_one_rank_and_two(shards: Path, tmp_path: Path) -> None:
     words = ["model.trains=transformer", "train.steps=3", "log.tensorboard=true", "train.lr=0.002"]
     for ranks in (1, 2):
-        output = finish(launch(ranks, settings(shards, tmp_path / str(ranks), *words)))
+        output = run_ranks(ranks, settings(shards, tmp_path / str(ranks), *words))
         assert "trains transformer" in output and "the judge is a frozen copy" in output
     for one, two in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
@@ -103,9 +104,9 @@ def test_a_frozen_copy_judges_the_whole_transformer_on_one_rank_and_two(shards: 
 
 def test_killed_twice_it_ends_with_the_same_weights(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    kill_after(launch(2, settings(shards, run_dir)), run_dir, 6)
-    kill_after(launch(2, settings(shards, run_dir)), run_dir, 13)
-    finish(launch(2, settings(shards, run_dir)))
+    kill_launched_after(launch(2, settings(shards, run_dir)), run_dir, 6)
+    kill_after(start_ranks(2, settings(shards, run_dir)), run_dir, 13)
+    run_ranks(2, settings(shards, run_dir))
     assert [line["step"] for line in metrics(run_dir)] == list(range(STEPS))
     ours, theirs = (load_file(folder / "export/ema.safetensors") for folder in (run_dir, two_ranks))
     assert ours.keys() == theirs.keys()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.launching import command
 from tests.support.paths import RECIPES
+from tests.support.ranks import srum_ds
 from tests.support.runs import metrics, write_prompts
 
 
@@ -39,9 +39,8 @@ def test_a_run_that_feeds_back_its_errors_is_ended_and_an_earlier_checkpoint_kep
         "log.tensorboard=false",
         "regions.kind=none",
     ]
-    done = command("train", *words)
-    output = done.stdout + done.stderr
-    assert done.returncode == 76, output[-4000:]
+    status, output = srum_ds("train", *words)
+    assert status == 76, output[-4000:]
     said = json.loads((run / "stopped_by_watch.json").read_text())
     assert said["step"] < 60 and said["kept_step"] < said["step"]
     assert f"Kept: the weights after step {said['kept_step']}" in output

@@ -71,7 +71,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def kill_after(process: subprocess.Popen[str], run_dir: Path, lines: int, file: str = "metrics.jsonl") -> None:
+def kill_launched_after(process: subprocess.Popen[str], run_dir: Path, lines: int, file: str = "metrics.jsonl") -> None:
     """kill -9 of the launcher and every rank once ``file`` (a line a step) has so many lines."""
     deadline = time.time() + 240
     path = run_dir / file
