@@ -2,8 +2,8 @@
 
     python benchmarks/training_path.py [--repeats 9] [--threads 2] [--cpu-time] [--json FILE]
 
-``denoise`` is what the loop calls: prompts padded to one length are read into a cache, and the noised copies of the
-images attend to it. ``packed`` is the released training pass (tests/support/bagel_packing.py): text and noised tokens
+``denoise`` is what the loop runs (``Bagel.forward``): prompts padded to one length are read into a cache, and the noised
+copies of the images attend to it. ``packed`` is the released training pass (tests/support/bagel_packing.py): text and noised tokens
 of all samples in one pass without a cache, either every copy as a sample of its own that brings its prompt, or all
 copies of an image behind one reading of it. The copies, their noise, times and dropped prompts are the same, and so
 are the losses; this is checked first. The three run one after the other in every repeat; what counts is the ratio of
@@ -156,14 +156,7 @@ def measure(
         "prompt_lengths": lengths,
         "seconds": {name: round(value, 4) for name, value in medians.items()},
         "ratio": {name: round(medians[name] / medians["denoise"], 3) for name in ratios},
-        "ratio_range": {
-            name: [
-                round(min(r[name] / r["denoise"] for r in times), 3),
-                round(max(r[name] / r["denoise"] for r in times), 3),
-            ]
-            for name in paths
-            if name != "denoise"
-        },
+        "ratio_range": {name: [round(min(found), 3), round(max(found), 3)] for name, found in ratios.items()},
     }
 
 

@@ -155,7 +155,7 @@ def flow_loss(module: Bagel, plan: Schedule, pool: Pool, texts: Texts, altered: 
     t = torch.where(lean, 2 * t / (1 + t), t)
     x_t = (1 - t)[..., None, None] * x0 + t[..., None, None] * noise
     dropped = torch.rand(b, m, generator=g) < plan.caption_dropout
-    v = module(ids, length, dropped, x_t, t, torch.tensor(GRID))
+    v: Tensor = module(ids, length, dropped, x_t, t, torch.tensor(GRID))
     return (v - (noise - x0)).square().mean()
 
 
