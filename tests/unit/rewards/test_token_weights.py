@@ -82,6 +82,18 @@ def test_a_pair_is_whole_images_and_only_what_is_compared_counts() -> None:
     assert weights.partner_N.tolist() == [2, 1, 0, 3, 4]
 
 
+def test_a_failed_image_is_in_no_pair_however_good_its_regions_are() -> None:
+    batch = judged()
+    regions = Regions(batch.regions.owner_R, torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 5))
+    best = scores_of([0.8, math.nan, -0.4, 0.3, 0.3], [0.2, 0.9, -0.6, 0.1, 0.1])
+    local_only = RewardConfig(global_weight=0.0)
+    signed = token_weights("signed", replace(batch, regions=regions, scores=best), local_only).map_Nhw
+    assert signed is not None and int(signed[:3].mean(dim=(1, 2)).argmax()) == 1
+    weights = token_weights("pair", replace(batch, regions=regions, scores=best), local_only)
+    assert weights.counts_N.tolist() == [True, False, True, False, False]
+    assert weights.partner_N is not None and weights.partner_N.tolist() == [2, 1, 0, 3, 4]
+
+
 def test_a_kind_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ValueError, match="'squared' are not known"):
         token_weights("squared", judged(), REWARD)
