@@ -35,5 +35,5 @@ def test_a_model_that_only_judges_says_that_it_cannot_draw(tmp_path: Path) -> No
     model = load_model(folder, only_judges=True)
     asked = ([random_picture(28, 28, seed) for seed in (1, 2)], ["yes or no?", "red?"], ("yes", "no"))
     assert torch.equal(model.answer_logprobs(*asked), load_model(folder).answer_logprobs(*asked))
-    with pytest.raises(RuntimeError, match="look only"):
+    with pytest.raises(RuntimeError, match="judge only"):
         model.generate([Prompt("a", "a red")], [("a",)], (2, 2), FlowSampling(num_timesteps=2))
