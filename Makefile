@@ -44,11 +44,14 @@ train: setup  ## train and evaluate (RECIPE=launch/recipes/tiny.yaml ARGS="key=v
 eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="eval.prompts=300 ...")
 	$(BIN)/srum-ds eval $(RUN) $(ARGS)
 
+# Two tests at a time, each with one thread: the ranks that integration tests launch wait for each other most of the time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: setup  ## run the tests (ARGS="-k config ...")
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: setup  ## the tests that start no process, in a minute (ARGS="-k config ...")
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(ARGS)
 
 loss-compare: setup  ## this tree against another commit, bit for bit (REV=138c5fc ARGS=--quick)
 	$(BIN)/python -m tests.numerics.loss_compare $(or $(REV),$(error loss-compare needs a commit: make loss-compare REV=138c5fc)) $(ARGS)
