@@ -10,6 +10,9 @@ RUN ?= runs/tiny
 ARGS ?=
 LAUNCHER_ARGS ?=
 
+# Tests run in several processes, each of which takes whole files.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -44,14 +47,11 @@ train: setup  ## train and evaluate (RECIPE=launch/recipes/tiny.yaml ARGS="key=v
 eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="eval.prompts=300 ...")
 	$(BIN)/srum-ds eval $(RUN) $(ARGS)
 
-# Two tests at a time, each with one thread: the ranks that integration tests launch wait for each other most of the time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-
 test: setup  ## run the tests (ARGS="-k config ...")
-	$(PYTEST) $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: setup  ## the tests that start no process, in a minute (ARGS="-k config ...")
-	$(PYTEST) tests/unit $(ARGS)
+	$(BIN)/python -m pytest tests/unit $(WORKERS) $(ARGS)
 
 loss-compare: setup  ## this tree against another commit, bit for bit (REV=138c5fc ARGS=--quick)
 	$(BIN)/python -m tests.numerics.loss_compare $(or $(REV),$(error loss-compare needs a commit: make loss-compare REV=138c5fc)) $(ARGS)

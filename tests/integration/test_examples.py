@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,9 @@ from srum_ds.rewards.regions.pipeline import proposer_of
 from srum_ds.types import Prompt
 from tests.support.batches import samples_of
 from tests.support.judges import MuteJudge, ScoringJudge
+from tests.support.launching import environment
 from tests.support.paths import RECIPE, ROOT
+from tests.support.ranks import srum_ds
 
 SETTINGS = (
     "objective.name=objective.py:PROXIMAL",
@@ -113,11 +114,8 @@ def test_checker(cfg: Config) -> None:
 
 
 def test_a_run_uses_all_of_them(folder: Path) -> None:
-    start = "import sys; from srum_ds.commands.main import main; sys.exit(main())"
-    command = [sys.executable, "-P", "-c", start, "train", *SETTINGS, *SHORT]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    status, printed = srum_ds("train", *SETTINGS, *SHORT, cwd=folder)
+    assert status == 0, printed[-6000:]
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     # Four strips of each of the 2 x 2 images.
@@ -131,7 +129,7 @@ def test_a_run_uses_all_of_them(folder: Path) -> None:
     # Two batches of each model, in processes of their own, which must find the readout's file too.
     words = ["eval.prompts=4", "eval.batch=2", "eval.num_timesteps=3", "--processes", "2"]
     command = [sys.executable, "-P", "-m", "srum_ds.evaluation.evaluate", "run", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     result = json.loads((folder / "run" / "result.json").read_text())
     assert result["base"]["n"] == 4 and result["settings"]["judge"]["readout"] == "readout.py:margin"

@@ -16,6 +16,8 @@ from tests.support.paths import MODEL
 from tests.support.ranks import kill_after, run_ranks, srum_ds, start_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:

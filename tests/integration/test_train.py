@@ -17,6 +17,8 @@ from tests.support.paths import MODEL
 from tests.support.ranks import kill_after, run_ranks, start_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 STEPS = 20
 
 

@@ -99,9 +99,9 @@ def run_alone(words: list[str], script: str) -> str:
     return _ended_well(Forked(_run_script, [(environment(), [script, *words])]))
 
 
-def srum_ds(*words: str) -> tuple[int | None, str]:
-    """`srum-ds WORDS`: its exit status and what it prints to both streams."""
-    forked = Forked(_run_command, [(environment(), list(words))])
+def srum_ds(*words: str, cwd: Path = ROOT) -> tuple[int | None, str]:
+    """`srum-ds WORDS` in a folder: its exit status and what it prints to both streams."""
+    forked = Forked(_run_command, [(environment(), list(words), cwd)])
     (status,) = forked.wait()
     return status, forked.printed
 
@@ -138,13 +138,13 @@ def _server() -> Any:
     return context
 
 
-def _become(variables: dict[str, str], printed: str) -> None:
+def _become(variables: dict[str, str], printed: str, cwd: Path = ROOT) -> None:
     descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(variables)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     # As in a process of its own: multiprocessing has its children ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -155,8 +155,8 @@ def _run_script(variables: dict[str, str], argv: list[str], printed: str) -> Non
     runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
 
 
-def _run_command(variables: dict[str, str], words: list[str], printed: str) -> None:
-    _become(variables, printed)
+def _run_command(variables: dict[str, str], words: list[str], cwd: Path, printed: str) -> None:
+    _become(variables, printed, cwd)
     from srum_ds.commands.main import main
 
     sys.exit(main(words))
