@@ -27,7 +27,8 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
 from srum_ds.models.bagel.config import ImageTransform
-from tests.numerics.conformance_cases import INPUTS, RUNNERS, Case, Outputs, is_input, kind_of
+from tests.numerics.conformance_cases import RUNNERS
+from tests.numerics.conformance_set import INPUTS, Case, Outputs, is_input, kind_of
 
 TOLERANCE = 1e-4
 NOT_COMPUTED = 1e30

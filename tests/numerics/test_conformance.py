@@ -14,7 +14,8 @@ from torch import Tensor
 from srum_ds.models.bagel import FAMILY
 from srum_ds.models.bagel.adapter import load_bagel
 from tests.conformance import case_names, load_set_model, main, read_set, run_case
-from tests.numerics.conformance_cases import RUNNERS, Case, is_input, kind_of, picture
+from tests.numerics.conformance_cases import RUNNERS
+from tests.numerics.conformance_set import Case, is_input, kind_of, picture
 from tests.support.paths import CONFORMANCE
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 

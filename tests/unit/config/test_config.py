@@ -352,49 +352,6 @@ def test_paths_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
     assert find_path(os.devnull) == Path(os.devnull)
 
 
-def test_paths_are_resolved_once_and_stay_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    cfg = load_config("launch/recipes/tiny.yaml", ["judge.external=mine:score", "judge.local_template=own.jinja"])
-    assert cfg.model.path == str(ROOT / "srum_ds/assets/tiny_bagel")
-    assert cfg.deepspeed.config == str(ROOT / "ds_configs/cpu.json")
-    # What is not there stays as it is, for its reader to complain about.
-    assert (cfg.judge.external, cfg.judge.local_template) == ("mine:score", "own.jinja")
-    assert cfg.written("model.path") == plain_config(cfg)["model"]["path"] == "srum_ds/assets/tiny_bagel"
-    save_config(cfg, tmp_path / "again.yaml")
-    monkeypatch.chdir(ROOT)
-    assert diff_configs(cfg, load_config(tmp_path / "again.yaml"), ignore=["model.path", "data", "deepspeed"]) == []
-
-
-def test_templates_of_the_package_go_by_their_names_also_in_older_recipes() -> None:
-    old = load_config("launch/recipes/tiny.yaml", ["judge.global_template=srum_ds/rewards/prompts/shapes_global.jinja"])
-    assert old.judge.global_template == "shapes_global"
-    assert diff_configs(old, load_config("launch/recipes/tiny.yaml")) == []
-    # A run begun before designs were detected says its own.
-    assert diff_configs(load_config("launch/recipes/tiny.yaml", ["model.kind=bagel"]), old) == []
-
-
-def test_options_hold_what_only_the_chosen_code_knows(recipe: Path) -> None:
-    cfg = load_config(recipe, ["objective.options.margin=0.5", "rollout.sampler={temperature: 1.0}"])
-    assert cfg.objective.options == {"margin": 0.5} and cfg.rollout.sampler == {"temperature": 1.0}
-    with pytest.raises(UserError, match="unknown key 'objective.option.margin'"):
-        load_config(recipe, ["objective.option.margin=0.5"])
-
-
-def test_a_name_of_code_is_known_or_points_at_code(recipe: Path, tmp_path: Path) -> None:
-    own = tmp_path / "mine.py"
-    own.write_text("from srum_ds.objectives.losses import SFT\n")
-    assert load_config(recipe, [f"objective.name={own}:SFT"]).objective.name == f"{own}:SFT"
-    for word, said in (
-        ("objective.name=ntf", "one of nft, weighted"),
-        (f"objective.name={own}:NONE", "has no 'NONE'"),
-        (f"judge.readout={tmp_path}/none.py:read", "cannot be imported .*no file"),
-        ("regions.kind=no_such_module:find", "cannot be imported"),
-        ("model.kind=bagle", "one of auto, bagel"),
-    ):
-        with pytest.raises(UserError, match=said):
-            load_config(recipe, [word])
-
-
 def test_schema_knows_every_key_and_no_other() -> None:
     schema = config_schema()
     keys = set()
