@@ -10,8 +10,8 @@ RUN ?= runs/tiny
 ARGS ?=
 LAUNCHER_ARGS ?=
 
-# Tests run in three processes, each of which takes whole files: ranks wait for each other much of their time.
-WORKERS ?= -n 3 --dist loadgroup --no-loadscope-reorder
+# Tests run in several processes, each of which takes whole files.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt

@@ -1,7 +1,7 @@
 """Tiers and order of the tests, for one process and for several (`make test`).
 
 A test's tier is the folder that it stands in, and its marker, so that `-m integration` means tests/integration.
-Several processes take files whole, and one of them takes the longest files that start two ranks: those fill two cores.
+Several processes take files whole, and one of them takes all tests that start two ranks: those fill two cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TIERS = ("integration", "numerics", "gpu")
 RANKS = "ranks"
-"""The group of the longest tests that start two ranks (``pytest.mark.xdist_group``)."""
+"""The group of the tests that start two ranks (``pytest.mark.xdist_group``)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,4 +31,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         groups[item] = group.args[0] if group else str(file)
         if group is None:
             item.add_marker(pytest.mark.xdist_group(str(file)))
-    items.sort(key=lambda item: (groups[item] != RANKS, item.path.relative_to(TESTS).parts[0] != "integration"))
+    items.sort(key=lambda item: groups[item] != RANKS)

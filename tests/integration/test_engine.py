@@ -18,6 +18,8 @@ from tests.support.launching import environment
 from tests.support.ranks import run_alone, run_ranks
 from tests.support.toy import distance, plain, same, toy, train, weights
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 WORKER = "tests/integration/engine_worker.py"
 
 

@@ -15,6 +15,8 @@ from srum_ds.rewards.templates import load_template
 from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 @pytest.fixture(scope="module")
 def garbage_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from tests.support.paths import MODEL
 from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 STEPS = 4
 
 
