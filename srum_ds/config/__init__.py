@@ -4,7 +4,6 @@ from srum_ds.config.loading import (
     COMMAND_LINE,
     DEFAULT_RECIPE,
     check,
-    check_world,
     config_schema,
     diff_configs,
     flat_config,
@@ -15,6 +14,7 @@ from srum_ds.config.loading import (
     split_arguments,
 )
 from srum_ds.config.marks import ROOT, find_path
+from srum_ds.config.relations import check_world
 from srum_ds.config.tree import Config
 
 __all__ = [

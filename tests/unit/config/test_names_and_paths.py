@@ -59,3 +59,11 @@ def test_a_name_of_code_is_known_or_points_at_code(recipe: Path, tmp_path: Path)
     ):
         with pytest.raises(UserError, match=said):
             load_config(recipe, [word])
+
+
+def test_what_a_design_cannot_train_is_told_before_anything_is_loaded(recipe: Path) -> None:
+    said = r"model\.trains=generationn is not allowed; expected one of generation, transformer, lora"
+    with pytest.raises(UserError, match=said):
+        load_config(recipe, ["model.trains=generationn"])
+    # A folder that is not there yet says nothing of its design.
+    load_config(recipe, ["model.trains=other", "model.path=not/there"])
