@@ -4,7 +4,7 @@ Nothing outside this room imports DeepSpeed. ``sharded`` holds the engine the lo
 """
 
 from srum_ds.engine.config import read_ds_config
-from srum_ds.engine.distributed import compute_device, leave_distributed, start_distributed
+from srum_ds.engine.distributed import choose_device, compute_device, leave_distributed, start_distributed
 from srum_ds.engine.frozen import FrozenEngine
 from srum_ds.engine.loading import shard_loader
 from srum_ds.engine.plain import PlainEngine
@@ -14,6 +14,7 @@ __all__ = [
     "Engine",
     "FrozenEngine",
     "PlainEngine",
+    "choose_device",
     "compute_device",
     "leave_distributed",
     "read_ds_config",

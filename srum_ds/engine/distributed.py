@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from srum_ds.common.compiled_ops import ops_environment
+from srum_ds.common.errors import UserError
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -26,6 +27,7 @@ from deepspeed.utils import set_z3_leaf_modules  # noqa: E402
 
 __all__ = [
     "ZeroParamStatus",
+    "choose_device",
     "compute_device",
     "deepspeed",
     "leave_distributed",
@@ -37,8 +39,10 @@ __all__ = [
 def start_distributed(timeout_minutes: float = 30.0) -> None:
     """Joins the process group the launcher describes; without a launcher, a group of one.
 
+    Before anything is loaded, this rank's device becomes the current one (``choose_device``).
     timeout_minutes: how long a collective waits for the slowest rank before the run fails.
     """
+    choose_device()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch has renamed: a line of warning for each.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
@@ -51,6 +55,25 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
     _unlink_shared_buffer()
+
+
+def choose_device() -> None:
+    """Makes the device of number ``LOCAL_RANK`` the current one of this process; nothing without an accelerator.
+
+    Where a process sees one device only (``srun --gpus-per-task=1``), it is that one. Raises UserError for a rank
+    that has no device of its own.
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    count = accelerator.device_count()
+    if count > 1 and local >= count:
+        raise UserError(
+            f"LOCAL_RANK={local}, but this node has {count} devices: start one rank a device "
+            "(deepspeed --num_gpus, or --ntasks-per-node under Slurm)."
+        )
+    accelerator.set_device(local if count > 1 else 0)
 
 
 def _unlink_shared_buffer() -> None:

@@ -25,7 +25,7 @@ from srum_ds.common.errors import UserError, guarded
 from srum_ds.common.files import weights_sha256
 from srum_ds.config import Config, check_world, load_config, save_config, split_arguments
 from srum_ds.config.messages import refuse_others
-from srum_ds.engine import leave_distributed, start_distributed
+from srum_ds.engine import choose_device, compute_device, leave_distributed, start_distributed
 from srum_ds.engine.base import DTYPES
 from srum_ds.models import load_model
 from srum_ds.models.protocol import UnifiedModel
@@ -93,19 +93,18 @@ def rescore(source: Path, out: Path, overrides: Sequence[str]) -> None:
 
 def join_ranks() -> torch.device:
     """Joins the other ranks where a launcher has started some; returns this rank's device."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
     if "RANK" in os.environ:
         start_distributed()
-    return device
+    else:
+        choose_device()
+    return compute_device()
 
 
 def whole_collector(cfg: Config, judging: JudgePipeline, device: torch.device) -> Collector:
     """What draws and judges: ``model.path`` whole on this rank's device, its weights in ``train.precision``."""
-    model = load_model(cfg.model.path, cfg.model.kind, device=device)
-    # Parameters only, as the engines do: tables keep the precision they were made in.
+    # A GPU would have to hold it in float32 for a moment; on a CPU only the parameters are cast, as the engines do.
+    dtype = torch.float32 if device.type == "cpu" else DTYPES[cfg.train.precision]
+    model = load_model(cfg.model.path, cfg.model.kind, dtype, device)
     for parameter in model.module.parameters():
         parameter.data = parameter.data.to(DTYPES[cfg.train.precision])
     return Collector(cfg, model, JudgeHost(model), judging, sampling_of(cfg))
