@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -27,22 +26,36 @@ from srum_ds.models import load_model
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.health import Alarm, Watch
-from srum_ds.monitoring.images import boxes_by_picture
 from srum_ds.monitoring.judge_failures import FailureLog, refuse_broken_judge
 from srum_ds.monitoring.metrics import StillLearns
 from srum_ds.monitoring.writer import Monitor
 from srum_ds.objectives import Objective, get_objective
-from srum_ds.prompts.reader import PromptReader
-from srum_ds.prompts.shards import load_index
 from srum_ds.rewards.judge.host import JudgeHost, choose_judge
 from srum_ds.rewards.judge.pipeline import JudgePipeline
-from srum_ds.rollouts.collect import Collector, roll_out, sampling_of
+from srum_ds.rollouts.collect import Collector, sampling_of
+from srum_ds.rollouts.fixed_prompts import show_fixed_prompts
 from srum_ds.rollouts.sources import Source, choose_source, open_data, round_length
 from srum_ds.types import Judged
 
-SHOWN_PROMPTS = 8
-POLICIES = ("old", "ema", "reference")
-"""Named copies of the trained weights: the average that draws, the one that is exported, the untrained ones."""
+
+def policies_of(cfg: Config, objective: Objective) -> tuple[str, ...]:
+    """The named copies of the trained weights that something reads: each costs a rank its share of the masters.
+
+    old: the average that draws; ema: the one that is exported; reference: the untrained weights.
+    """
+    draws = "" if cfg.train.mode == "offline" else cfg.rollout.weights
+    read = {
+        "old": objective.needs_old or draws == "old",
+        "ema": cfg.eval.weights == "ema",
+        "reference": holds_to_reference(cfg, objective) or draws == "reference",
+    }
+    return tuple(name for name, needed in read.items() if needed)
+
+
+def holds_to_reference(cfg: Config, objective: Objective) -> bool:
+    """Whether the untrained model's predictions are needed, by the constraint or by the objective."""
+    held = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
+    return held or objective.needs_reference
 
 
 class StopReason(Enum):
@@ -64,6 +77,7 @@ class Job:
     host: JudgeHost
     judging: JudgePipeline
     objective: Objective
+    collector: Collector
     source: Source
     monitor: Monitor
     watch: Watch
@@ -75,10 +89,8 @@ class Job:
 
     @property
     def holds_to_reference(self) -> bool:
-        """Whether the untrained model's predictions are needed, by the constraint or by the objective."""
-        settings = self.cfg.objective
-        held = settings.constraint == "reference" and settings.constraint_weight > 0
-        return held or self.objective.needs_reference
+        """Whether the untrained model's predictions are needed."""
+        return holds_to_reference(self.cfg, self.objective)
 
     def is_last(self, step: int) -> bool:
         """Whether the run ends with this step."""
@@ -104,7 +116,7 @@ class Job:
             self.monitor.message(alarm.text)
         reason = self._reason_to_stop(step, asked_to_stop, alarms)
         if cfg.log.tensorboard and (self.is_last(step) or step % cfg.log.image_every == 0):
-            self.show_fixed_prompts(step)
+            show_fixed_prompts(self.collector, self.engine, self.monitor, step)
         if reason in (StopReason.FINISHED, StopReason.ASKED) or self._checkpoint_due(step):
             self.monitor.sync()
             extra = {"watch": self.watch.state()}
@@ -151,29 +163,6 @@ class Job:
             said = {"step": step + 1, "kept_step": kept, "signal": alarm.signal, "text": alarm.text}
             write_atomic(self.run_dir / run_folder.STOPPED_BY_WATCH, json.dumps(said, indent=2) + "\n")
 
-    def show_fixed_prompts(self, step: int) -> None:
-        """Draws the fixed prompts with the averaged weights on the first rank, boxes coloured by their scores."""
-        cfg = self.cfg
-        shards = Path(cfg.data.shards)
-        # Imported prompt sets call it "val", or have none.
-        known = load_index(shards)
-        reader = PromptReader(shards, next((s for s in ("validation", "val") if s in known), cfg.data.split))
-        fixed = [reader[i] for i in range(min(SHOWN_PROMPTS, len(reader)))]
-        first = self.engine.rank == 0
-        with ExitStack() as gathered:
-            gathered.enter_context(self.engine.gathered("ema"))
-            if first:
-                sampling = sampling_of(cfg)
-                samples = roll_out(self.model, fixed, 1, cfg.rollout.image_size, sampling, cfg.run.seed, 0)
-            judge = self.host.take(gathered)
-            if first:
-                shown = self.judging.judged(judge, samples)
-        if first:
-            boxes, local = boxes_by_picture(shown.regions, shown.scores.local_R, len(fixed))
-            whole = shown.scores.global_N.tolist()
-            captions = [f"{p.text}  ({s:+.2f})" for p, s in zip(fixed, whole, strict=True)]
-            self.monitor.images("fixed", samples.images_NCHW, boxes, local, captions, step)
-
     def export(self) -> None:
         """Writes the trained model as a checkpoint folder of its design, one gathered tensor at a time."""
         weights = "ema" if self.cfg.eval.weights == "ema" else "live"
@@ -207,8 +196,8 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     model, engine = open_model(cfg)
     host = choose_judge(cfg, model)
     objective = get_objective(cfg.objective.name)
-    for policy in POLICIES:
-        engine.add_weights(policy)
+    for policy in policies_of(cfg, objective):
+        engine.add_weights(policy, fixed=policy == "reference")
     start, kept = engine.load(run_dir / run_folder.CHECKPOINTS) or (0, {})
     watch = Watch(cfg.watch, kept.get("watch"))
     held_out = HeldOut(cfg, engine, model)
@@ -229,6 +218,7 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
         host=host,
         judging=judging,
         objective=objective,
+        collector=collector,
         source=source,
         monitor=monitor,
         watch=watch,
@@ -243,6 +233,9 @@ def open_model(cfg: Config) -> tuple[UnifiedModel, Engine]:
     """The model of ``model.path``, under ZeRO-3 loaded straight into shards, and the engine that trains it."""
     ds_config = read_ds_config(Path(cfg.deepspeed.config))
     start_distributed()
+    if cfg.train.precision == "bf16" and compute_device().type == "cuda":
+        # What stays in float32 then (Segment Anything, small tables) need not be exact to the last bit.
+        torch.set_float32_matmul_precision("high")
     materialise = shard_loader(ds_config, cfg.train.precision)
     model = load_model(cfg.model.path, cfg.model.kind, device=compute_device(), materialise=materialise)
     if cfg.model.trains == "lora":

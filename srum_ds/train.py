@@ -57,9 +57,10 @@ def train(cfg: Config, run_dir: Path) -> int:
                 engine.backward(loss, max(count, 1.0), micro_batches=len(batches))
                 total += loss.detach().double()
             grad_norm = engine.step()
-            if job.source.policy_changes_after(step):
+            if engine.has_weights("old") and job.source.policy_changes_after(step):
                 engine.update_weights("old", cfg.train.old_decay)
-            engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
+            if engine.has_weights("ema"):
+                engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
         metrics, asked_to_stop = measure(engine, model.token_spec, batches, total, count, clock, job.stop_signal.asked)
         metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label}
         reason = job.after_step(step, metrics, asked_to_stop, batches)

@@ -7,6 +7,7 @@ here works on places alone, so it is the same for one process, ZeRO-1/2 and ZeRO
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 
 LIVE = "live"
+# A prime: places that far apart have the same weight in a fingerprint.
+_PERIOD = 65521
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -100,6 +103,8 @@ class EngineBase(ABC):
     _shapes: dict[str, torch.Size]
     _adam: torch.optim.Optimizer
     _copies: dict[str, list[Tensor]]
+    # Of the copies that never change: what tells them from others (``fingerprint``).
+    _fixed: dict[str, str]
 
     # ---- what a subclass provides ------------------------------------------------------------------
 
@@ -153,15 +158,31 @@ class EngineBase(ABC):
 
     # ---- named copies ------------------------------------------------------------------------------
 
-    def add_weights(self, name: str) -> None:
-        """Starts a named copy of this rank's trainable fp32 masters, equal to them now."""
+    def add_weights(self, name: str, fixed: bool = False) -> None:
+        """Starts a named copy of this rank's trainable masters, equal to them now; all ranks call it.
+
+        fixed: the copy never changes. It is kept in the compute dtype, which is all that ``gathered`` uses of it,
+        and checkpoints hold its fingerprint instead of it: a run that goes on makes it anew from ``model.path``.
+        """
         if name == LIVE or not name.replace("_", "").isalnum():
             raise ValueError(f"a named copy cannot be called {name!r}")
-        self._copies[name] = [flat.detach().clone() for flat in self._flats]
+        dtype = self.compute_dtype if fixed else torch.float32
+        self._copies[name] = [flat.detach().to(dtype, copy=True) for flat in self._flats]
+        if fixed:
+            self._fixed[name] = self._fingerprint(self._copies[name])
+
+    def has_weights(self, name: str) -> bool:
+        """Whether there is a named copy of this name."""
+        return name in self._copies
 
     @torch.no_grad()
     def update_weights(self, name: str, decay: float) -> None:
-        """copy <- decay * copy + (1 - decay) * live, on this rank's fp32 shards, without communication."""
+        """copy <- decay * copy + (1 - decay) * live, on this rank's fp32 shards, without communication.
+
+        ValueError for a copy that is fixed.
+        """
+        if name in self._fixed:
+            raise ValueError(f"the weights {name!r} are fixed")
         for copy, flat in zip(self._named(name), self._flats, strict=True):
             copy.mul_(decay).add_(flat.detach(), alpha=1.0 - decay)
 
@@ -171,6 +192,22 @@ class EngineBase(ABC):
         if name not in self._copies:
             raise ValueError(f"no weights named {name!r}; there are: {', '.join([LIVE, *self._copies])}")
         return self._copies[name]
+
+    def _fingerprint(self, flats: list[Tensor]) -> str:
+        """What tells these values from others, the same for any number of ranks; one all-reduce.
+
+        For each parameter its bits, as integers, are summed with weights that follow their places; integers wrap, so
+        that the order of summing does not matter.
+        """
+        sums = torch.zeros(len(self._places), dtype=torch.int64, device=self.device)
+        for row, (name, place) in enumerate(self._places.items()):
+            bits = self._piece(flats, name)
+            bits = bits.view(torch.int16 if bits.element_size() == 2 else torch.int32).long()
+            places = torch.arange(place.start, place.start + place.numel, device=bits.device)
+            sums[row] = bits.mul_(places.remainder_(_PERIOD).add_(1)).sum()
+        self.all_reduce(sums)
+        named = [f"{name} {value}" for name, value in zip(self._places, sums.tolist(), strict=True)]
+        return hashlib.sha256("\n".join(sorted(named)).encode()).hexdigest()
 
     def _piece(self, flats: list[Tensor], name: str) -> Tensor:
         place = self._places[name]

@@ -54,6 +54,7 @@ class CheckpointedEngine(EngineBase):
                 "adam_steps": self._adam_steps(),
                 "world_size": self.world_size,
                 "kinds": sorted(kinds),
+                "fixed": dict(self._fixed),
                 "parameters": {name: list(shape) for name, shape in self._shapes.items()},
                 "files": [asdict(file) for file in files],
                 "extra": dict(extra_state),
@@ -147,17 +148,22 @@ class CheckpointedEngine(EngineBase):
                 f"{ours.get(different[0], 'absent')} here. "
                 "Choose another run.dir, or the settings of that run."
             )
-        missing = [name for name in self._copies if f"weights.{name}" not in state["kinds"]]
+        kept = state["kinds"]
+        missing = [name for name in self._copies if name not in self._fixed and f"weights.{name}" not in kept]
         if missing:
             raise UserError(
                 f"{path} has no {' and no '.join(missing)} weights, which these settings need. "
                 "Choose another run.dir, or the settings of that run."
             )
+        then = state.get("fixed", {})
+        changed = [name for name, now in self._fixed.items() if name in then and then[name] != now]
+        if changed:
+            raise UserError(
+                f"{path}: the {' and '.join(changed)} weights are not those that this run began with: model.path holds "
+                "other weights now. Put the old ones back, or choose another run.dir."
+            )
 
     def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
-        for kind in state["kinds"]:
-            if kind.startswith("weights.") and kind.removeprefix("weights.") not in self._copies:
-                self.add_weights(kind.removeprefix("weights."))
         if state["adam_steps"] > 0:
             for flat in self._flats:
                 self._adam.state[flat] = {
@@ -168,6 +174,8 @@ class CheckpointedEngine(EngineBase):
         else:
             self._adam.state.clear()
         kinds = self._kinds()
+        # A checkpoint of before fixed copies were left out has them.
+        kinds |= {f"weights.{n}": self._copies[n] for n in self._fixed if f"weights.{n}" in state["kinds"]}
         with checkpoint.Reader(path, [file.name for file in checkpoint.records(state)]) as reader:
             for name, place in self._places.items():
                 if place.numel == 0:
@@ -179,12 +187,12 @@ class CheckpointedEngine(EngineBase):
         self._refresh_live()
 
     def _kinds(self) -> dict[str, list[Tensor]]:
-        """Everything a checkpoint holds, by kind, cut like the masters."""
+        """Everything a checkpoint holds, by kind, cut like the masters: of the copies those that change."""
         kinds = {LIVE: self._flats}
         if self._adam_steps() > 0:
             for moment in _MOMENTS:
                 kinds[moment] = [self._adam.state[flat][moment] for flat in self._flats]
-        kinds.update({f"weights.{name}": flats for name, flats in self._copies.items()})
+        kinds.update({f"weights.{name}": flats for name, flats in self._copies.items() if name not in self._fixed})
         return kinds
 
     def _adam_steps(self) -> int:
@@ -192,5 +200,8 @@ class CheckpointedEngine(EngineBase):
         return int(state["step"]) if "step" in state else 0
 
     def _adam_step_value(self, steps: int) -> Any:
-        # torch counts in a tensor, DeepSpeed's CPU Adam in an int.
-        return torch.tensor(float(steps)) if isinstance(self._adam, torch.optim.AdamW) else steps
+        # torch counts in a tensor (its fused step wants it on the device), DeepSpeed's CPU Adam in an int.
+        if not isinstance(self._adam, torch.optim.AdamW):
+            return steps
+        fused = bool(self._adam.param_groups[0].get("fused"))
+        return torch.tensor(float(steps), device=self._flats[0].device if fused else None)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from srum_ds.common.errors import UserError
 from srum_ds.engine.base import Settings
 
@@ -80,6 +82,9 @@ def full_config(ds_config: Mapping[str, Any], settings: Settings, precision: str
     }
     if not offloaded:
         parameters["torch_adam"] = True
+        if torch.cuda.is_available():
+            # One kernel a flat tensor; torch's default there makes several temporaries of its size.
+            parameters["fused"] = True
     config["optimizer"] = {"type": "AdamW", "params": parameters}
     config["gradient_clipping"] = settings.max_grad_norm
     # DeepSpeed's defaults under bf16 would reduce and accumulate gradients in bf16.

@@ -45,6 +45,7 @@ class PlainEngine(CheckpointedEngine):
         engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps, decay_steps)
         engine.module = module.to(engine.device)
         engine._copies = {}
+        engine._fixed = {}
         engine._micro_batches = 0
 
         trainable = split_trainable(module, trainable_names)

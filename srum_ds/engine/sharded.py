@@ -72,6 +72,7 @@ class Engine(CheckpointedEngine):
         engine.settings = Settings(lr, betas, eps, weight_decay, max_grad_norm, warmup_steps, decay_steps)
         engine.module = module
         engine._copies = {}
+        engine._fixed = {}
         engine._stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         config = full_config(ds_config, engine.settings, precision)
         torch.manual_seed(seed + engine.rank)

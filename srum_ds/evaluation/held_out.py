@@ -12,7 +12,7 @@ from srum_ds.engine import Engine
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rollouts.collect import roll_out, sampling_of
+from srum_ds.rollouts.collect import micro_batches, roll_out, sampling_of
 
 SPLIT = "validation"
 
@@ -44,12 +44,16 @@ class HeldOut:
         return self.every > 0 and (last or (step + 1) % self.every == 0)
 
     def share(self) -> float:
-        """Share of exact images, drawn with the averaged weights; all ranks call it and get the same."""
+        """Share of exact images, drawn with the weights that are exported; all ranks call it and get the same."""
         cfg, engine, model = self.cfg, self.engine, self.model
+        r = cfg.rollout
         mine = self.prompts[engine.rank :: engine.world_size]
-        with engine.gathered("ema"):
-            samples = roll_out(model, mine, 1, cfg.rollout.image_size, sampling_of(cfg), cfg.run.seed, 0)
-        exact = self.checker(mine, samples.images_NCHW)
+        with engine.gathered(cfg.eval.weights):
+            drawn = [
+                roll_out(model, group, 1, r.image_size, sampling_of(cfg), cfg.run.seed, 0)
+                for group in micro_batches(mine, r.micro_batch_prompts * r.images_per_prompt)
+            ]
+        exact = [good for samples in drawn for good in self.checker(samples.prompts, samples.images_NCHW)]
         sums = torch.tensor([float(sum(exact)), float(len(exact))], dtype=torch.float64, device=engine.device)
         good, count = engine.all_reduce(sums)
         return float(good / count)

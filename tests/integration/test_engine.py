@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine")
     engine = plain()
     engine.add_weights("ema")
+    engine.add_weights("reference", fixed=True)
     train(engine, range(3))
     engine.update_weights("ema", 0.25)
     engine.save(folder / "from_one", 3, {"cursor": 3})
@@ -138,6 +139,7 @@ def test_two_ranks_go_on_from_one(folder: Path, ranks: list[dict[str, Any]]) -> 
 
 def test_one_process_goes_on_from_two_ranks(folder: Path, ranks: Any) -> None:
     engine = plain()
+    engine.add_weights("ema")
     assert engine.load(folder / "from_two") == (6, {"cursor": 7})
     assert same(load_file(folder / "saved_live.safetensors"), weights(engine))
     assert same(load_file(folder / "saved_ema.safetensors"), weights(engine, "ema"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from srum_ds.common.errors import UserError
@@ -169,3 +170,56 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
             engine.save(tmp_path, 3, {"at": 3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000002"]
     assert loaded(tmp_path) == (2, {"at": 2})
+
+
+def test_fixed_weights_are_not_stored_but_known_again(tmp_path: Path) -> None:
+    """The untrained weights: each run makes them anew, and a checkpoint knows whether they are the same."""
+    engine = plain()
+    engine.add_weights("reference", fixed=True)
+    engine.add_weights("ema")
+    before = weights(engine, "reference")
+    train(engine, range(2))
+    engine.save(tmp_path, 2, {})
+    state = json.loads((tmp_path / "step_000002" / "state.json").read_text())
+    assert "weights.ema" in state["kinds"]
+    assert "weights.reference" not in state["kinds"]
+
+    again = plain()
+    again.add_weights("reference", fixed=True)
+    again.add_weights("ema")
+    assert again.load(tmp_path) == (2, {})
+    assert same(weights(again, "reference"), before)
+    assert same(weights(again), weights(engine))
+
+    other = plain()
+    with torch.no_grad():
+        next(iter(other._flats)).view(-1)[3] += 1e-3
+    other.add_weights("reference", fixed=True)
+    other.add_weights("ema")
+    with pytest.raises(UserError, match=r"reference weights are not those .* model\.path"):
+        other.load(tmp_path)
+
+
+def test_a_checkpoint_that_has_its_fixed_weights_gives_them_back(tmp_path: Path) -> None:
+    """As runs wrote them before fixed weights were left out; what no setting asks for is passed over."""
+    engine = plain()
+    engine.add_weights("reference")
+    engine.add_weights("old")
+    before = weights(engine, "reference")
+    train(engine, range(2))
+    engine.save(tmp_path, 2, {})
+
+    again = plain()
+    with torch.no_grad():
+        next(iter(again._flats)).mul_(2)
+    again.add_weights("reference", fixed=True)
+    assert again.load(tmp_path) == (2, {})
+    assert same(weights(again, "reference"), before)
+    assert not again.has_weights("old")
+
+
+def test_fixed_weights_do_not_change(tmp_path: Path) -> None:
+    engine = plain()
+    engine.add_weights("reference", fixed=True)
+    with pytest.raises(ValueError, match="fixed"):
+        engine.update_weights("reference", 0.5)
