@@ -81,13 +81,16 @@ def build_environment(base: Mapping[str, str], ranks: int, cuda: bool) -> dict[s
     """``base`` and what the ranks need on top; but for PATH, whatever ``base`` says already stays.
 
     Threads are shared out over the ranks of this machine, compiled ops live in the virtual
-    environment, and without a GPU DeepSpeed is told to use the CPU.
+    environment, and without a GPU DeepSpeed is told to use the CPU. With one, torch's allocator is told to grow its
+    segments: each step holds the whole model for a while and lets it go, which would leave holes.
     """
     environment = dict(base) | ops_environment(base)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     if not cuda:
         environment.setdefault("DS_ACCELERATOR", "cpu")
+    elif "PYTORCH_CUDA_ALLOC_CONF" not in environment:
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return environment
 
 

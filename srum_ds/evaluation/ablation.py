@@ -31,7 +31,7 @@ from srum_ds.common.files import weights_sha256
 from srum_ds.config import ROOT, Config, load_config
 from srum_ds.evaluation.ablation_plan import PlannedRun, evaluation_words, plan_runs
 from srum_ds.evaluation.ablation_table import RunOutcome, build_table, screen_table, write_table
-from srum_ds.evaluation.draw import draw_images
+from srum_ds.evaluation.draw import default_processes, draw_images
 from srum_ds.evaluation.evaluate import (
     CACHE,
     OUTCOMES,
@@ -183,7 +183,7 @@ def best_of(
     settings = draw_settings(cfg)
     questions = eval_questions(cfg, prompts)
     benchmark = benchmark_for(cfg, prompts)
-    processes = 1 if settings.device != "cpu" else len(os.sched_getaffinity(0))
+    processes = default_processes(settings.device)
     scores_KN, exact_KN = [], []
     for sample in range(BEST_OF):
         if children.stopped():

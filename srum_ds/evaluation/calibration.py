@@ -24,7 +24,7 @@ from srum_ds.config.choices import READOUTS
 from srum_ds.evaluation.calibration_report import markdown, plot
 from srum_ds.evaluation.labels import Labelled, RegionQuestion, drawn_and_checked, read_labels
 from srum_ds.evaluation.statistics import auc
-from srum_ds.models import load_model
+from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
 from srum_ds.monitoring.judge_failures import worst_replies_of
 from srum_ds.rewards.judge.judge import ask_all, render
@@ -72,7 +72,7 @@ def calibrate(
     pipelines = {name: JudgePipeline(cfg) for name, cfg in configs.items()}
     base = load_config(recipe, overrides)
     labelled = drawn_and_checked(base, processes) if labels is None else read_labels(labels, threshold)
-    model = load_model(base.model.path, base.model.kind, device=_device())
+    model = load_model(base.model.path, base.model.kind, default_dtype(_device()), _device())
     rows = {}
     for name, judging in pipelines.items():
         opinion = ask_readout(judging, model, labelled)

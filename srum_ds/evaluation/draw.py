@@ -9,13 +9,13 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256, write_atomic
 from srum_ds.common.registry import import_file, user_files
 from srum_ds.common.seeds import Key
-from srum_ds.models import load_model
+from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring.images import to_uint8
 from srum_ds.prompts.shards import fingerprint
@@ -149,6 +149,9 @@ def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str],
         "readout": type(settings.readout).__name__,
         "settings": asdict(settings),
     }
+    dtype = default_dtype(settings.device)
+    if dtype != torch.float32:
+        parts["dtype"] = str(dtype)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_described).encode()).hexdigest()[:32]
 
 
@@ -182,8 +185,11 @@ def _draw_all(batches: Sequence[_Batch], processes: int) -> Iterator[tuple[np.nd
         return
     # spawn: a forked torch can hang on locks that other threads held.
     context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    for device in devices_of(batches[0].settings.device, processes):
+        devices.put(device)
     try:
-        with ProcessPoolExecutor(processes, context, _start_process, (user_files(),)) as pool:
+        with ProcessPoolExecutor(processes, context, _start_process, (user_files(), devices)) as pool:
             yield from pool.map(_draw_batch, batches)
     except BrokenProcessPool as error:
         raise UserError(
@@ -192,8 +198,26 @@ def _draw_all(batches: Sequence[_Batch], processes: int) -> Iterator[tuple[np.nd
         ) from error
 
 
-def _start_process(files: Sequence[Path]) -> None:
-    """Prepares a drawing process: one thread, and the user's own code, which a readout or sampler may be of."""
+def default_processes(device: str) -> int:
+    """How many processes draw: one a GPU, or one a core."""
+    return len(os.sched_getaffinity(0)) if device == "cpu" else max(1, torch.cuda.device_count())
+
+
+def devices_of(device: str, processes: int) -> list[str]:
+    """The device of each of ``processes``: a GPU of its own, in turn, where ``device`` is "cuda", else all the same."""
+    if device != "cuda":
+        return [device] * processes
+    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(processes)]
+
+
+# The device of a drawing process; None in the caller's own, which takes what the settings say.
+_own_device: str | None = None
+
+
+def _start_process(files: Sequence[Path], devices: Any) -> None:
+    """Prepares a drawing process: its device, one thread, and the user's own code, which may make a readout."""
+    global _own_device
+    _own_device = devices.get()
     torch.set_num_threads(1)
     for file in files:
         import_file(file)
@@ -210,11 +234,17 @@ def _one_thread(active: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@lru_cache(maxsize=2)
-def _loaded(folder: Path, kind: str, device: str, stamp: tuple[tuple[str, int, int], ...]) -> UnifiedModel:
-    """The model of a folder, kept between batches; ``stamp``: see ``_stamp``."""
-    del stamp
-    return load_model(folder, kind, device=device)
+# The model that drew last and what it was loaded from.
+_held: dict[tuple[Any, ...], UnifiedModel] = {}
+
+
+def _loaded(folder: Path, kind: str, device: str) -> UnifiedModel:
+    """The model of a folder, kept between batches; before another is loaded it goes: there is never room for two."""
+    wanted = (folder, kind, device, _stamp(folder))
+    if wanted not in _held:
+        _held.clear()
+        _held[wanted] = load_model(folder, kind, default_dtype(device), device)
+    return _held[wanted]
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -226,7 +256,7 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def _draw_batch(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8 [N, 3, H, W]) and the model's own scores of them (float32 [N])."""
     settings = batch.settings
-    model = _loaded(batch.folder, settings.kind, settings.device, _stamp(batch.folder))
+    model = _loaded(batch.folder, settings.kind, _own_device or settings.device)
     keys = [image_key(settings.seed, prompt, settings.sample) for prompt in batch.prompts]
     grid = model.grid(*settings.image_size)
     _, images_NCHW = model.generate(batch.prompts, keys, grid, settings.sampling)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from srum_ds.common.files import replacing, weights_sha256, write_atomic
 from srum_ds.config import COMMAND_LINE, Config, load_config, split_arguments
 from srum_ds.config.schema import EvalConfig
 from srum_ds.evaluation.benchmarks import Benchmark, Outcome, load_benchmark
-from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, draw_images
+from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, default_processes, draw_images
 from srum_ds.evaluation.report import MARKDOWN, RESULT, Measured, build_result, result_table, verdict, write_result
 from srum_ds.models import AUTO, family_of
 from srum_ds.monitoring.images import Shown, beside, comparison
@@ -84,7 +83,7 @@ def evaluate_run(
     Reads ``run_dir/config.yaml`` with ``overrides`` (``eval.key=value`` only). Writes
     ``result.json``, ``eval.md``, ``samples/eval_grid.png`` and ``outcomes.json`` (0 or 1 for each
     prompt) into the run's folder; the base's images are kept in ``.eval_cache`` beside it.
-    processes: default one per core (one on a GPU). Returns the content of ``result.json``. Raises
+    processes: default one per core, or one per GPU. Returns the content of ``result.json``. Raises
     UserError where the run is not finished, its configuration, shards or models are broken, or its
     prompts cannot be scored by ``eval.benchmark``.
     """
@@ -99,7 +98,7 @@ def evaluate_run(
     questions = eval_questions(cfg, prompts)
     settings = draw_settings(cfg)
     if processes is None:
-        processes = 1 if settings.device != "cpu" else len(os.sched_getaffinity(0))
+        processes = default_processes(settings.device)
     with console.status("") as status:
         base, trained = draw_images(
             [base_folder, trained_folder],
@@ -270,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the module: ``[RUN] [eval.key=value ...]``; returns the exit status."""
     parser = argparse.ArgumentParser(description="Base against trained, on held-out prompts.")
     parser.add_argument("words", nargs="*", metavar="[RUN] [eval.key=value]", help="default: runs/tiny")
-    parser.add_argument("--processes", type=int, help="drawing processes (default: one per core)")
+    parser.add_argument("--processes", type=int, help="drawing processes (default: one per core, or one per GPU)")
     parser.add_argument("--no-cache", action="store_true", help="draw the base's images anew")
     arguments = parser.parse_args(argv)
     folders = [word for word in arguments.words if "=" not in word]

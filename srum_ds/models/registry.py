@@ -42,6 +42,11 @@ def family_of(folder: Path | str, kind: str = AUTO) -> ModelFamily:
     raise UserError(f"{folder} is of no known design: it holds {there}. Known are {known}.")
 
 
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """The type in which a model draws and judges: bfloat16 on an accelerator, float32 on a CPU."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
 def load_model(
     path: Path | str,
     kind: str = AUTO,

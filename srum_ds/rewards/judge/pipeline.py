@@ -15,7 +15,7 @@ import torch
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config
-from srum_ds.models import load_model
+from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.external import Scorer, function_scores, load_function, mix, mix_global
 from srum_ds.rewards.judge.judge import Asking, judge_samples, render
@@ -120,5 +120,5 @@ class External:
     def model(self, device: torch.device) -> Judge:
         """The checkpoint's model."""
         if self._model is None:
-            self._model = load_model(self.path, device=device)
+            self._model = load_model(self.path, dtype=default_dtype(device), device=device)
         return self._model

@@ -188,8 +188,8 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "eval: {prompts: 48, batch: 20}\n"
     )
     save_config(load_config(tmp_path / "recipe.yaml"), run / "config.yaml")
-    monkeypatch.setattr(drawing, "load_model", lambda folder, kind, device: SkilledModel(folder))
-    drawing._loaded.cache_clear()
+    monkeypatch.setattr(drawing, "load_model", lambda folder, kind, dtype, device: SkilledModel(folder))
+    drawing._held.clear()
     SkilledModel.drawn.clear()
     return run
 
