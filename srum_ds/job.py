@@ -105,6 +105,7 @@ class Job:
         where the judge cannot be understood or nothing is learnt any more.
         """
         cfg = self.cfg
+        self.engine.finish_save(wait=False)
         if self.held_out.due(step):
             metrics["checker_exact"] = self.held_out.share()
         ratios, alarms = self.watch.see(metrics)
@@ -121,13 +122,14 @@ class Job:
             self.monitor.sync()
             extra = {"watch": self.watch.state()}
             folder = self.run_dir / run_folder.CHECKPOINTS
-            self.engine.save(folder, step + 1, extra, keep=cfg.train.keep_checkpoints)
+            self.engine.save(folder, step + 1, extra, cfg.train.keep_checkpoints, cfg.train.save_in_background)
         if reason is StopReason.WATCH:
             self._go_back(min(_ending(alarms), key=lambda alarm: alarm.healthy_until), step)
         return reason
 
     def stop(self, reason: StopReason, step: int) -> int:
         """Ends the run after its ``step``-th step, exporting what it was made for; returns its exit status."""
+        self.engine.finish_save()
         if reason is StopReason.ASKED:
             self.monitor.message(f"stopped after step {step}, as asked; the same command goes on from there.")
         else:
@@ -154,6 +156,7 @@ class Job:
         Where no kept checkpoint is that old, to the oldest; where there is none, the present weights stay. What was
         kept is said, and written into ``stopped_by_watch.json``.
         """
+        self.engine.finish_save()
         found = self.engine.load(self.run_dir / run_folder.CHECKPOINTS, newest=alarm.healthy_until)
         kept = found[0] if found is not None else step + 1
         self.monitor.message(

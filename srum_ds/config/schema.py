@@ -298,6 +298,8 @@ class TrainConfig:
     old_decay: Decay = 0.5
     # Decay a step of the average that is exported and evaluated.
     ema_decay: Decay = 0.9
+    # Checkpoints are copied into the host's memory and written by a thread while training goes on.
+    save_in_background: bool = True
     # Newest checkpoints that stay on disk.
     keep_checkpoints: Count = 2
 

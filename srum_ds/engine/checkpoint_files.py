@@ -106,16 +106,20 @@ def no_room(folder: Path, bytes_needed: int, found: str) -> UserError:
     )
 
 
-def write_rank(partial: Path, rank: int, pieces: Mapping[str, Tensor], starts: Mapping[str, int]) -> FileRecord:
+def on_host(pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the pieces in the host's memory, which training no longer changes."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in pieces.items()}
+
+
+def write_rank(partial: Path, rank: int, contents: Mapping[str, Tensor], starts: Mapping[str, int]) -> FileRecord:
     """Writes one rank's pieces and waits until they are on the disk.
 
-    pieces: ``<kind>/<parameter>`` -> 1-D tensor. starts: parameter -> index in the flattened parameter of
-    the first element of its pieces. Raises OSError where the disk refuses (full, read-only, gone).
+    contents: ``<kind>/<parameter>`` -> 1-D tensor in the host's memory. starts: parameter -> index in the flattened
+    parameter of the first element of its pieces. Raises OSError where the disk refuses (full, read-only, gone).
     """
     path = partial / rank_file(rank)
-    contents = {key: value.detach().cpu().contiguous().clone() for key, value in pieces.items()}
     try:
-        save_file(contents, path, metadata={"starts": json.dumps(dict(starts))})
+        save_file(dict(contents), path, metadata={"starts": json.dumps(dict(starts))})
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
     _fsync(path)

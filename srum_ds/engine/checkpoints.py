@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,53 @@ log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@dataclass(frozen=True)
+class _Saving:
+    """A save under way: where it goes, what its state.json will say, and this rank's file as it is being written."""
+
+    folder: Path
+    step: int
+    keep: int
+    needed: int
+    state: dict[str, Any]
+    written: Future[checkpoint.FileRecord]
+
+    def result(self) -> checkpoint.FileRecord:
+        """Waits for this rank's file."""
+        try:
+            return self.written.result()
+        except OSError as error:
+            raise checkpoint.no_room(self.folder, self.needed, str(error)) from error
+
+    def commit(self, unfinished: Path, state: dict[str, Any]) -> None:
+        """Gives the folder its final name."""
+        try:
+            checkpoint.commit(unfinished, self.folder, self.step, state)
+        except OSError as error:
+            raise checkpoint.no_room(self.folder, self.needed, str(error)) from error
+
+
 class CheckpointedEngine(EngineBase):
     """An engine whose state, cut as its sharding cuts it, goes to disk and back at any number of ranks."""
 
-    def save(self, folder: Path, step: int, extra_state: Mapping[str, Any], keep: int = 2) -> Path:
+    _saving: _Saving | None = None
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        extra_state: Mapping[str, Any],
+        keep: int = 2,
+        background: bool = False,
+    ) -> Path:
         """Saves everything training needs to go on, as ``folder/step_<step>``; all ranks call it.
 
-        extra_state: JSON-able, equal on all ranks (rank 0's is kept). The ``keep`` newest checkpoints
-        stay. Raises UserError on every rank where one of them could not write; the last checkpoint is
-        then untouched.
+        extra_state: JSON-able, equal on all ranks (rank 0's is kept). The ``keep`` newest checkpoints stay.
+        background: return once the state is copied into the host's memory, and write it in a thread; the checkpoint is
+        there when ``finish_save`` has found all ranks done. Raises UserError on every rank where one of them could not
+        write; the last checkpoint is then untouched.
         """
+        self.finish_save()
         kinds = self._kinds()
         pieces: dict[str, Tensor] = {}
         starts: dict[str, int] = {}
@@ -42,31 +80,50 @@ class CheckpointedEngine(EngineBase):
             for kind, flats in kinds.items():
                 pieces[f"{kind}/{name}"] = self._piece(flats, name)
         needed = sum(self._gather_objects(sum(piece.numel() * 4 for piece in pieces.values())))
-
+        state = {
+            "format": checkpoint.FORMAT,
+            "step": step,
+            "optimizer_steps": self.steps,
+            "adam_steps": self._adam_steps(),
+            "world_size": self.world_size,
+            "kinds": sorted(kinds),
+            "fixed": dict(self._fixed),
+            "parameters": {name: list(shape) for name, shape in self._shapes.items()},
+            "extra": dict(extra_state),
+        }
         unfinished = checkpoint.partial_folder(folder, step)
         self._together(lambda: checkpoint.begin(folder, step, needed), rank_zero=True)
+        contents = checkpoint.on_host(pieces)
+        writer = ThreadPoolExecutor(1, "checkpoint")
+        written = writer.submit(checkpoint.write_rank, unfinished, self.rank, contents, starts)
+        writer.shutdown(wait=False)
+        self._saving = _Saving(folder, step, keep, needed, state, written)
+        if not background:
+            self.finish_save()
+        return checkpoint.step_folder(folder, step)
+
+    def finish_save(self, wait: bool = True) -> None:
+        """Makes a save under way a checkpoint, once every rank has written; all ranks call it. Raises as ``save``.
+
+        wait: until they have; else nothing happens where one of them has not.
+        """
+        saving = self._saving
+        if saving is None:
+            return
+        if not wait and not all(self._gather_objects(saving.written.done())):
+            return
+        self._saving = None
+        unfinished = checkpoint.partial_folder(saving.folder, saving.step)
         try:
-            files = self._together(lambda: self._write(unfinished, pieces, starts, folder, needed))
-            state = {
-                "format": checkpoint.FORMAT,
-                "step": step,
-                "optimizer_steps": self.steps,
-                "adam_steps": self._adam_steps(),
-                "world_size": self.world_size,
-                "kinds": sorted(kinds),
-                "fixed": dict(self._fixed),
-                "parameters": {name: list(shape) for name, shape in self._shapes.items()},
-                "files": [asdict(file) for file in files],
-                "extra": dict(extra_state),
-            }
-            self._together(lambda: self._commit(unfinished, folder, step, state, needed), rank_zero=True)
+            files = self._together(lambda: saving.result())
+            state = saving.state | {"files": [asdict(file) for file in files]}
+            self._together(lambda: saving.commit(unfinished, state), rank_zero=True)
         except UserError:
             if self.rank == 0:
                 shutil.rmtree(unfinished, ignore_errors=True)
             self.barrier()
             raise
-        self._together(lambda: checkpoint.prune(folder, keep), rank_zero=True)
-        return checkpoint.step_folder(folder, step)
+        self._together(lambda: checkpoint.prune(saving.folder, saving.keep), rank_zero=True)
 
     def load(self, folder: Path, newest: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """Restores the newest good checkpoint of ``folder``; returns (step, extra_state), None if none.
@@ -102,20 +159,6 @@ class CheckpointedEngine(EngineBase):
                 f"*{checkpoint.CORRUPT}). Restore one from a backup, or choose another run.dir to start anew."
             )
         return None
-
-    def _write(
-        self, unfinished: Path, pieces: dict[str, Tensor], starts: dict[str, int], folder: Path, needed: int
-    ) -> checkpoint.FileRecord:
-        try:
-            return checkpoint.write_rank(unfinished, self.rank, pieces, starts)
-        except OSError as error:
-            raise checkpoint.no_room(folder, needed, str(error)) from error
-
-    def _commit(self, unfinished: Path, folder: Path, step: int, state: dict[str, Any], needed: int) -> None:
-        try:
-            checkpoint.commit(unfinished, folder, step, state)
-        except OSError as error:
-            raise checkpoint.no_room(folder, needed, str(error)) from error
 
     def _try_load(self, path: Path) -> str:
         """Checks this rank's share of the files, then restores; returns what is wrong, empty if nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,48 @@ def test_fixed_weights_do_not_change(tmp_path: Path) -> None:
     engine.add_weights("reference", fixed=True)
     with pytest.raises(ValueError, match="fixed"):
         engine.update_weights("reference", 0.5)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is the state at the call, and it is a checkpoint once it is whole on the disk, not before."""
+    slow, write = threading.Event(), checkpoint.write_rank
+
+    def waits(*arguments: Any) -> checkpoint.FileRecord:
+        assert slow.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_rank", waits)
+    engine = plain()
+    train(engine, range(2))
+    then = {key: value.clone() for key, value in weights(engine).items()}
+    engine.save(tmp_path, 2, {"at": 2}, background=True)
+    train(engine, range(2, 4))
+    engine.finish_save(wait=False)
+    assert checkpoint.committed_steps(tmp_path) == []
+    slow.set()
+    engine.finish_save()
+    assert checkpoint.committed_steps(tmp_path) == [2]
+    again = plain()
+    assert again.load(tmp_path) == (2, {"at": 2})
+    assert same(weights(again), then)
+    assert train(again, range(2, 4)) == train(plain_after(2), range(2, 4))
+
+
+def plain_after(steps: int) -> PlainEngine:
+    engine = plain()
+    train(engine, range(steps))
+    return engine
+
+
+def test_a_save_that_failed_in_the_background_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = saved(tmp_path)
+
+    def full(*arguments: Any) -> checkpoint.FileRecord:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_rank", full)
+    engine.save(tmp_path, 3, {"at": 3}, background=True)
+    with pytest.raises(UserError, match=r"no room for a checkpoint .*No space left"):
+        engine.finish_save()
+    assert checkpoint.committed_steps(tmp_path) == [1, 2]
+    assert loaded(tmp_path) == (2, {"at": 2})

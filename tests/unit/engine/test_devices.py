@@ -52,6 +52,7 @@ def test_the_device_is_chosen_before_the_ranks_meet(monkeypatch: pytest.MonkeyPa
         raise MetTooEarly(str(node.switched))
 
     monkeypatch.setattr(distributed, "get_accelerator", lambda: node)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
     monkeypatch.setattr(distributed.deepspeed, "init_distributed", meet)
     for name, value in {"RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
