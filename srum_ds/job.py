@@ -197,7 +197,7 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     if cfg.train.mode != "offline":
         judging.ready()
     model, engine = open_model(cfg)
-    host = choose_judge(cfg, model)
+    host = choose_judge(cfg, model, engine)
     objective = get_objective(cfg.objective.name)
     for policy in policies_of(cfg, objective):
         engine.add_weights(policy, fixed=policy == "reference")

@@ -110,6 +110,9 @@ class RolloutConfig:
     renorm_min: Share = 0.0
     # Which weights draw: the slow average of the trained ones, the trained ones, the untrained ones.
     weights: Literal["old", "live", "reference"] = "old"
+    # While images are drawn, all weights are gathered on every rank, or each layer when it runs; auto: all where they
+    # fit into the memory that is free.
+    gather: Literal["auto", "whole", "layers"] = "auto"
     # Keep every step's images, tokens and scores as shards in the run's folder `rollouts`.
     keep: bool = False
 

@@ -132,6 +132,16 @@ def to_device(judged: Judged, device: torch.device) -> Judged:
     return replace(judged, samples=moved)
 
 
+def share(prompts: Sequence[Prompt], rank: int, world_size: int) -> tuple[list[Prompt], int]:
+    """This rank's prompts, dealt out like cards, and how many of them count.
+
+    All ranks get equally many, so that they make the same passes, which communicate where layers are gathered one by
+    one: what is missing is filled up by the first prompt.
+    """
+    mine = list(prompts[rank::world_size])
+    return mine + [prompts[0]] * (-(-len(prompts) // world_size) - len(mine)), len(mine)
+
+
 def micro_batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
     """Consecutive groups of ``size`` prompts."""
     for start in range(0, len(prompts), size):

@@ -7,9 +7,9 @@ drew them and when.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from srum_ds.common import ranks
 from srum_ds.common.clock import Clock
@@ -50,7 +50,7 @@ class OnlineSource:
                 step, cfg.rollout.prompts_per_step, cfg.run.seed, self.engine.rank, self.engine.world_size
             )
         with ExitStack() as gathered:
-            gathered.enter_context(self.engine.gathered(cfg.rollout.weights))
+            gathered.enter_context(for_drawing(self.engine, cfg.rollout.weights, cfg.rollout.gather))
             return self.collector.collect(prompts, step, clock, gathered)
 
     def policy_changes_after(self, step: int) -> bool:
@@ -140,6 +140,18 @@ class RoundSource:
 
     def policy_changes_after(self, step: int) -> bool:
         return (step + 1) % self.length == 0
+
+
+def for_drawing(
+    engine: Engine, weights: str, gather: Literal["auto", "whole", "layers"]
+) -> AbstractContextManager[Any]:
+    """The model in the state to draw by ``weights``: whole on every rank, or layer by layer; all ranks call it.
+
+    auto: whole where there is room on all of them now.
+    """
+    if gather == "layers" or (gather == "auto" and not engine.fits_gathered()):
+        return engine.layer_by_layer(weights)
+    return engine.gathered(weights)
 
 
 def round_length(cfg: Config) -> int:
