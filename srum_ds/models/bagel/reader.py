@@ -54,7 +54,7 @@ class Reader:
         return height // unit, width // unit
 
     def text_ids(self, text: str, what: str) -> Tensor:
-        """[bos] ids [eos] (int64, on the CPU) of a text called ``what`` in errors; UserError where empty or too long."""
+        """[bos] ids [eos] (int64, CPU) of a text called ``what`` in errors; UserError where it is empty or too long."""
         if not text.strip():
             raise UserError(f"{what} is empty; give it a text.")
         ids = self.tokenizer.segment(text)
