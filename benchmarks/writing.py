@@ -2,8 +2,8 @@
 
     python benchmarks/writing.py OTHER [--repeats 9] [--json benchmarks/writing.json]
 
-OTHER is a checkout of this repository at another commit (``git worktree add``). Each side is a process of its own with one
-thread and the model of benchmarks/bagel.py; they work in turns, so that whatever else the machine does meets both.
+OTHER is a checkout of this repository at another commit (``git worktree add``). Each side is a process of its own with
+one thread and the model of benchmarks/bagel.py; they work in turns, so that whatever else the machine does meets both.
 
 * together: 8 images, a question and 32 tokens each, in one call;
 * sampled: the same at temperature 1;
