@@ -145,7 +145,8 @@ class JudgeConfig:
     caption_template: TemplateText | None = None
     # likelihood: nats per token by which a text must be likelier than on a blank image for a score of 1/2.
     likelihood_temperature: Positive = 1.0
-    # generate: length of every reply in tokens, and whether the templates ask to think first.
+    # generate: most tokens of a reply (writing ends when all replies have ended), and whether the templates ask to
+    # think first.
     max_new_tokens: Count = 512
     think: bool = False
     # generate: 0 takes the likeliest token, above 0 replies are sampled.
@@ -161,7 +162,8 @@ class JudgeConfig:
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (56, 56)
-    # Images or crops asked about at once.
+    # What is asked at once, which bounds memory: images or crops in one pass of a micro-batch; generate, and whatever
+    # else is written: replies in one decoding, of all that a rank asks in a step.
     batch: Count = 64
     # The run stops when a larger share of a step's answers could not be used.
     max_failed_share: Share = 0.5

@@ -110,7 +110,7 @@ class Collector:
     sampling: Any
 
     def collect(self, prompts: Sequence[Prompt], step: int, clock: Clock, gathered: ExitStack) -> list[Judged]:
-        """This rank's micro-batches of a step: all are drawn, then all are judged.
+        """This rank's micro-batches of a step: all are drawn, then all are judged together.
 
         gathered: holds the model whole; a judge of its own is gathered there in its turn (``JudgeHost.take``).
         """
@@ -122,7 +122,7 @@ class Collector:
             ]
         with clock("judge"):
             judge = self.host.take(gathered)
-            return [self.judging.judged(judge, samples) for samples in drawn]
+            return self.judging.judged_together(judge, drawn)
 
 
 def to_device(judged: Judged, device: torch.device) -> Judged:

@@ -1,13 +1,15 @@
 """The judge as a recipe has it: what it is asked, how it is read, where it looks, and who else is asked.
 
-``JudgePipeline`` is built once per run and judges every micro-batch; evaluation and calibration use its questions.
+``JudgePipeline`` is built once per run and judges all micro-batches; evaluation and calibration use its questions.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from srum_ds.config import Config
 from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.external import Scorer, function_scores, load_function, mix, mix_global
-from srum_ds.rewards.judge.judge import Asking, judge_samples, render
+from srum_ds.rewards.judge.judge import Asking, judge_together, render
 from srum_ds.rewards.judge.readouts import readout_of
 from srum_ds.rewards.regions.pipeline import RegionPipeline, surplus_penalty_of
 from srum_ds.rewards.templates import Template, load_template
@@ -39,22 +41,40 @@ class JudgePipeline:
         self.external = External(cfg) if cfg.judge.external is not None else None
 
     def judged(self, judge: Judge, samples: Samples) -> Judged:
-        """Samples, their prompts with their object phrases, their regions, and what the judge says of all."""
-        samples = replace(samples, prompts=self.regions.phrases(judge, samples.prompts))
-        regions = self.regions.regions(judge, samples)
-        return Judged(samples, regions, self.scores(judge, samples, regions))
+        """``judged_together`` of one micro-batch."""
+        return self.judged_together(judge, [samples])[0]
+
+    def judged_together(self, judge: Judge, batches: Sequence[Samples]) -> list[Judged]:
+        """Samples, their prompts with their object phrases, their regions, and what the judge says of all.
+
+        Micro-batches that a rank has judged in one call have their written replies written together.
+        """
+        prompts = iter(self.regions.phrases(judge, [prompt for samples in batches for prompt in samples.prompts]))
+        known = [replace(samples, prompts=tuple(islice(prompts, len(samples.prompts)))) for samples in batches]
+        pairs = list(zip(known, self.regions.regions_together(judge, known), strict=True))
+        scores = self.scores_together(judge, pairs)
+        return [Judged(*pair, said) for pair, said in zip(pairs, scores, strict=True)]
 
     def scores(self, judge: Judge, samples: Samples, regions: Regions) -> Scores:
+        """``scores_together`` of one micro-batch."""
+        return self.scores_together(judge, [(samples, regions)])[0]
+
+    def scores_together(self, judge: Judge, batches: Sequence[tuple[Samples, Regions]]) -> list[Scores]:
         """Global and local scores of samples whose regions are known."""
-        own = judge_samples(judge, samples, regions, self.asking)
-        if self.external is None:
+        own = judge_together(judge, batches, self.asking)
+        if self.external is None or not batches:
             return own
         weight = self.cfg.judge.external_weight
         if self.external.function is not None:
-            return mix_global(own, *function_scores(self.external.function, self.external.name, samples), weight)
+            function, name = self.external.function, self.external.name
+            return [
+                mix_global(said, *function_scores(function, name, samples), weight)
+                for said, (samples, _) in zip(own, batches, strict=True)
+            ]
         # Each rank has the whole external model: its calls do not communicate.
-        other = judge_samples(self.external.model(samples.images_NCHW.device), samples, regions, self.asking)
-        return mix(own, other, weight)
+        model = self.external.model(batches[0][0].images_NCHW.device)
+        other = judge_together(model, batches, self.asking)
+        return [mix(*pair, weight) for pair in zip(own, other, strict=True)]
 
     @cached_property
     def regions(self) -> RegionPipeline:
