@@ -12,8 +12,8 @@ from srum_ds.engine import Engine
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rollouts.collect import micro_batches, roll_out, sampling_of, share
-from srum_ds.rollouts.sources import for_drawing
+from srum_ds.rollouts.collect import sampling_of
+from srum_ds.rollouts.draw import for_drawing, micro_batches, roll_out, share
 
 SPLIT = "validation"
 

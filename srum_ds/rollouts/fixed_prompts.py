@@ -20,8 +20,8 @@ from srum_ds.monitoring.images import boxes_by_picture, to_uint8
 from srum_ds.monitoring.writer import Monitor
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.prompts.shards import load_index
-from srum_ds.rollouts.collect import Collector, micro_batches, roll_out, share
-from srum_ds.rollouts.sources import for_drawing
+from srum_ds.rollouts.collect import Collector
+from srum_ds.rollouts.draw import for_drawing, micro_batches, roll_out, share
 from srum_ds.types import Judged, Prompt
 
 SHOWN_PROMPTS = 8
@@ -58,7 +58,7 @@ def show_fixed_prompts(collector: Collector, engine: Engine, monitor: Monitor, s
             for group in micro_batches(mine, at_once)
         ]
         judge = collector.host.take(gathered)
-        judged = [collector.judging.judged(judge, samples) for samples in drawn]
+        judged = collector.judging.judged_together(judge, drawn)
     found = ranks.run_on_all_ranks(lambda: [shown for batch in judged for shown in _take_apart(batch)][:count])
     # In the order of the prompts, which were dealt out like cards.
     shown = [found[number % len(found)][number // len(found)] for number in range(sum(map(len, found)))]

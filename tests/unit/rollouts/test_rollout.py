@@ -18,7 +18,8 @@ from srum_ds.models.bagel import FAMILY
 from srum_ds.models.flow import FlowSampling, noised_views, timesteps
 from srum_ds.models.protocol import ViewSettings
 from srum_ds.rollouts import collect
-from srum_ds.rollouts.collect import roll_out, sampling_of, training_views
+from srum_ds.rollouts.collect import sampling_of, training_views
+from srum_ds.rollouts.draw import roll_out
 from srum_ds.types import Prompt, Samples, TrainView
 from tests.support.paths import RECIPE, RECIPES
 
