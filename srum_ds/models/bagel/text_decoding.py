@@ -83,7 +83,8 @@ class TextDecoder:
         kept: list[Tensor] = []
         ended_Q = torch.zeros(len(logits_QV), dtype=torch.bool)
         for step in range(max_new_tokens):
-            tokens.append(choose(logits_QV, step))
+            token_Q = choose(logits_QV, step)
+            tokens.append(token_Q)
             if keep_logits:
                 kept.append(logits_QV)
             last = step + 1 == max_new_tokens
@@ -93,7 +94,7 @@ class TextDecoder:
                 ended_Q |= torch.isin(chunks[-1], torch.tensor(self._ends)).any(dim=1)
             if last or (bool(ended_Q.all()) and not keep_logits):
                 break
-            logits_QV = module.logits(append(tokens[-1] if tokens else chunks[-1][:, -1].to(logits_QV.device)))
+            logits_QV = module.logits(append(token_Q))
         return torch.cat(chunks, dim=1), torch.stack(kept, dim=1) if keep_logits else None
 
     def texts(self, tokens_QT: Tensor) -> list[str]:
