@@ -13,6 +13,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.text_step import TextStep
 from srum_ds.models.bagel.transformer import Cache
+from srum_ds.models.lora import is_adapter
 
 LOOK_EVERY = 16
 """After how many tokens it is looked whether all texts have ended: the only time that the device is waited for."""
@@ -65,10 +66,10 @@ class TextDecoder:
         What follows a text's end means nothing (``texts``). With ``keep_logits``, T is ``max_new_tokens``.
 
         UserError where context and text together exceed the model's ``max_position_embeddings``. ValueError where
-        sampling has not one seed per text. RuntimeError where parameters are not whole on this rank.
+        sampling has not one seed per text. RuntimeError where weights are not whole on this rank.
         """
         module = self.reader.module
-        require_whole(module)
+        require_whole(module.language_model)
         choose = _chooser(len(logits_QV), temperature, seeds)
         longest = self.reader.config.llm.max_position_embeddings
         taken = int(cache.position_B.max())
@@ -109,11 +110,14 @@ class TextDecoder:
         return special.eos, special.bos
 
 
-def require_whole(module: torch.nn.Module) -> None:
-    """RuntimeError where a parameter is in shards: ranks would gather it different numbers of times, and hang."""
-    sharded = next((name for name, p in module.named_parameters() if p.numel() == 0), None)
-    if sharded is not None:
-        raise RuntimeError(f"text is written with whole parameters, inside engine.gathered(); {sharded} is in shards")
+def require_whole(language_model: torch.nn.Module) -> None:
+    """RuntimeError where a weight that text goes through is in shards: ranks would gather it unequally often, and hang.
+
+    Generation experts and adapters, which a judge switches off, may be (``engine.gathered_frozen()``).
+    """
+    for name, parameter in language_model.named_parameters():
+        if parameter.numel() == 0 and "_moe_gen" not in name and not is_adapter(name):
+            raise RuntimeError(f"text is written with whole weights, inside engine.gathered(); {name} is in shards")
 
 
 def _chooser(count: int, temperature: float, seeds: Sequence[int] | None) -> Choose:
