@@ -10,8 +10,8 @@ from torch import Tensor
 
 from srum_ds.common import seeds as randomness
 from srum_ds.common.errors import UserError
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.reader import Reader
-from srum_ds.models.bagel.transformer import Cache
 
 
 class TextDecoder:
