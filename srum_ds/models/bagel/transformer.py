@@ -7,6 +7,7 @@ names equal the keys of the released checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,79 +19,11 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from srum_ds.kernels.norm import RMSNorm
 from srum_ds.kernels.rotary import rotary_factors, rotate
 from srum_ds.kernels.rows import collect, place
-from srum_ds.models.bagel.attention import Plan, attend, make_plan, narrow
+from srum_ds.models.bagel.attention import Plan, attend, attend_freely, make_plan, narrow
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.config import LanguageConfig
 from srum_ds.models.bagel.layout import Layout
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of everything read so far, one tensor per layer.
-
-    keys_L, values_L: [B, KV, P, head]; valid_BP: bool, which places hold a token (the others are
-    padding); position_B: int64, the rotary position of the next segment.
-    """
-
-    keys_L: tuple[Tensor, ...]
-    values_L: tuple[Tensor, ...]
-    valid_BP: Tensor
-    position_B: Tensor
-
-    @property
-    def batch(self) -> int:
-        return int(self.valid_BP.shape[0])
-
-    def take(self, index: Tensor) -> Cache:
-        """The cache of the samples in ``index`` (int64 [B']), which may repeat."""
-        return Cache(
-            tuple(k.index_select(0, index) for k in self.keys_L),
-            tuple(v.index_select(0, index) for v in self.values_L),
-            self.valid_BP.index_select(0, index),
-            self.position_B.index_select(0, index),
-        )
-
-    def without(self, dropped_B: Tensor) -> Cache:
-        """The same cache with the samples in ``dropped_B`` (bool [B]) emptied: an empty context."""
-        keep_B = ~dropped_B
-        return Cache(
-            self.keys_L,
-            self.values_L,
-            self.valid_BP & keep_B[:, None],
-            self.position_B * keep_B,
-        )
-
-
-def stack_caches(caches: list[Cache]) -> Cache:
-    """Joins caches along the batch, padding to the longest."""
-    longest = max(int(c.valid_BP.shape[1]) for c in caches)
-
-    def widen(x: Tensor, dim: int) -> Tensor:
-        missing = longest - x.shape[dim]
-        if missing == 0:
-            return x
-        shape = list(x.shape)
-        shape[dim] = missing
-        return torch.cat([x, x.new_zeros(shape)], dim=dim)
-
-    layers = range(len(caches[0].keys_L))
-    return Cache(
-        tuple(torch.cat([widen(c.keys_L[i], 2) for c in caches]) for i in layers),
-        tuple(torch.cat([widen(c.values_L[i], 2) for c in caches]) for i in layers),
-        torch.cat([widen(c.valid_BP, 1) for c in caches]),
-        torch.cat([c.position_B for c in caches]),
-    )
-
-
-def empty_cache(config: LanguageConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Cache:
-    """A cache that holds nothing, for ``batch`` samples."""
-    shape = (batch, config.num_key_value_heads, 0, config.head_size)
-    layers = range(config.num_hidden_layers)
-    return Cache(
-        tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in layers),
-        tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in layers),
-        torch.zeros(batch, 0, dtype=torch.bool, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-    )
+from srum_ds.models.bagel.pictures import Context, Pictures, Texts
 
 
 @dataclass(frozen=True)
@@ -173,9 +106,47 @@ class Attention(nn.Module):
         # Where no row is wanted, the pass is there for its keys and values alone.
         out = (attend(q, keys, values, plan) if len(und_UD) or len(gen_GD) else q).transpose(1, 2)
         und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
-        und = self._output(und, "")
-        gen = self._output(gen, "_moe_gen")
-        return und, gen, keys, values
+        return self._output(und, ""), self._output(gen, "_moe_gen"), keys, values
+
+    def texts(self, x_ND: Tensor, texts: Texts, last: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Causal attention output of texts, None in the ``last`` block, and keys and values [B, L, KV, head]."""
+
+        def turned(x_NHD: Tensor) -> Tensor:
+            return rotate(x_NHD, texts.cos_N1D, texts.sin_N1D).view(texts.batch, -1, *x_NHD.shape[1:])
+
+        k_NGD, v_NGD = self._keys_values(x_ND, "")
+        k_BLGD = turned(k_NGD)
+        v_BLGD = v_NGD.view_as(k_BLGD)
+        if last:
+            return None, k_BLGD, v_BLGD
+        out = attend_freely(turned(self._queries(x_ND, "")), k_BLGD, v_BLGD, causal=True)
+        return self._output(out.reshape(len(x_ND), -1), ""), k_BLGD, v_BLGD
+
+    def pictures(
+        self, und_UD: Tensor, gen_GD: Tensor, pictures: Pictures, contexts: tuple[Context | None, ...], last: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Attention output of pictures' start and end tokens, None in the ``last`` block, and of their latent tokens.
+
+        The order of keys changes nothing: context, start, end, latent tokens. No query is moved.
+        """
+
+        def parts(x_NHD: Tensor) -> tuple[Tensor, ...]:
+            return pictures.by_group(x_NHD.view(pictures.count, -1, *x_NHD.shape[1:]))
+
+        new = (parts(x) for x in (*self._keys_values(und_UD, ""), *self._keys_values(gen_GD, "_moe_gen")))
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for context, k_und, v_und, k_gen, v_gen in zip(contexts, *new, strict=True):
+            before = ((), ()) if context is None else ((context[0],), (context[1],))
+            keys.append(torch.cat([*before[0], k_und, k_gen], dim=1))
+            values.append(torch.cat([*before[1], v_und, v_gen], dim=1))
+
+        def out(x_ND: Tensor, suffix: str) -> Tensor:
+            asked = parts(self._queries(x_ND, suffix))
+            seen = [attend_freely(*qkv) for qkv in zip(asked, keys, values, strict=True)]
+            return self._output((seen[0] if len(seen) == 1 else torch.cat(seen)).reshape(len(x_ND), -1), suffix)
+
+        return None if last else out(und_UD, ""), out(gen_GD, "_moe_gen")
 
     def _output(self, x_ND: Tensor, suffix: str) -> Tensor:
         projection = self.get_submodule(f"o_proj{suffix}")
@@ -241,7 +212,14 @@ class MoTLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps)
         self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, eps=eps)
 
-    def forward(
+    def forward(self, *work: Any) -> Any:
+        """``read``, or ``denoise`` where the third argument says so.
+
+        One call a block either way: what an engine's hooks and activation checkpointing see, and gather weights for.
+        """
+        return self.denoise(*work) if isinstance(work[2], Pictures) else self.read(*work)
+
+    def read(
         self,
         und_UD: Tensor,
         gen_GD: Tensor,
@@ -265,6 +243,42 @@ class MoTLayer(nn.Module):
         if not keep:
             return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
+
+    def denoise(
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        pictures: Pictures,
+        before: Tensor | tuple[Context | None, ...],
+        last: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hidden states after the block of pictures' start and end tokens [2 B, D], and latent tokens [B T, D].
+
+        before: the block's context of each group of pictures; or hidden states [rows of texts, D] of the texts that
+        are read in this pass, which are then given back third. Of the ``last`` block the latent tokens alone are
+        wanted: the others come back as they were.
+        """
+        text_ND = None
+        if isinstance(before, Tensor):
+            assert pictures.texts is not None
+            text_ND = before
+            out, k_BLGD, v_BLGD = self.self_attn.texts(self.input_layernorm(text_ND), pictures.texts, last)
+            before = pictures.texts.seen(k_BLGD, v_BLGD)
+            if out is not None:
+                text_ND = self._understood(text_ND, out)
+        und, gen = self.self_attn.pictures(
+            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), pictures, before, last
+        )
+        if und is not None:
+            und_UD = self._understood(und_UD, und)
+        gen_GD = _add(gen_GD, gen)
+        gen_GD = _add(gen_GD, self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD)))
+        return und_UD, gen_GD, text_ND
+
+    def _understood(self, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
+        """Rows of the understanding expert after their attention's output and MLP."""
+        x_ND = _add(x_ND, attended_ND)
+        return _add(x_ND, self.mlp(self.post_attention_layernorm(x_ND)))
 
 
 class MoTModel(nn.Module):
@@ -315,10 +329,7 @@ class MoTModel(nn.Module):
         for index, layer in enumerate(self.layers):
             before = None if past is None else (past.keys_L[index], past.values_L[index])
             few = asked if index == len(self.layers) - 1 else None
-            if self.checkpointing and torch.is_grad_enabled():
-                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, few, use_reentrant=False)
-            else:
-                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep, few)
+            und_UD, gen_GD, k, v = self._through(layer, und_UD, gen_GD, step, before, keep, few)
             if keep:
                 keys.append(k)
                 values.append(v)
@@ -329,6 +340,32 @@ class MoTModel(nn.Module):
             return *hidden, None
         valid = layout.valid_BS if past is None else torch.cat([past.valid_BP, layout.valid_BS], dim=1)
         return *hidden, Cache(tuple(keys), tuple(values), valid, layout.next_position_B)
+
+    def denoise(
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        pictures: Pictures,
+        before: Tensor | tuple[tuple[Context | None, ...], ...],
+    ) -> Tensor:
+        """Normed hidden states [B T, D] of the latent tokens of noised pictures.
+
+        und_UD: embeddings of the pictures' start and end tokens, gen_GD: of their latent tokens. before: the contexts
+        by block and by group, or embeddings of the texts that are read in the same pass.
+        """
+        final = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            seen = before if isinstance(before, Tensor) else before[index]
+            und_UD, gen_GD, text_ND = self._through(layer, und_UD, gen_GD, pictures, seen, index == final)
+            before = before if text_ND is None else text_ND
+        hidden_GD: Tensor = self.norm_moe_gen(gen_GD)
+        return hidden_GD
+
+    def _through(self, layer: nn.Module, *work: Any) -> Any:
+        if self.checkpointing and torch.is_grad_enabled():
+            # Nothing in a block is random.
+            return checkpoint(layer, *work, use_reentrant=False, preserve_rng_state=False)
+        return layer(*work)
 
     def _pass(self, plan: Plan, dtype: torch.dtype) -> Pass:
         cos_P1D, sin_P1D = rotary_factors(plan.position_P, self.config.head_size, self.config.rope_theta)
