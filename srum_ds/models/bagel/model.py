@@ -98,8 +98,9 @@ class Bagel(nn.Module):
             length_P.to(self.device), ids_PL.shape[1], arrangement.groups, llm.head_size, llm.rope_theta, self.dtype
         )
         pictures = Pictures(tuple(group.pictures for group in arrangement.groups), texts)
-        text_ND = self.language_model.model.embed_tokens(ids_PL.reshape(-1).to(self.device))
-        und_UD = self._wrap().repeat(b * m, 1)
+        ids_N = torch.cat([ids_PL.reshape(-1).to(self.device), self._wrap_ids()])
+        text_ND, wrap_2D = self.language_model.model.embed_tokens(ids_N).split([ids_PL.numel(), 2])
+        und_UD = wrap_2D.repeat(b * m, 1)
         x_RTC = x_BMTC.reshape(b * m, tokens, channels).index_select(0, arrangement.order_B)
         t_R = t_BM.reshape(-1).index_select(0, arrangement.order_B)
         place_TD = self._places((int(grid_2[0]), int(grid_2[1])))
@@ -204,11 +205,9 @@ class Bagel(nn.Module):
 
     # ---- noised pictures
 
-    def _wrap(self) -> Tensor:
-        """Embeddings [2, D] of a picture's start and end token."""
-        wrap = torch.tensor([self.special.image_start, self.special.image_end], device=self.device)
-        embedded_2D: Tensor = self.language_model.model.embed_tokens(wrap)
-        return embedded_2D
+    def _wrap_ids(self) -> Tensor:
+        """A picture's start and end token."""
+        return torch.tensor([self.special.image_start, self.special.image_end], device=self.device)
 
     def _places(self, grid: tuple[int, int]) -> Tensor:
         """Embeddings [T, D] of the latent tokens' places in a grid."""
@@ -238,7 +237,8 @@ class Bagel(nn.Module):
     @torch.no_grad()
     def plan_denoising(self, branches: Sequence[Branch], grid: tuple[int, int]) -> Denoising:
         """What stays the same while N pictures of a grid are denoised, each under every branch."""
-        return plan_denoising(branches, self._wrap(), self._places(grid).to(self.dtype))
+        wrap_2D = self.language_model.model.embed_tokens(self._wrap_ids())
+        return plan_denoising(branches, wrap_2D, self._places(grid).to(self.dtype))
 
     def branch(self, cache: Cache) -> Branch:
         """A branch of ``plan_denoising``: one picture behind each sample of a cache."""

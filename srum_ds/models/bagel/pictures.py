@@ -68,6 +68,11 @@ class Texts:
     sin_N1D: Tensor
     groups: tuple[Group, ...]
 
+    @property
+    def unseen(self) -> bool:
+        """Whether no picture sees any of them."""
+        return not any(group.length for group in self.groups)
+
     def seen(self, k_BLGD: Tensor, v_BLGD: Tensor) -> tuple[Context | None, ...]:
         """The context of each group, from the keys and values of the texts."""
         return tuple(

@@ -266,6 +266,9 @@ class MoTLayer(nn.Module):
             before = pictures.texts.seen(k_BLGD, v_BLGD)
             if out is not None:
                 text_ND = self._understood(text_ND, out)
+            if pictures.texts.unseen and k_BLGD.requires_grad:
+                # Gradients of zero, not none: engines expect the same ones on every rank.
+                und_UD = und_UD + 0 * (k_BLGD.sum() + v_BLGD.sum())
         und, gen = self.self_attn.pictures(
             self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), pictures, before, last
         )
