@@ -138,8 +138,13 @@ def test_swiglu_of_extreme_gates() -> None:
 
 def test_swiglu_keeps_gate_and_up_alone() -> None:
     kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
     gate, up = randn(4, 8, seed=1).requires_grad_(), randn(4, 8, seed=2).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         triton_swiglu.swiglu(gate, up)
     assert [x.data_ptr() for x in kept] == [gate.data_ptr(), up.data_ptr()]
 
@@ -166,13 +171,15 @@ def check_qk(
 ) -> None:
     cos, sin = (x.to(dtype) for x in rotary_factors(7 * torch.arange(places, device=DEVICE), width, 1e4))
     leaves = [randn(n, heads, width, seed=n, dtype=dtype) for n in rows]
+    constants: list[Any] = [EPS, cos, sin, slot, places]
+    wide_constants: list[Any] = [EPS, cos.double(), sin.double(), slot, places]
     leaves += [1 + randn(width, seed=s, dtype=dtype) / 4 for s in (31, 32)]
 
-    def fused(*x: Tensor) -> Tensor:
-        return triton_qk.qk_norm_rotary(*x, EPS, cos, sin, slot, places)
+    def fused(*x: Any) -> Tensor:
+        return triton_qk.qk_norm_rotary(*x, *constants)
 
-    def formula(*x: Tensor) -> Tensor:
-        return qk.qk_norm_rotary(*x, EPS, cos.double(), sin.double(), slot, places)
+    def formula(*x: Any) -> Tensor:
+        return qk.qk_norm_rotary(*x, *wide_constants)
 
     check(fused, formula, leaves)
 
@@ -206,7 +213,7 @@ def test_velocity_loss(
     shape = (2, 19, channels)
     target = randn(*shape, seed=2)
     coefficient = randn(len(shares), 2, 19, seed=3)
-    optional = {
+    optional: dict[str, Any] = {
         "old_BTC": randn(*shape, seed=4, dtype=dtype) if old else None,
         "reference_BTC": randn(*shape, seed=5, dtype=dtype) if reference else None,
         "reference_weight": 0.3,
