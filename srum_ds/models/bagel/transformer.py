@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from srum_ds.kernels.norm import RMSNorm
-from srum_ds.kernels.rotary import rotary_factors, rotate
+from srum_ds.kernels.norm import RMSNorm, add, add_rms_norm
+from srum_ds.kernels.qk import qk_norm_rotary
+from srum_ds.kernels.rotary import rotary_factors
 from srum_ds.kernels.rows import collect, place
+from srum_ds.kernels.swiglu import swiglu
 from srum_ds.models.bagel.attention import Plan, attend, make_plan, narrow
 from srum_ds.models.bagel.config import LanguageConfig
 from srum_ds.models.bagel.layout import Layout
@@ -130,13 +131,23 @@ class Attention(nn.Module):
 
     def _queries(self, x_ND: Tensor, suffix: str) -> Tensor:
         q_NHD: Tensor = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
-        normed_NHD: Tensor = self.get_submodule(f"q_norm{suffix}")(q_NHD)
-        return normed_NHD
+        return q_NHD
 
     def _keys_values(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
         k = self.get_submodule(f"k_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
         v = self.get_submodule(f"v_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
-        return self.get_submodule(f"k_norm{suffix}")(k), v
+        return k, v
+
+    def _normed_and_rotated(self, norm: str, und_UHD: Tensor, gen_GHD: Tensor, step: Pass) -> Tensor:
+        """Queries or keys of both groups, each normed by its own, in the grid's order, rotated by place."""
+        und_norm, gen_norm = self.get_submodule(norm), self.get_submodule(f"{norm}_moe_gen")
+        assert isinstance(und_norm, RMSNorm) and und_norm.eps is not None
+        # A model that was loaded to judge only has no norm for generation rows, nor such rows.
+        gen_weight = getattr(gen_norm, "weight", und_norm.weight)
+        slot_N, places = step.plan.slot_N, step.plan.places
+        return qk_norm_rotary(
+            und_UHD, gen_GHD, und_norm.weight, gen_weight, und_norm.eps, step.cos_P1D, step.sin_P1D, slot_N, places
+        )
 
     def forward(
         self,
@@ -151,15 +162,16 @@ class Attention(nn.Module):
         asked: the rows whose output is wanted, if not all.
         """
         plan = step.plan
-        parts = zip(self._keys_values(und_UD, ""), self._keys_values(gen_GD, "_moe_gen"), strict=True)
-        k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
-        k_PHD = rotate(k_PHD, step.cos_P1D, step.sin_P1D)
+        und_k, und_v = self._keys_values(und_UD, "")
+        gen_k, gen_v = self._keys_values(gen_GD, "_moe_gen")
+        k_PHD = self._normed_and_rotated("k_norm", und_k, gen_k, step)
+        v_PHD = place(und_v, gen_v, plan.slot_N, plan.places)
         keys, values = (x.view(*plan.grid, self.kv_heads, self.head).transpose(1, 2) for x in (k_PHD, v_PHD))
         if asked is not None:
             plan, step = asked.step.plan, asked.step
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
-        q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), plan.slot_N, plan.places)
-        q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
+        queries = self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen")
+        q_PHD = self._normed_and_rotated("q_norm", *queries, step)
         if past is not None:
             keys = torch.cat([past[0], keys], dim=2)
             values = torch.cat([past[1], values], dim=2)
@@ -177,11 +189,14 @@ def _only(asked: Asked | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, 
     return (und_UD, gen_GD) if asked is None else (und_UD.index_select(0, asked.rows_L), gen_GD[:0])
 
 
-def _add(stream_ND: Tensor, change_ND: Tensor) -> Tensor:
-    """Their sum; where nothing is differentiated, in the array of the change, which nobody else has."""
-    if torch.is_grad_enabled() or stream_ND.dtype != change_ND.dtype:
-        return stream_ND + change_ND
-    return change_ND.add_(stream_ND)
+def _add_and_norm(norm: nn.Module, stream_ND: Tensor, change_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum, and the sum normed."""
+    if isinstance(norm, RMSNorm):
+        assert norm.eps is not None
+        return add_rms_norm(stream_ND, change_ND, norm.weight, norm.eps)
+    # What stands for a norm in a model that was loaded to judge only.
+    sum_ND = add(stream_ND, change_ND)
+    return sum_ND, norm(sum_ND)
 
 
 class SwiGLU(Qwen2MLP):
@@ -192,11 +207,10 @@ class SwiGLU(Qwen2MLP):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         out_ND: Tensor
-        if torch.is_grad_enabled() or self.config.hidden_act != "silu":
+        if self.config.hidden_act != "silu":
             out_ND = super().forward(x_ND)  # type: ignore[no-untyped-call]
             return out_ND
-        gate_NF = F.silu(self.gate_proj(x_ND), inplace=True)
-        out_ND = self.down_proj(gate_NF.mul_(self.up_proj(x_ND)))
+        out_ND = self.down_proj(swiglu(self.gate_proj(x_ND), self.up_proj(x_ND)))
         return out_ND
 
 
@@ -236,10 +250,10 @@ class MoTLayer(nn.Module):
             self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past, asked
         )
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
-        und_UD = _add(und_UD, und)
-        gen_GD = _add(gen_GD, gen)
-        und_UD = _add(und_UD, self.mlp(self.post_attention_layernorm(und_UD)))
-        gen_GD = _add(gen_GD, self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD)))
+        und_UD, und = _add_and_norm(self.post_attention_layernorm, und_UD, und)
+        gen_GD, gen = _add_and_norm(self.post_attention_layernorm_moe_gen, gen_GD, gen)
+        und_UD = add(und_UD, self.mlp(und))
+        gen_GD = add(gen_GD, self.mlp_moe_gen(gen))
         if not keep:
             return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
