@@ -56,7 +56,7 @@ def check_kernels(device: torch.device, kernels: Kernels | None = None) -> Check
     broken: dict[str, str] = {}
     for name in MODULES if kernels is None else kernels:
         try:
-            fused = _load(name) if kernels is None else kernels[name]
+            fused = load_kernel(name) if kernels is None else kernels[name]
             why = difference(name, fused, device)
         except Exception as error:  # Whatever a compiler may raise: the reference runs instead.
             said = str(error).strip() or "no message"
@@ -71,9 +71,9 @@ def check_kernels(device: torch.device, kernels: Kernels | None = None) -> Check
 def difference(name: str, fused: Callable[..., Any], device: torch.device) -> str | None:
     """How a kernel differs from its reference in float64, in words; None where it does not."""
     for dtype in DTYPES:
-        args = _EXAMPLES[name](dtype, device)
+        args = EXAMPLES[name](dtype, device)
         wide = [_widened(x) for x in args]
-        ours, exact = _run(fused, args), _run(REFERENCES[name], wide)
+        ours, exact = run_both_ways(fused, args), run_both_ways(REFERENCES[name], wide)
         with torch.no_grad():
             again = _tuple(fused(*[x.detach().clone() if isinstance(x, Tensor) else x for x in args]))
         parts = (
@@ -89,13 +89,14 @@ def difference(name: str, fused: Callable[..., Any], device: torch.device) -> st
     return None
 
 
-def _load(name: str) -> Callable[..., Any]:
+def load_kernel(name: str) -> Callable[..., Any]:
+    """The fused kernel of this name; imports triton."""
     module = importlib.import_module(f"srum_ds.kernels.triton.{MODULES[name]}")
     fused: Callable[..., Any] = getattr(module, name)
     return fused
 
 
-def _run(function: Callable[..., Any], args: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def run_both_ways(function: Callable[..., Any], args: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Outputs, and the gradients of all inputs that want one."""
     leaves = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
     outputs = _tuple(function(*args))
@@ -155,7 +156,7 @@ def _for_velocity_loss(dtype: torch.dtype, device: torch.device) -> list[Any]:
     return [prediction.requires_grad_(), target, (0.5, -0.5), coefficient, old, reference, 0.3, counts]
 
 
-_EXAMPLES: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
+EXAMPLES: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "rms_norm": _for_rms_norm,
     "add_rms_norm": _for_add_rms_norm,
     "qk_norm_rotary": _for_qk_norm_rotary,

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srum_ds.kernels.triton.tiles import row_tile, steps_and_programs
+from srum_ds.kernels.triton.tiles import row_tile, steps_and_programs, warps
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -127,6 +127,7 @@ def _normed(
             ROWS=tile,
             COLUMNS=columns,
             ADD=delta is not None,
+            num_warps=warps(tile * columns),
         )
     return added, normed
 
@@ -157,6 +158,7 @@ def _gradients(
             STEPS=steps,
             ADD=g_sum is not None,
             FOR_WEIGHT=for_weight,
+            num_warps=warps(tile * columns),
         )
     return dx, partial.sum(dim=0).to(weight_D.dtype) if for_weight else None
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srum_ds.kernels.triton.tiles import row_tile, steps_and_programs
+from srum_ds.kernels.triton.tiles import row_tile, steps_and_programs, warps
 
 
 def qk_norm_rotary(
@@ -137,11 +137,13 @@ def _backward(
 
 
 def _shape(x_NHD: Tensor) -> dict[str, int]:
-    """The constants of a group's kernels."""
+    """The constants of a group's kernels, and their warps."""
     _, heads, width = x_NHD.shape
     tile, columns = row_tile(width // 2)
     # Two halves, and factors of each, are held at once.
-    return {"H": heads, "D": width, "HALF": width // 2, "ROWS": max(1, tile // 2), "COLUMNS": columns}
+    rows = max(1, tile // 2)
+    sizes = {"H": heads, "D": width, "HALF": width // 2, "ROWS": rows, "COLUMNS": columns}
+    return sizes | {"num_warps": warps(2 * rows * columns)}
 
 
 def _slots(slot_N: Tensor | None, split: int) -> tuple[Tensor | None, Tensor | None]:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srum_ds.kernels.triton.tiles import TILE
+from srum_ds.kernels.triton.tiles import TILE, warps
 
 
 def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def _backward(g_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, elements, BLOCK: tl.c
 
 def _gated(gate: Tensor, up: Tensor, out: Tensor) -> Tensor:
     if gate.numel():
-        _forward[(triton.cdiv(gate.numel(), TILE),)](gate, up, out, gate.numel(), BLOCK=TILE)
+        _forward[(triton.cdiv(gate.numel(), TILE),)](gate, up, out, gate.numel(), BLOCK=TILE, num_warps=warps(2 * TILE))
     return out
 
 
@@ -65,5 +65,5 @@ class _SwiGLU(torch.autograd.Function):
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         if gate.numel():
             grid = (triton.cdiv(gate.numel(), TILE),)
-            _backward[grid](g.contiguous(), gate, up, dgate, dup, gate.numel(), BLOCK=TILE)
+            _backward[grid](g.contiguous(), gate, up, dgate, dup, gate.numel(), BLOCK=TILE, num_warps=warps(2 * TILE))
         return dgate, dup

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srum_ds.kernels.triton.tiles import row_tile
+from srum_ds.kernels.triton.tiles import row_tile, warps
 
 
 def velocity_loss(
@@ -137,6 +137,7 @@ class _VelocityLoss(torch.autograd.Function):
                 HAS_OLD=old_BTC is not None,
                 HAS_REFERENCE=reference_BTC is not None,
                 HAS_COUNTS=counts_BT is not None,
+                num_warps=warps(2 * tile * columns),
             )
         ctx.save_for_backward(slope_BTC)
         ctx.dtype = v_BTC.dtype
