@@ -22,7 +22,7 @@ def row_tile(width: int) -> tuple[int, int]:
 
 def warps(elements: int) -> int:
     """Warps of 32 threads for a tile: 16 elements a thread, within what a program may have."""
-    return min(16, max(4, triton.next_power_of_2(elements) // 512))
+    return int(min(16, max(4, triton.next_power_of_2(elements) // 512)))
 
 
 def steps_and_programs(tiles: int) -> tuple[int, int]:

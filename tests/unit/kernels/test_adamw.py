@@ -38,17 +38,9 @@ def test_the_fused_form_is_the_formula(averages: int, dtype: torch.dtype) -> Non
     exact = [x.double() for x in ours]
     gradient = randn(9).to(dtype)
     copy = torch.zeros(2111, dtype=torch.bfloat16, device=DEVICE) if averages else None
-    for function, buffers, g in ((fused_step, ours, gradient), (adamw_step, exact, gradient.double())):
-        kept = list(zip(buffers[3:], decays, strict=True))
-        function(
-            *buffers[:1],
-            g,
-            *buffers[1:3],
-            5,
-            averages=kept,
-            copy_E=copy if function is fused_step else None,
-            **SETTINGS,
-        )
+    kept = [list(zip(buffers[3:], decays, strict=True)) for buffers in (ours, exact)]
+    fused_step(ours[0], gradient, ours[1], ours[2], 5, averages=kept[0], copy_E=copy, **SETTINGS)
+    adamw_step(exact[0], gradient.double(), exact[1], exact[2], 5, averages=kept[1], **SETTINGS)
     for one, other in zip(ours, exact, strict=True):
         assert float((one - other).abs().max()) <= 1e-6 * float(other.abs().max())
     if copy is not None:
