@@ -25,7 +25,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {}
 """Every operation that is marked, by name."""
 
 _active: dict[str, Callable[..., Any]] = {}
-_device_type = "cuda"
+_device = torch.device("cpu")
 
 
 def fusable(reference: Callable[P, R]) -> Callable[P, R]:
@@ -52,19 +52,19 @@ def is_fused(name: str, x: Tensor) -> bool:
     return name in _active and _takes(x)
 
 
-def activate(kernels: Mapping[str, Callable[..., Any]], device_type: str = "cuda") -> None:
-    """From now on these, and no others, stand in for their references on tensors of this type of device."""
-    global _device_type
+def activate(kernels: Mapping[str, Callable[..., Any]], device: torch.device) -> None:
+    """From now on these, and no others, stand in for their references on tensors of this device, such as cuda:0."""
+    global _device
     _active.clear()
     _active.update(kernels)
-    _device_type = device_type
+    _device = device
 
 
 @contextmanager
-def active(kernels: Mapping[str, Callable[..., Any]], device_type: str) -> Iterator[None]:
+def active(kernels: Mapping[str, Callable[..., Any]], device: torch.device) -> Iterator[None]:
     """``activate`` for a while."""
-    before, where = dict(_active), _device_type
-    activate(kernels, device_type)
+    before, where = dict(_active), _device
+    activate(kernels, device)
     try:
         yield
     finally:
@@ -72,4 +72,4 @@ def active(kernels: Mapping[str, Callable[..., Any]], device_type: str) -> Itera
 
 
 def _takes(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.device.type == _device_type and x.dtype in DTYPES
+    return isinstance(x, Tensor) and x.device == _device and x.dtype in DTYPES

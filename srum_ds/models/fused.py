@@ -72,11 +72,13 @@ def start_kernels(
     """
     global _chosen
     _chosen = None
-    activate({})
+    activate({}, device)
     why = "kernels.fused=off" if setting == "off" else obstacle(device)
     if why is not None and setting != "on":
         _chosen = KernelChoice(setting, reason=why)
         return _chosen
+    if why is None:
+        device = _made_current(device)
     checked = check(device) if why is None else Checked({}, {"none can be used": why})
     # Used on all ranks or on none, so that these compute alike.
     broken: dict[str, str] = {}
@@ -86,9 +88,19 @@ def start_kernels(
         said = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
         raise UserError(f"kernels.fused=on: {said}. kernels.fused=auto uses what there is.")
     works = {name: kernel for name, kernel in checked.works.items() if name not in broken}
-    activate(works, device.type)
+    activate(works, device)
     _chosen = KernelChoice(setting, tuple(works), broken)
     return _chosen
+
+
+def _made_current(device: torch.device) -> torch.device:
+    """The device with its number, and the one that this process launches on, as Triton does without being asked."""
+    if device.type != "cuda":
+        return device
+    if str(device) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(device)
+    return device
 
 
 def start_by_default(device: torch.device) -> None:

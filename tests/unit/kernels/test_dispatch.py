@@ -22,14 +22,14 @@ from srum_ds.models import fused
 from srum_ds.models.registry import load_model
 from tests.support.paths import MODEL
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fused, "_chosen", None)
-    with dispatch.active({}, "cuda"):
+    with dispatch.active({}, CPU):
         yield
 
 
@@ -149,7 +149,7 @@ def test_a_kernel_runs_only_where_it_was_checked() -> None:
         return torch.full_like(x, 7.0)
 
     x, weight = torch.ones(2, 4, device=DEVICE), torch.ones(4, device=DEVICE)
-    with dispatch.active({"rms_norm": marked}, DEVICE.type):
+    with dispatch.active({"rms_norm": marked}, DEVICE):
         assert bool((rms_norm(x, weight, 0.0) == 7).all())
         assert bool((rms_norm(x.bfloat16(), weight.bfloat16(), 0.0) == 7).all())
         # Float64 is never fused, nor is another device's tensor.
@@ -167,3 +167,21 @@ def test_the_setting_may_be_written_bare(word: str, tmp_path: Any) -> None:
     assert load_config(recipe, [f"kernels.fused={word}"]).kernels.fused == word
     with pytest.raises(UserError, match=r"kernels\.fused=fast .*one of auto, on, off"):
         load_config(recipe, ["kernels.fused=fast"])
+
+
+def test_a_numbered_gpu_is_the_one_that_is_launched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the process's present device, wherever its tensors lie."""
+    made: list[torch.device] = []
+    checked: list[torch.device] = []
+    monkeypatch.setattr(fused, "obstacle", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+
+    def check(device: torch.device) -> Any:
+        checked.append(device)
+        return SimpleNamespace(works={"swiglu": off_by_a_percent}, broken={})
+
+    fused.start_kernels("auto", torch.device("cuda:1"), check)
+    fused.start_kernels("auto", torch.device("cuda"), check)
+    assert made == [torch.device("cuda:1")]
+    assert checked == [torch.device("cuda:1"), torch.device("cuda:2")]

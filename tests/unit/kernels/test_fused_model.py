@@ -25,7 +25,7 @@ from srum_ds.rollouts.collect import roll_out
 from srum_ds.types import Prompt, Samples
 from tests.support.paths import MODEL
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PROMPTS = [Prompt("a", "a red circle"), Prompt("b", "two green crosses and a blue square")]
 CALLS: Counter[str] = Counter()
 
@@ -50,7 +50,7 @@ def model() -> UnifiedModel:
 @contextmanager
 def using(kernels: dict[str, Callable[..., Any]]) -> Iterator[None]:
     CALLS.clear()
-    with active(kernels, DEVICE.type):
+    with active(kernels, DEVICE):
         yield
 
 

@@ -16,7 +16,7 @@ from srum_ds.objectives import get_objective
 from srum_ds.objectives.apply import compute_losses
 from srum_ds.objectives.registry import Terms
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 SHAPE = (3, 10, 5)
 
 
