@@ -56,16 +56,18 @@ def chosen() -> KernelChoice:
 
 
 def start_kernels(
-    setting: str, device: torch.device, check: Callable[[torch.device], Checked] = check_kernels
+    setting: str,
+    device: torch.device,
+    check: Callable[[torch.device], Checked] = check_kernels,
+    together: bool = True,
 ) -> KernelChoice:
     """Tries the fused kernels on this device; from now on this process uses those that work on all ranks.
 
-    All ranks call it.
-
     Args:
         setting: ``auto``, ``on`` or ``off``, as ``kernels.fused`` has it.
-        device: where the model computes.
+        device: where the model computes; of one type on all ranks.
         check: tries the kernels, and says which work.
+        together: whether all ranks call it, as they must where there are several; else this one decides alone.
 
     Raises:
         UserError: ``on``, and some kernel cannot be used; on all ranks.
@@ -73,23 +75,27 @@ def start_kernels(
     global _chosen
     _chosen = None
     activate({}, device)
-    why = "kernels.fused=off" if setting == "off" else obstacle(device)
-    if why is not None and setting != "on":
-        _chosen = KernelChoice(setting, reason=why)
+    if setting == "off":
+        _chosen = KernelChoice(setting, reason="kernels.fused=off")
         return _chosen
+    why = obstacle(device)
+    checked = Checked({}, {})
     if why is None:
         device = _made_current(device)
-    checked = check(device) if why is None else Checked({}, {"none can be used": why})
+        checked = check(device)
     # Used on all ranks or on none, so that these compute alike.
+    here = (why, checked.broken)
+    found = ranks.run_on_all_ranks(lambda: here) if together else [here]
+    reason = next((said for said, _ in found if said is not None), None)
     broken: dict[str, str] = {}
-    for found in reversed(ranks.run_on_all_ranks(lambda: checked.broken)):
-        broken |= found
-    if broken and setting == "on":
-        said = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
+    for _, some in reversed(found):
+        broken |= some
+    if setting == "on" and (reason is not None or broken):
+        said = reason or "; ".join(f"{name}: {text}" for name, text in broken.items())
         raise UserError(f"kernels.fused=on: {said}. kernels.fused=auto uses what there is.")
-    works = {name: kernel for name, kernel in checked.works.items() if name not in broken}
+    works = {} if reason is not None else {n: kernel for n, kernel in checked.works.items() if n not in broken}
     activate(works, device)
-    _chosen = KernelChoice(setting, tuple(works), broken)
+    _chosen = KernelChoice(setting, tuple(works), broken, reason)
     return _chosen
 
 
@@ -108,5 +114,5 @@ def start_by_default(device: torch.device) -> None:
     undecided = _chosen is None or (_chosen.setting == DEFAULT and not _chosen.fused and not _chosen.switched_off)
     # A model on the CPU may have come first.
     if undecided and (_chosen is None or obstacle(device) is None):
-        for line in start_kernels(DEFAULT, device).lines():
+        for line in start_kernels(DEFAULT, device, together=False).lines():
             print(line, file=sys.stderr)

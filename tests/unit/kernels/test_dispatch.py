@@ -95,10 +95,22 @@ def triton_rms_norm() -> Any:
 
 def test_a_kernel_that_fails_on_another_rank_runs_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "obstacle", lambda device: None)
-    monkeypatch.setattr(fused, "ranks", SimpleNamespace(run_on_all_ranks=lambda work: [work(), {"swiglu": "no"}]))
+    monkeypatch.setattr(
+        fused, "ranks", SimpleNamespace(run_on_all_ranks=lambda work: [work(), (None, {"swiglu": "no"})])
+    )
     kernels = {"swiglu": triton_swiglu.swiglu, "rms_norm": triton_rms_norm()}
     choice = fused.start_kernels("auto", DEVICE, lambda device: check_kernels(device, kernels))
     assert choice.fused == ("rms_norm",) and choice.switched_off == {"swiglu": "no"}
+
+
+def test_no_rank_uses_any_where_one_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "obstacle", lambda device: None)
+    monkeypatch.setattr(fused, "ranks", SimpleNamespace(run_on_all_ranks=lambda work: [work(), ("no triton", {})]))
+    kernels = {"swiglu": triton_swiglu.swiglu}
+    choice = fused.start_kernels("auto", DEVICE, lambda device: check_kernels(device, kernels))
+    assert choice.fused == () and choice.reason == "no triton"
+    with pytest.raises(UserError, match="no triton"):
+        fused.start_kernels("on", DEVICE, lambda device: check_kernels(device, kernels))
 
 
 def test_on_with_a_broken_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
