@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from srum_ds.kernels.norm import RMSNorm
-from srum_ds.kernels.rotary import rotary_factors, rotate
+from srum_ds.kernels.norm import RMSNorm, add, add_rms_norm, rms_norm
+from srum_ds.kernels.qk import qk_norm_rotary
+from srum_ds.kernels.rotary import rotary_factors
 from srum_ds.kernels.rows import collect, place
+from srum_ds.kernels.swiglu import swiglu
 from srum_ds.models.bagel.attention import Plan, attend, attend_freely, make_plan, narrow
 from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.config import LanguageConfig
@@ -66,8 +67,7 @@ class Attention(nn.Module):
         if _idle(x_ND):
             return x_ND.new_zeros(0, self.heads, self.head)
         q_NHD: Tensor = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
-        normed_NHD: Tensor = self.get_submodule(f"q_norm{suffix}")(q_NHD)
-        return normed_NHD
+        return q_NHD
 
     def _keys_values(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
         if _idle(x_ND):
@@ -75,7 +75,21 @@ class Attention(nn.Module):
             return nothing, nothing
         k = self.get_submodule(f"k_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
         v = self.get_submodule(f"v_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
-        return self.get_submodule(f"k_norm{suffix}")(k), v
+        return k, v
+
+    def _normed_and_rotated(self, norm: str, und_UHD: Tensor, gen_GHD: Tensor, step: Pass) -> Tensor:
+        """Queries or keys of both groups, each normed by its own, in the grid's order, rotated by place."""
+        und_weight, eps = self._norm(norm, "")
+        # Where nothing trains, there may be no norm for generation rows when there are no such rows.
+        gen_weight = und_weight if _idle(gen_GHD) else self._norm(norm, "_moe_gen")[0]
+        slot_N, places = step.plan.slot_N, step.plan.places
+        return qk_norm_rotary(und_UHD, gen_GHD, und_weight, gen_weight, eps, step.cos_P1D, step.sin_P1D, slot_N, places)
+
+    def _norm(self, norm: str, suffix: str) -> tuple[Tensor, float]:
+        """The weight and epsilon of an expert's norm of queries or keys."""
+        module = self.get_submodule(f"{norm}{suffix}")
+        assert isinstance(module, RMSNorm) and module.eps is not None
+        return module.weight, module.eps
 
     def forward(
         self,
@@ -90,15 +104,16 @@ class Attention(nn.Module):
         asked: the rows whose output is wanted, if not all.
         """
         plan = step.plan
-        parts = zip(self._keys_values(und_UD, ""), self._keys_values(gen_GD, "_moe_gen"), strict=True)
-        k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
-        k_PHD = rotate(k_PHD, step.cos_P1D, step.sin_P1D)
+        und_k, und_v = self._keys_values(und_UD, "")
+        gen_k, gen_v = self._keys_values(gen_GD, "_moe_gen")
+        k_PHD = self._normed_and_rotated("k_norm", und_k, gen_k, step)
+        v_PHD = place(und_v, gen_v, plan.slot_N, plan.places)
         keys, values = (x.view(*plan.grid, self.kv_heads, self.head).transpose(1, 2) for x in (k_PHD, v_PHD))
         if asked is not None:
             plan, step = asked.step.plan, asked.step
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
-        q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), plan.slot_N, plan.places)
-        q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
+        queries = self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen")
+        q_PHD = self._normed_and_rotated("q_norm", *queries, step)
         if past is not None:
             keys = torch.cat([past[0], keys], dim=2)
             values = torch.cat([past[1], values], dim=2)
@@ -111,15 +126,18 @@ class Attention(nn.Module):
     def texts(self, x_ND: Tensor, texts: Texts, last: bool) -> tuple[Tensor | None, Tensor, Tensor]:
         """Causal attention output of texts, None in the ``last`` block, and keys and values [B, L, KV, head]."""
 
-        def turned(x_NHD: Tensor) -> Tensor:
-            return rotate(x_NHD, texts.cos_N1D, texts.sin_N1D).view(texts.batch, -1, *x_NHD.shape[1:])
+        def turned(norm: str, x_NHD: Tensor) -> Tensor:
+            weight, eps = self._norm(norm, "")
+            factors = texts.cos_N1D, texts.sin_N1D
+            turned_NHD = qk_norm_rotary(x_NHD, x_NHD[:0], weight, weight, eps, *factors, None, len(x_NHD))
+            return turned_NHD.view(texts.batch, -1, *x_NHD.shape[1:])
 
         k_NGD, v_NGD = self._keys_values(x_ND, "")
-        k_BLGD = turned(k_NGD)
+        k_BLGD = turned("k_norm", k_NGD)
         v_BLGD = v_NGD.view_as(k_BLGD)
         if last:
             return None, k_BLGD, v_BLGD
-        out = attend_freely(turned(self._queries(x_ND, "")), k_BLGD, v_BLGD, causal=True)
+        out = attend_freely(turned("q_norm", self._queries(x_ND, "")), k_BLGD, v_BLGD, causal=True)
         return self._output(out.reshape(len(x_ND), -1), ""), k_BLGD, v_BLGD
 
     def pictures(
@@ -133,7 +151,11 @@ class Attention(nn.Module):
         def parts(x_NHD: Tensor) -> tuple[Tensor, ...]:
             return pictures.by_group(x_NHD.view(pictures.count, -1, *x_NHD.shape[1:]))
 
-        new = (parts(x) for x in (*self._keys_values(und_UD, ""), *self._keys_values(gen_GD, "_moe_gen")))
+        def keys_values(x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
+            k_NGD, v_NGD = self._keys_values(x_ND, suffix)
+            return rms_norm(k_NGD, *self._norm("k_norm", suffix)), v_NGD
+
+        new = (parts(x) for x in (*keys_values(und_UD, ""), *keys_values(gen_GD, "_moe_gen")))
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for context, k_und, v_und, k_gen, v_gen in zip(contexts, *new, strict=True):
@@ -142,7 +164,7 @@ class Attention(nn.Module):
             values.append(torch.cat([*before[1], v_und, v_gen], dim=1))
 
         def out(x_ND: Tensor, suffix: str) -> Tensor:
-            asked = parts(self._queries(x_ND, suffix))
+            asked = parts(rms_norm(self._queries(x_ND, suffix), *self._norm("q_norm", suffix)))
             seen = [attend_freely(*qkv) for qkv in zip(asked, keys, values, strict=True)]
             return self._output((seen[0] if len(seen) == 1 else torch.cat(seen)).reshape(len(x_ND), -1), suffix)
 
@@ -170,11 +192,16 @@ def _only(asked: Asked | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, 
     return (und_UD, gen_GD) if asked is None else (und_UD.index_select(0, asked.rows_L), gen_GD[:0])
 
 
-def _add(stream_ND: Tensor, change_ND: Tensor) -> Tensor:
-    """Their sum; where nothing is differentiated, in the array of the change, which nobody else has."""
-    if torch.is_grad_enabled() or stream_ND.dtype != change_ND.dtype:
-        return stream_ND + change_ND
-    return change_ND.add_(stream_ND)
+def _add_and_norm(norm: nn.Module, stream_ND: Tensor, change_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum, and the sum normed."""
+    if _idle(stream_ND):
+        return stream_ND, change_ND
+    if isinstance(norm, RMSNorm):
+        assert norm.eps is not None
+        return add_rms_norm(stream_ND, change_ND, norm.weight, norm.eps)
+    # What stands for a norm in a model that was loaded to judge only.
+    sum_ND = add(stream_ND, change_ND)
+    return sum_ND, norm(sum_ND)
 
 
 class SwiGLU(Qwen2MLP):
@@ -185,11 +212,10 @@ class SwiGLU(Qwen2MLP):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         out_ND: Tensor
-        if torch.is_grad_enabled() or self.config.hidden_act != "silu":
+        if self.config.hidden_act != "silu":
             out_ND = super().forward(x_ND)  # type: ignore[no-untyped-call]
             return out_ND
-        gate_NF = F.silu(self.gate_proj(x_ND), inplace=True)
-        out_ND = self.down_proj(gate_NF.mul_(self.up_proj(x_ND)))
+        out_ND = self.down_proj(swiglu(self.gate_proj(x_ND), self.up_proj(x_ND)))
         return out_ND
 
 
@@ -236,10 +262,10 @@ class MoTLayer(nn.Module):
             _of(self.input_layernorm, und_UD), _of(self.input_layernorm_moe_gen, gen_GD), step, past, asked
         )
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
-        und_UD = _add(und_UD, und)
-        gen_GD = _add(gen_GD, gen)
-        und_UD = _add(und_UD, _of(self.mlp, _of(self.post_attention_layernorm, und_UD)))
-        gen_GD = _add(gen_GD, _of(self.mlp_moe_gen, _of(self.post_attention_layernorm_moe_gen, gen_GD)))
+        und_UD, und = _add_and_norm(self.post_attention_layernorm, und_UD, und)
+        gen_GD, gen = _add_and_norm(self.post_attention_layernorm_moe_gen, gen_GD, gen)
+        und_UD = add(und_UD, _of(self.mlp, und))
+        gen_GD = add(gen_GD, _of(self.mlp_moe_gen, gen))
         if not keep:
             return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
@@ -274,14 +300,14 @@ class MoTLayer(nn.Module):
         )
         if und is not None:
             und_UD = self._understood(und_UD, und)
-        gen_GD = _add(gen_GD, gen)
-        gen_GD = _add(gen_GD, self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD)))
+        gen_GD, gen = _add_and_norm(self.post_attention_layernorm_moe_gen, gen_GD, gen)
+        gen_GD = add(gen_GD, self.mlp_moe_gen(gen))
         return und_UD, gen_GD, text_ND
 
     def _understood(self, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Rows of the understanding expert after their attention's output and MLP."""
-        x_ND = _add(x_ND, attended_ND)
-        return _add(x_ND, self.mlp(self.post_attention_layernorm(x_ND)))
+        x_ND, normed_ND = _add_and_norm(self.post_attention_layernorm, x_ND, attended_ND)
+        return add(x_ND, self.mlp(normed_ND))
 
 
 class MoTModel(nn.Module):
