@@ -14,7 +14,10 @@ def holds_to_reference(cfg: Config, objective: Objective) -> bool:
 
 
 def policies_of(cfg: Config, objective: Objective) -> tuple[str, ...]:
-    """Names of the copies: ``old`` draws, ``ema`` is exported, ``reference`` is the untrained model."""
+    """The named copies of the trained weights that something reads: each costs a rank its share of the masters.
+
+    old: the average that draws; ema: the one that is exported; reference: the untrained weights.
+    """
     draws = "" if cfg.train.mode == "offline" else cfg.rollout.weights
     read = {
         "old": objective.needs_old or draws == "old",
