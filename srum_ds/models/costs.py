@@ -167,7 +167,7 @@ class ModelCosts(Protocol):
 
 
 class MetaBytes(TorchDispatchMode):
-    """While it is entered, the most bytes that tensors of the meta device would hold at once."""
+    """While it is entered, the most bytes that tensors made meanwhile would hold at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -182,18 +182,22 @@ class MetaBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        # What comes from outside, such as weights, is not counted, nor are views of it.
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, Tensor):
+                self._meet(value.untyped_storage(), made_here=False)
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
-                self._meet(value.untyped_storage())
+                self._meet(value.untyped_storage(), made_here=True)
         self.peak = max(self.peak, self.alive)
         return result
 
-    def _meet(self, storage: torch.UntypedStorage) -> None:
+    def _meet(self, storage: torch.UntypedStorage, made_here: bool) -> None:
         key = storage._cdata
         if key in self._known:
             return
-        size = storage.nbytes()
+        size = storage.nbytes() if made_here else 0
 
         def forget(_: Any) -> None:
             del self._known[key]

@@ -55,7 +55,7 @@ def _gpu(
     return Hardware(name, peaks, memory, terabytes_a_second * 1e12, bus_gigabytes * 1e9, called, not_called)
 
 
-_LESSER_HOPPER = ("PCIe", "NVL", "H800", "H20")
+_LESSER_HOPPER = ("PCIe", "NVL")
 
 GPUS = {
     gpu.name: gpu

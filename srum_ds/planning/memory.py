@@ -101,6 +101,7 @@ class _Rank:
         sharded = self.stage == 3
         policies = policies_of(self.cfg, self.work.objective)
         own = counts.judging * self.element if has_own_judge(self.cfg, self.costs) else 0
+        vae = counts.frozen_outside * (4 if self.hardware.cpu else 2)
         gradients = self.trained_here if self.stage >= 2 else counts.trained
         away = not self.optimizer_here
         parts = {
@@ -112,7 +113,8 @@ class _Rank:
             "copy ema": 4 * self.trained_here if "ema" in policies else 0,
             "copy reference": self.element * self.trained_here if "reference" in policies else 0,
             "judge's copy": own // ranks if sharded else own,
-            "VAE": counts.frozen_outside * (4 if self.hardware.cpu else 2),
+            # The judge's copy has one of its own.
+            "VAE": vae * 2 if own else vae,
             "SAM": 4 * sam_costs(self.cfg.regions.sam_model)[0].parameters if self.cfg.regions.kind == "sam" else 0,
             "reduction bucket": zero_setting(self.ds_config, "reduce_bucket_size") * self.element,
             "step's images": self._step_images(),

@@ -78,7 +78,7 @@ class Work:
         if r.kind == "sam":
             flops += sam_costs(r.sam_model)[0].flops(r.sam_points)
         if r.kind == "ground":
-            question = load_template(r.ground_template).render(prompt=seen.prompt, height=size[0], width=size[1])
+            question = load_template(r.ground_template).render(prompt=seen.prompt, phrases=list(seen.phrases))
             flops += self.costs.write_flops(size, question, r.ground_tokens)
         if r.filter:
             template = load_template(r.filter_template)

@@ -240,7 +240,8 @@ class BagelCosts:
         """FLOPs and peak numbers alive of one image's decoding."""
         down = self.config.vae.downsample
         latent = torch.empty(1, self.config.vae.z_channels, size_hw[0] // down, size_hw[1] // down, device="meta")
-        flops, held = measured_on_meta(lambda: self._meta_autoencoder.decode(latent))
+        autoencoder = self._meta_autoencoder
+        flops, held = measured_on_meta(lambda: autoencoder.decode(latent))
         return flops, held // 4
 
     # ---- judging
