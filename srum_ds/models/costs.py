@@ -98,6 +98,10 @@ class ModelCosts(Protocol):
         """Drawing ``images`` images of one prompt, up to their pixels; adapter: elements of a LoRA adapter."""
         ...
 
+    def draw_passes(self, sampling: Any) -> int:
+        """How often drawing a micro-batch runs every layer, its contexts included."""
+        ...
+
     def answer_flops(self, size_hw: tuple[int, int], questions: Sequence[str]) -> float:
         """The answers' probabilities of all questions about one image, in one pass."""
         ...

@@ -88,14 +88,6 @@ def open_accounting(
         return None, None, "this design does not say what its work costs: FLOPs and MFU are left out"
     peak, told = peak_of(engine.device, cfg.train.precision)
     work = Work(cfg, costs, judging, sampling)
-    micro_batches = cfg.rollout.prompts_per_step // engine.world_size // cfg.rollout.micro_batch_prompts
-    traffic = traffic_of(
-        cfg,
-        costs,
-        work.parameters,
-        read_ds_config(Path(cfg.deepspeed.config)),
-        engine.world_size,
-        micro_batches,
-        work.frozen_passes,
-    )
+    ds_config = read_ds_config(Path(cfg.deepspeed.config))
+    traffic = traffic_of(work, ds_config, engine.world_size, cfg.rollout.gather != "layers")
     return Accounting(work, traffic, engine.world_size, peak), peak, told

@@ -22,10 +22,14 @@ from srum_ds.rewards.judge.readouts import GenerateReadout
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank: parts that stay, and by phase the parts that are there only then."""
+    """Bytes of a rank: parts that stay, and by phase the parts that are there only then.
+
+    whole: whether images are drawn with the whole model gathered, not layer by layer.
+    """
 
     stays: Mapping[str, int]
     phases: Mapping[str, Mapping[str, int]]
+    whole: bool = True
 
     @property
     def persistent(self) -> int:
@@ -70,6 +74,7 @@ class _Rank:
         self.device = Device(self.element, hardware.cpu)
         r = work.cfg.rollout
         self.micro = r.micro_batch_prompts * r.images_per_prompt
+        self.drawn = r.micro_batch_prompts * max(r.pool, r.images_per_prompt)
         self.images = r.prompts_per_step // ranks * r.images_per_prompt
         self.trained_here = -(-self.counts.trained // ranks)
         offload = ds_config["zero_optimization"]
@@ -77,9 +82,10 @@ class _Rank:
         self.prompt_tokens = self.costs.text_tokens(assumptions.PROMPT)
 
     def memory(self) -> Memory:
+        staying = self._staying()
+        self.whole = draws_whole(self.work, self.stage, self.hardware, sum(staying.values()))
         gathered = self._gathered()
-        own = has_own_judge(self.cfg, self.costs)
-        judged = self._gathered_judge() if own else gathered
+        judged = self._gathered_judge()
         online = self.cfg.train.mode != "offline"
         phases: dict[str, Mapping[str, int]] = {}
         if online:
@@ -92,7 +98,7 @@ class _Rank:
             phases["train: other policies"] = {**gathered, "activations": self._predicting()}
         phases["train: gradient"] = self._training()
         phases["train: step"] = self._stepping()
-        return Memory(self._staying(), phases)
+        return Memory(staying, phases, self.whole)
 
     # ---- what stays
 
@@ -127,7 +133,9 @@ class _Rank:
         height, width = self.cfg.rollout.image_size
         tokens = 4 * self.costs.tokens((height, width)) * self.costs.token_numbers
         views = self.cfg.train.timesteps_per_image * (2 + self.work.frozen_passes)
-        return self.images * (12 * height * width + tokens * (1 + views))
+        # Drawn ahead, the images of two steps are there.
+        steps = 2 if self.cfg.train.mode == "ahead" else 1
+        return self.images * (steps * (12 * height * width + tokens) + tokens * views)
 
     # ---- phases
 
@@ -135,26 +143,46 @@ class _Rank:
         """The whole model in the compute dtype, beside its shards; under ZeRO-1 and 2 it is whole anyway."""
         if self.stage < 3:
             return {}
+        if not self.whole:
+            return {"gathered layers": self._live() * self.element}
         return {"gathered weights": self.counts.total * self.element}
 
     def _gathered_judge(self) -> dict[str, int]:
+        """A copy of its own, or the live model; what of it does not train, where it was drawn with layer by layer."""
         if self.stage < 3:
             return {}
-        return {"gathered judge": self.counts.judging * self.element}
+        if has_own_judge(self.cfg, self.costs):
+            return {"gathered judge": self.counts.judging * self.element}
+        if not self.whole:
+            return {"gathered judge": (self.counts.total - self.counts.trained) * self.element}
+        return self._gathered()
+
+    def _live(self) -> int:
+        """Elements that stay gathered while layers run one after another."""
+        if self.stage < 3:
+            return 0
+        most = zero_setting(self.ds_config, "stage3_max_live_parameters")
+        return min(self.counts.total, max(most, 2 * self.counts.unit))
 
     def _gathering(self, policy: str) -> int:
         """What is there while weights are gathered, and goes before they are used: a buffer, and a copy's cast."""
         if self.stage < 3:
             return 0
         cast = self.element * self.trained_here if policy in ("old", "ema") and self.element < 4 else 0
+        if not self.whole:
+            return cast
         return min(self.counts.total, assumptions.GATHER_AT_ONCE) * self.element + cast
 
     def _drawing(self) -> dict[str, int]:
         r = self.cfg.rollout
         found = dict(
-            self.costs.draw_bytes(self.micro, r.image_size, self.work.sampling, self.prompt_tokens, self.device)
+            self.costs.draw_bytes(self.drawn, r.image_size, self.work.sampling, self.prompt_tokens, self.device)
         )
-        found["activations"] = max(found["activations"], self._gathering(r.weights) - found["KV cache"])
+        gathering = self._gathering(r.weights)
+        if not self.whole:
+            # A copy's cast stays while its layers run.
+            return {**found, "cast copy": gathering}
+        found["activations"] = max(found["activations"], gathering - found["KV cache"])
         return found
 
     def _decoding(self) -> int:
@@ -189,7 +217,8 @@ class _Rank:
             self.device,
         )
         policy = "old" if self.work.objective.needs_old else "reference"
-        return max(sum(one.values()), self._gathering(policy))
+        held, gathering = sum(one.values()), self._gathering(policy)
+        return max(held, gathering) if self.whole else held + gathering
 
     def _training(self) -> dict[str, int]:
         t, counts = self.cfg.train, self.counts
@@ -202,13 +231,10 @@ class _Rank:
             t.activation_checkpointing,
             self.device,
         )
-        live = 0
-        if self.stage == 3:
-            live = min(counts.total, max(zero_setting(self.ds_config, "stage3_max_live_parameters"), 2 * counts.unit))
         trained_unit = min(counts.trained, counts.unit)
         bucket = min(zero_setting(self.ds_config, "reduce_bucket_size"), counts.trained)
         return {
-            "gathered weights": live * self.element,
+            "gathered layers": self._live() * self.element,
             "activations": held,
             # Of one unit in the compute dtype; a bucket of them in fp32 on its way.
             "gradients in flight": trained_unit * self.element + 4 * bucket,
@@ -219,10 +245,20 @@ class _Rank:
         group = min(zero_setting(self.ds_config, "sub_group_size"), self.trained_here)
         extra = assumptions.CPU_ADAM_TEMPORARIES if self.hardware.cpu else assumptions.GPU_ADAM_TEMPORARIES
         # What the pass before has left whole (stage3_max_reuse_distance).
-        left = 0
-        if self.stage == 3:
-            left = min(self.counts.total, zero_setting(self.ds_config, "stage3_max_live_parameters")) * self.element
-        return {"gathered weights": left, "step temporaries": 4 * group * (1 + extra)}
+        return {"gathered layers": self._live() * self.element, "step temporaries": 4 * group * (1 + extra)}
+
+
+def draws_whole(work: Work, stage: int, hardware: Hardware, staying: int) -> bool:
+    """Whether images are drawn with the whole model gathered: ``rollout.gather``; auto: as ``Engine.fits_gathered``.
+
+    staying: bytes that a rank holds all the time.
+    """
+    gather = work.cfg.rollout.gather
+    if stage < 3 or gather != "auto" or hardware.cpu:
+        return gather != "layers"
+    numel = work.parameters.total
+    taken = (numel + min(numel, assumptions.GATHER_AT_ONCE)) * ELEMENT[work.cfg.train.precision]
+    return hardware.memory - staying >= 1.1 * taken
 
 
 def _unguided(sampling: Any) -> Any:

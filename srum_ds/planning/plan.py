@@ -98,16 +98,16 @@ def make_plan(work: Work, cluster: Cluster) -> Plan:
     ds_config = read_ds_config(Path(cfg.deepspeed.config))
     flops = expected_flops(work, cluster.ranks)
     counts = work.parameters
-    micro_batches = cfg.rollout.prompts_per_step // cluster.ranks // cfg.rollout.micro_batch_prompts
-    traffic = traffic_of(cfg, work.costs, counts, ds_config, cluster.ranks, micro_batches, work.frozen_passes)
+    memory = memory_of(work, ds_config, cluster.ranks, cluster.hardware)
+    traffic = traffic_of(work, ds_config, cluster.ranks, memory.whole)
     return Plan(
         cfg=cfg,
         cluster=cluster,
         assumed=work.costs.assumed,
-        memory=memory_of(work, ds_config, cluster.ranks, cluster.hardware),
+        memory=memory,
         flops=flops,
         traffic=traffic,
-        seconds=seconds_of(work, flops, traffic, cluster),
+        seconds=seconds_of(work, flops, traffic, cluster, memory.whole),
         parameters=counts.total,
         trained=counts.trained,
     )
@@ -121,7 +121,7 @@ def advice_for(
     load: the recipe with further settings on top.
     """
     found = list(_fitting_clusters(plan, costs, sampling))
-    settings = _candidates(plan.cfg)
+    settings = _candidates(plan)
     alone: list[set[str]] = []
     for count in (1, 2):
         found += _fitting_settings(plan, costs, load, sampling, combinations(settings, count), alone)
@@ -181,8 +181,9 @@ def _if_it_fits(cfg: Config, costs: ModelCosts, sampling: Sampling, cluster: Clu
     return Advice(change, plan.memory.peak) if plan.fits else None
 
 
-def _candidates(cfg: Config) -> list[str]:
+def _candidates(plan: Plan) -> list[str]:
     """Settings that take less memory than the recipe's, those first that change what is learnt the least."""
+    cfg = plan.cfg
     r, t = cfg.rollout, cfg.train
     kept = policies_of(cfg, get_objective(cfg.objective.name))
     height, width = r.image_size
@@ -191,6 +192,7 @@ def _candidates(cfg: Config) -> list[str]:
         "train.precision=bf16": t.precision == "fp32",
         f"rollout.micro_batch_prompts={r.micro_batch_prompts // 2}": r.micro_batch_prompts % 2 == 0,
         f"deepspeed.config={BIG_CONFIG}": not cfg.deepspeed.config.endswith(BIG_CONFIG),
+        "rollout.gather=layers": plan.memory.whole,
         "eval.weights=live": "ema" in kept,
         "model.trains=generation": cfg.model.trains == "transformer",
         "model.trains=lora": cfg.model.trains != "lora",

@@ -61,21 +61,32 @@ def expected_flops(work: Work, ranks: int) -> StepFlops:
     return StepFlops(prompts * work.draw(assumptions.PROMPT), images * work.judge(seen), train)
 
 
-def seconds_of(work: Work, flops: StepFlops, traffic: Traffic, cluster: Cluster) -> dict[str, float]:
-    """Seconds of a step by phase: ``rollout``, ``judge``, ``train`` and ``optimizer``."""
-    peak = cluster.hardware.peaks[work.cfg.train.precision]
-    speed = {phase: peak * share for phase, share in assumptions.EFFICIENCY.items()}
+def seconds_of(
+    work: Work, flops: StepFlops, traffic: Traffic, cluster: Cluster, draws_whole: bool = True
+) -> dict[str, float]:
+    """Seconds of a step by phase: ``rollout``, ``judge``, ``train`` and ``optimizer``.
+
+    draws_whole: all is gathered before anything is drawn; else layers are fetched while others run.
+    """
+    drawn, fetched = flops.rollout / _speed(work, cluster, "rollout"), cluster.moving(traffic.rollout)
     frozen = cluster.moving(traffic.frozen)
     moved = cluster.moving(traffic.train + traffic.reduced)
     bandwidth = cluster.hardware.bandwidth * assumptions.BANDWIDTH_SHARE
     # Masters, both moments and the gradient are read, all but the gradient written.
     stepped = 28.0 * work.parameters.trained / cluster.ranks
     return {
-        "rollout": flops.rollout / speed["rollout"] + cluster.moving(traffic.rollout),
-        "judge": flops.judge / speed["judge"] + cluster.moving(traffic.judge) + _writing(work, cluster, bandwidth),
-        "train": max(flops.train.executed / speed["train"], moved) + frozen,
+        "rollout": drawn + fetched if draws_whole else max(drawn, fetched),
+        "judge": flops.judge / _speed(work, cluster, "judge")
+        + cluster.moving(traffic.judge)
+        + _writing(work, cluster, bandwidth),
+        "train": max(flops.train.executed / _speed(work, cluster, "train"), moved) + frozen,
         "optimizer": stepped / bandwidth,
     }
+
+
+def _speed(work: Work, cluster: Cluster, phase: str) -> float:
+    """FLOP/s of one GPU in a phase."""
+    return cluster.hardware.peaks[work.cfg.train.precision] * assumptions.EFFICIENCY[phase]
 
 
 def _writing(work: Work, cluster: Cluster, bandwidth: float) -> float:

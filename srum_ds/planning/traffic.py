@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from srum_ds.config import Config
-from srum_ds.models.costs import ModelCosts, ParameterCounts
+from srum_ds.models.costs import ModelCosts
+from srum_ds.planning.work import Work
 
 # DeepSpeed's own defaults.
 DEFAULTS = {
@@ -47,31 +48,31 @@ class Traffic:
         return self.rollout + self.judge + self.frozen + self.train
 
 
-def traffic_of(
-    cfg: Config,
-    costs: ModelCosts,
-    parameters: ParameterCounts,
-    ds_config: Mapping[str, Any],
-    ranks: int,
-    micro_batches: int,
-    frozen_passes: int,
-) -> Traffic:
-    """A step's traffic at a number of ranks. micro_batches: of a rank.
+def traffic_of(work: Work, ds_config: Mapping[str, Any], ranks: int, draws_whole: bool = True) -> Traffic:
+    """A step's traffic at a number of ranks. draws_whole: whether images are drawn with the whole model gathered.
 
-    A training pass fetches every unit ``ModelCosts.train_gathers`` times, or once where the whole model may stay.
-    Under stages 1 and 2 only what trains moves: copies that draw, and the updated weights once a step.
+    A training pass fetches every unit ``ModelCosts.train_gathers`` times, and drawing layer by layer every unit in each
+    of its passes; once per micro-batch where the whole model may stay. Under stages 1 and 2 only what trains moves:
+    copies that draw, and the updated weights once a step.
     """
+    cfg, costs, counts, frozen = work.cfg, work.costs, work.parameters, work.frozen_passes
+    micro_batches = cfg.rollout.prompts_per_step // ranks // cfg.rollout.micro_batch_prompts
     element = ELEMENT[cfg.train.precision]
     away = (ranks - 1) / ranks
-    sharded = ds_config["zero_optimization"]["stage"] == 3
-    whole = (parameters.total if sharded else parameters.trained) * element * away
-    draws = 0.0 if cfg.train.mode == "offline" else whole
-    if not sharded and cfg.rollout.weights == "live":
-        draws = 0.0
-    judge = parameters.judging * element * away if has_own_judge(cfg, costs) and sharded and draws else 0.0
+    reduced = micro_batches * counts.trained * 4 * away
+    online = cfg.train.mode != "offline"
+    if ds_config["zero_optimization"]["stage"] < 3:
+        moved = counts.trained * element * away
+        return Traffic(moved if online and cfg.rollout.weights != "live" else 0.0, 0.0, frozen * moved, moved, reduced)
+    whole = counts.total * element * away
     live = min(zero_setting(ds_config, f"stage3_max_{name}") for name in ("live_parameters", "reuse_distance"))
-    times = micro_batches * costs.train_gathers(cfg.model.trains)
-    if parameters.total <= live:
-        times = micro_batches
-    trained = times * whole if sharded else whole
-    return Traffic(draws, judge, frozen_passes * whole, trained, micro_batches * parameters.trained * 4 * away)
+    stays = counts.total <= live
+    trained = micro_batches * (1 if stays else costs.train_gathers(cfg.model.trains)) * whole
+    judge = counts.judging * element * away if has_own_judge(cfg, costs) else 0.0
+    draws, predicted = whole, frozen * whole
+    if not draws_whole:
+        draws = micro_batches * (1 if stays else costs.draw_passes(work.sampling)) * whole
+        # The prompt, and the image.
+        predicted = frozen * micro_batches * (1 if stays else 2) * whole
+        judge = judge or (counts.total - counts.trained) * element * away
+    return Traffic(draws if online else 0.0, judge if online else 0.0, predicted, trained, reduced)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -59,9 +59,14 @@ class Work:
     # ---- rollout
 
     def draw(self, prompt: str) -> float:
-        """All images of one prompt."""
+        """All images of one prompt, and the pool that they are chosen from, with the first look at it."""
         r = self.cfg.rollout
-        return self.costs.draw_flops(prompt, r.images_per_prompt, r.image_size, self.sampling, self.adapter)
+        flops = self.costs.draw_flops(prompt, r.images_per_prompt, r.image_size, self.sampling, self.adapter)
+        if r.pool:
+            cheap = replace(self.sampling, num_timesteps=r.pool_timesteps)
+            flops += self.costs.draw_flops(prompt, r.pool, r.image_size, cheap, self.adapter)
+            flops += r.pool * self._ask_whole(Seen(prompt, (), 0, 1))
+        return flops
 
     # ---- judge
 

@@ -231,6 +231,10 @@ class BagelCosts:
         reading = shape.blocks_for(context, context, 0)
         return reading + images * (drawn + self._decoding(size_hw)[0])
 
+    def draw_passes(self, sampling: FlowSampling) -> int:
+        """The reading of the prompts, and each step of the sampler, whose branches run as one batch."""
+        return 1 + sum(self.passes(sampling))
+
     @cached_property
     def _meta_autoencoder(self) -> Autoencoder:
         with torch.device("meta"):

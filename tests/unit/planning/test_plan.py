@@ -113,6 +113,28 @@ def test_what_a_setting_costs() -> None:
     assert not any(phase.startswith("rollout") for phase in trained.memory.phases)
 
 
+def test_drawing_layer_by_layer_takes_less_memory_and_more_traffic() -> None:
+    whole = planned("bagel", 8)
+    layers = planned("bagel", 8, "h100-80g", "rollout.gather=layers")
+    assert whole.memory.whole and not layers.memory.whole
+    assert layers.memory.totals["rollout: drawing"] < whole.memory.totals["rollout: drawing"] - 20e9
+    # 19 steps and the prompts' reading, for each of two micro-batches.
+    assert layers.traffic.rollout == 2 * 20 * whole.traffic.rollout
+    # What judges does not train: that alone is gathered then.
+    frozen = (layers.parameters - layers.trained) * 2
+    assert layers.memory.phases["judge: asking"]["gathered judge"] == frozen
+    # auto: as the engine does, by what is free.
+    assert not planned("bagel", 4, "a100-40g").memory.whole
+
+
+def test_a_pool_is_drawn_and_looked_at() -> None:
+    base, pooled = planned("bagel", 8), planned("bagel", 8, "h100-80g", "rollout.pool=32", "rollout.pool_timesteps=5")
+    # 4 cheap steps for each of 32 images, beside 19 for each of 8.
+    added = (pooled.flops.rollout - base.flops.rollout) / base.flops.rollout
+    assert 32 * 4 / (8 * 19) < added < 2 * 32 * 4 / (8 * 19)
+    assert pooled.memory.totals["rollout: drawing"] > base.memory.totals["rollout: drawing"]
+
+
 def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(RECIPES / "bagel_paper.yaml"), "--gpu", "h100-80g", "--gpus"]
     assert main([*words, "8"]) == 0
