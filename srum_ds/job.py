@@ -29,8 +29,11 @@ from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.health import Alarm, Watch
 from srum_ds.monitoring.judge_failures import FailureLog, refuse_broken_judge
 from srum_ds.monitoring.metrics import StillLearns
-from srum_ds.monitoring.writer import Monitor
+from srum_ds.monitoring.usage import read_metrics, usage_table
+from srum_ds.monitoring.writer import METRICS, Monitor
 from srum_ds.objectives import Objective, get_objective
+from srum_ds.planning.accounting import Accounting, open_accounting
+from srum_ds.planning.policies import holds_to_reference, policies_of
 from srum_ds.rewards.judge.host import JudgeHost, choose_judge
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rollouts.choose import choose_source, open_data
@@ -38,26 +41,6 @@ from srum_ds.rollouts.collect import Collector, sampling_of
 from srum_ds.rollouts.fixed_prompts import show_fixed_prompts
 from srum_ds.rollouts.sources import Source, round_length
 from srum_ds.types import Judged
-
-
-def policies_of(cfg: Config, objective: Objective) -> tuple[str, ...]:
-    """The named copies of the trained weights that something reads: each costs a rank its share of the masters.
-
-    old: the average that draws; ema: the one that is exported; reference: the untrained weights.
-    """
-    draws = "" if cfg.train.mode == "offline" else cfg.rollout.weights
-    read = {
-        "old": objective.needs_old or draws == "old",
-        "ema": cfg.eval.weights == "ema",
-        "reference": holds_to_reference(cfg, objective) or draws == "reference",
-    }
-    return tuple(name for name, needed in read.items() if needed)
-
-
-def holds_to_reference(cfg: Config, objective: Objective) -> bool:
-    """Whether the untrained model's predictions are needed, by the constraint or by the objective."""
-    held = cfg.objective.constraint == "reference" and cfg.objective.constraint_weight > 0
-    return held or objective.needs_reference
 
 
 class StopReason(Enum):
@@ -87,6 +70,7 @@ class Job:
     failures: FailureLog
     stop_signal: StopSignal
     start: int
+    accounting: Accounting | None = None
     learns: StillLearns = field(default_factory=StillLearns)
 
     @property
@@ -108,6 +92,7 @@ class Job:
         """
         cfg = self.cfg
         self.engine.finish_save(wait=False)
+        metrics |= {} if self.accounting is None else self.accounting.rates(metrics)
         if self.held_out.due(step):
             metrics["checker_exact"] = self.held_out.share()
         ratios, alarms = self.watch.see(metrics)
@@ -130,6 +115,10 @@ class Job:
             self._go_back(min(_ending(alarms), key=lambda alarm: alarm.healthy_until), step)
         return reason
 
+    def flops(self, batches: Sequence[Judged]) -> dict[str, float]:
+        """FLOPs of this rank's step by phase; none where the model's design does not say what its work costs."""
+        return {} if self.accounting is None else self.accounting.flops(batches)
+
     def stop(self, reason: StopReason, step: int) -> int:
         """Ends the run after its ``step``-th step, exporting what it was made for; returns its exit status."""
         self.engine.finish_save()
@@ -138,6 +127,7 @@ class Job:
         else:
             self.export()
             self.monitor.message(f"trained model: {self.run_dir / run_folder.EXPORT}")
+            self.monitor.show(usage_table(read_metrics(self.run_dir / METRICS)))
         self.monitor.close()
         return {StopReason.FINISHED: 0, StopReason.ASKED: STOPPED, StopReason.WATCH: STOPPED_BY_WATCH}[reason]
 
@@ -209,6 +199,8 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     held_out = HeldOut(cfg, engine, model)
     monitor = Monitor(run_dir, engine.rank, cfg.log.tensorboard, cfg.log.progress, cfg.train.steps)
     monitor.truncate(start)
+    collector = Collector(cfg, model, host, judging, sampling_of(cfg))
+    accounting, peak, peak_told = open_accounting(cfg, judging, collector.sampling, engine)
     if engine.rank == 0:
         write_environment(
             run_dir,
@@ -216,10 +208,11 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
             sharded_share=engine.sharded_share(),
             judge=judging.described(),
             kernels=chosen().described(),
+            peak_flops=peak,
         )
     announce(monitor, cfg, engine, model, host.judge is model, start)
+    monitor.message(peak_told)
     stop_signal = StopSignal()
-    collector = Collector(cfg, model, host, judging, sampling_of(cfg))
     source = choose_source(collector, engine, run_dir, data, start, lambda: stop_signal.asked, monitor.message)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
     return Job(
@@ -238,6 +231,7 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
         failures=failures,
         stop_signal=stop_signal,
         start=start,
+        accounting=accounting,
     )
 
 

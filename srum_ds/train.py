@@ -62,7 +62,9 @@ def train(cfg: Config, run_dir: Path) -> int:
                 engine.update_weights("old", cfg.train.old_decay)
             if engine.has_weights("ema"):
                 engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
-        metrics, asked_to_stop = measure(engine, model.token_spec, batches, total, count, clock, job.stop_signal.asked)
+        metrics, asked_to_stop = measure(
+            engine, model.token_spec, batches, total, count, clock, job.stop_signal.asked, job.flops(batches)
+        )
         metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label}
         metrics["staleness"] = job.source.staleness(step)
         reason = job.after_step(step, metrics, asked_to_stop, batches)

@@ -19,6 +19,7 @@ from srum_ds.commands.check_adapter import check_adapter
 from srum_ds.commands.evaluate import evaluate
 from srum_ds.commands.generate import generate
 from srum_ds.commands.inspect import inspect
+from srum_ds.commands.plan import plan
 from srum_ds.commands.rescore import rescore
 from srum_ds.commands.rollout import rollout
 from srum_ds.commands.shards import app as shards_app
@@ -34,7 +35,7 @@ app = App(
     default_parameter=Parameter(negative_iterable=()),
 )
 app.command(evaluate, name="eval")
-for command in (train, ablate, calibrate, rollout, rescore, generate, ask, inspect, check_adapter):
+for command in (train, plan, ablate, calibrate, rollout, rescore, generate, ask, inspect, check_adapter):
     app.command(command)
 app.command(shards_app)
 app.command(config_app)

@@ -24,6 +24,8 @@ from srum_ds.evaluation.statistics import (
     paired_difference,
     paired_interval,
 )
+from srum_ds.monitoring.usage import read_metrics, usage_table
+from srum_ds.monitoring.writer import METRICS
 
 RESULT = "result.json"
 MARKDOWN = "eval.md"
@@ -83,7 +85,10 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 
 
 def show_result(run_dir: Path, console: Console) -> None:
-    """Prints a finished run's result, or how to get it."""
+    """Prints how a finished run used its devices, and its result, or how to get it."""
+    used = usage_table(read_metrics(run_dir / METRICS))
+    if used is not None:
+        console.print(used)
     path = run_dir / RESULT
     if not path.exists():
         console.print(f"{run_dir} is finished; `srum-ds eval {run_dir}` measures it.", highlight=False)

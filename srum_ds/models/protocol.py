@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.lora import Binding
 from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
@@ -292,6 +293,8 @@ class ModelFamily:
     itself when it is made. matches: whether a folder is of this design, and ``contains`` in words, for the message
     where no design matches. load: (folder, dtype, device, materialise, only_judges) -> the model; only_judges: its
     drawing half may be left out. inspect: a folder's facts (JSON) and the same as text, from its configuration alone.
+    costs: what the work of a folder's model costs, or of the released model where there is no folder; None for a design
+    that does not say, which can neither be planned nor accounted for.
     """
 
     kind: str
@@ -302,3 +305,4 @@ class ModelFamily:
     load: Callable[[Path, torch.dtype, torch.device | str, Materialise | None, bool], UnifiedModel]
     inspect: Callable[[Path], tuple[Mapping[str, Any], str]]
     edit_sampling: Mapping[str, Any] | None = None
+    costs: Callable[[Path | None], ModelCosts] | None = None

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import MODELS
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.fused import start_by_default
 from srum_ds.models.protocol import Materialise, ModelFamily, UnifiedModel
 
@@ -46,6 +47,18 @@ def family_of(folder: Path | str, kind: str = AUTO) -> ModelFamily:
 def default_dtype(device: torch.device | str) -> torch.dtype:
     """The type in which a model draws and judges: bfloat16 on an accelerator, float32 on a CPU."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
+def costs_of(path: Path | str, kind: str = AUTO) -> ModelCosts | None:
+    """What the work of a folder's model costs; None where its design does not say.
+
+    Where the folder is not there and ``kind`` names a design, it is that design's released model. UserError as
+    ``family_of``.
+    """
+    family = family_of(path, kind)
+    if family.costs is None:
+        return None
+    return family.costs(Path(path) if Path(path).is_dir() else None)
 
 
 def load_model(

@@ -6,7 +6,7 @@ The training loop calls ``measure`` after every step; ``monitoring.writer`` writ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.engine import Engine
+from srum_ds.monitoring.usage import FLOPS, MEMORY, TIME, peak_memory
 from srum_ds.types import Judged, Samples, Status, TokenSpec
 
 
@@ -26,11 +27,12 @@ def measure(
     count: float,
     clock: Clock,
     stop_asked: bool,
+    flops: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """A step's metrics over all ranks, and whether any rank was asked to stop.
 
     Sums by one all-reduce, phases as the slowest rank's seconds. loss: this rank's sum of token losses, divided by
-    ``count``, the tokens that count on all ranks.
+    ``count``, the tokens that count on all ranks. flops: this rank's of each phase, where they are counted.
 
     ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
     reply lay off the scale or could not be used, ``masked`` the images left out of the loss.
@@ -78,10 +80,11 @@ def measure(
         "token_count": token_count,
         "stop": float(stop_asked),
     }
+    own |= {FLOPS + phase: counted for phase, counted in (flops or {}).items()}
     summed = engine.all_reduce(torch.tensor(list(own.values()), dtype=torch.float64, device=engine.device)).tolist()
     s = dict(zip(own, summed, strict=True))
-    phases = torch.tensor(list(clock.seconds.values()), dtype=torch.float64, device=engine.device)
-    slowest = engine.all_reduce(phases, "max").tolist()
+    highest = [*clock.seconds.values(), float(peak_memory(engine.device))]
+    most = engine.all_reduce(torch.tensor(highest, dtype=torch.float64, device=engine.device), "max").tolist()
     mean = s["token_sum"] / s["token_count"]
     judged = s["parsed"] + s["clamped"] + s["failed"]
     record = {
@@ -102,7 +105,9 @@ def measure(
         "phrases_split": int(s["phrases_split"]),
         "latent_std": max(0.0, s["token_squares"] / s["token_count"] - mean**2) ** 0.5,
     }
-    record |= {f"time_{name}": value for name, value in zip(clock.seconds, slowest, strict=True)}
+    record |= {TIME + name: value for name, value in zip(clock.seconds, most[:-1], strict=True)}
+    record |= {FLOPS + phase: s[FLOPS + phase] for phase in flops or {}}
+    record[MEMORY] = int(most[-1])
     return record, s["stop"] > 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,6 +34,8 @@ SHOWN = (
     ("reward_local", "local", "+.3f"),
     ("grad_norm", "grad", ".3f"),
 )
+# Keys of these beginnings are groups of their own in TensorBoard.
+TAGS = ("reward", "time", "flops", "speed", "memory", "bytes")
 # Without a terminal, so many lines over the whole run.
 PLAIN_LINES = 20
 
@@ -151,6 +153,12 @@ class Monitor:
             console = self._progress.console if self._progress is not None else self._console
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def show(self, what: RenderableType | None) -> None:
+        """Something of rich's, such as a table, above the live line; nothing for None."""
+        if self.active and what is not None:
+            console = self._progress.console if self._progress is not None else self._console
+            console.print(what)
+
     def close(self) -> None:
         """Syncs and closes everything; a later ``step`` opens it again."""
         self.sync()
@@ -243,7 +251,7 @@ def _progress(console: Console) -> Progress:
 def _tag(key: str) -> str:
     """TensorBoard groups by what precedes a slash: reward_global -> reward/global."""
     group, _, rest = key.partition("_")
-    return f"{group}/{rest}" if group in ("reward", "time") and rest else f"train/{key}"
+    return f"{group}/{rest}" if group in TAGS and rest else f"train/{key}"
 
 
 def _plain(value: Any) -> Any:

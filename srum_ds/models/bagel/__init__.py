@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import Materialise, ModelFamily
 
@@ -44,6 +45,12 @@ def _inspect(folder: Path) -> tuple[Mapping[str, Any], str]:
     return facts, inspection_text(facts)
 
 
+def _costs(folder: Path | None) -> ModelCosts:
+    from srum_ds.models.bagel.costs import costs_of_folder
+
+    return costs_of_folder(folder)
+
+
 FAMILY = ModelFamily(
     kind="bagel",
     modes=("generation", "transformer", "lora"),
@@ -53,4 +60,5 @@ FAMILY = ModelFamily(
     load=_load,
     inspect=_inspect,
     edit_sampling={"image_scale": 2.0, "interval": (0.0, 1.0), "renorm": "text_channel"},
+    costs=_costs,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from srum_ds.config import load_config
-from srum_ds.job import policies_of
 from srum_ds.objectives import get_objective
+from srum_ds.planning.policies import policies_of
 from tests.support.paths import ROOT
 
 

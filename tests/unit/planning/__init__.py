@@ -1,0 +1,1 @@
+"""Tests of srum_ds/planning."""
