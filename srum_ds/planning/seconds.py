@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from srum_ds.config import Config
 from srum_ds.models.costs import Flops
 from srum_ds.planning import assumptions
 from srum_ds.planning.hardware import Hardware
@@ -50,15 +51,23 @@ def expected_flops(work: Work, ranks: int) -> StepFlops:
     prompts = r.prompts_per_step // ranks
     micro = r.micro_batch_prompts * r.images_per_prompt
     images = prompts * r.images_per_prompt
-    regions = 0 if work.cfg.regions.kind == "none" else work.cfg.regions.max_count
+    proposed = proposals(work.cfg)
+    regions = min(proposed, work.cfg.regions.max_count)
+    filtered = float(min(proposed, work.cfg.regions.candidates)) if work.cfg.regions.filter else 0.0
     written = written_tokens(work)
-    seen = Seen(assumptions.PROMPT, assumptions.PHRASES, regions, written, written)
+    seen = Seen(assumptions.PROMPT, assumptions.PHRASES, regions, written, written, filtered)
     one = work.train([assumptions.PROMPT] * micro)
     share = images / micro
     train = Flops(one.forward * share, one.backward * share, one.recomputed * share)
     if work.cfg.train.mode == "offline":
         return StepFlops(0.0, 0.0, train)
     return StepFlops(prompts * work.draw(assumptions.PROMPT), images * work.judge(seen), train)
+
+
+def proposals(cfg: Config) -> int:
+    """Boxes of an image that a plan counts with: a grid's cells; of another proposer more than any bound."""
+    known = {"none": 0, "grid": cfg.regions.grid_side**2}
+    return known.get(cfg.regions.kind, max(cfg.regions.max_count, cfg.regions.candidates))
 
 
 def seconds_of(
@@ -99,8 +108,9 @@ def _writing(work: Work, cluster: Cluster, bandwidth: float) -> float:
         return 0.0
     images = cfg.rollout.prompts_per_step // cluster.ranks * cfg.rollout.images_per_prompt
     batches = -(-images // cfg.judge.batch)
-    if cfg.regions.kind != "none":
-        asked = images if cfg.judge.regional == "boxes" else images * cfg.regions.max_count
+    regions = min(proposals(cfg), cfg.regions.max_count)
+    if regions:
+        asked = images if cfg.judge.regional == "boxes" else images * regions
         batches += -(-asked // cfg.judge.batch)
     weights = work.parameters.judging * ELEMENT[cfg.train.precision]
     return batches * written_tokens(work) * max(assumptions.DECODE_STEP_SECONDS, weights / bandwidth)

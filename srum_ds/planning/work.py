@@ -22,7 +22,7 @@ from srum_ds.rewards.templates import load_template
 class Seen:
     """What is asked about one image: its prompt, the phrases of it, how many regions, and what is replied.
 
-    whole_tokens, region_tokens: of a written reply about the image, and about a region (of ``boxes``, about all).
+    filtered: crops of it that the filter asks about (a share, where only a batch's are known). whole_tokens, region_tokens: of a written reply about the image, and about a region (of ``boxes``, about all).
     """
 
     prompt: str
@@ -30,6 +30,7 @@ class Seen:
     regions: int
     whole_tokens: int = 0
     region_tokens: int = 0
+    filtered: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,16 @@ class Work:
             question = load_template(r.ground_template).render(prompt=seen.prompt, phrases=list(seen.phrases))
             flops += self.costs.write_flops(size, question, r.ground_tokens)
         if r.filter:
-            template = load_template(r.filter_template)
-            by_phrase = "phrase" in template.variables
-            values = [{"phrase": phrase} for phrase in seen.phrases] if by_phrase else [{}]
-            questions = [template.render(prompt=seen.prompt, **value) for value in values]
-            flops += r.candidates * self.costs.answer_flops(self.cfg.judge.crop_size, questions)
+            questions = self.filter_questions(seen.prompt, seen.phrases)
+            flops += seen.filtered * self.costs.answer_flops(self.cfg.judge.crop_size, questions)
         return flops
+
+    def filter_questions(self, prompt: str, phrases: Sequence[str]) -> list[str]:
+        """What ``regions.filter`` asks about each crop of a prompt's images."""
+        template = load_template(self.cfg.regions.filter_template)
+        if "phrase" in template.variables:
+            return [template.render(prompt=prompt, phrase=phrase) for phrase in phrases]
+        return [template.render(prompt=prompt)]
 
     def question(self, prompt: str) -> str:
         """The question about a whole image of a prompt; empty where none is asked."""
