@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from srum_ds.config import Config
 from srum_ds.models.costs import Flops
 from srum_ds.planning import assumptions
 from srum_ds.planning.hardware import Hardware
-from srum_ds.planning.memory import written_tokens
 from srum_ds.planning.traffic import ELEMENT, Traffic
-from srum_ds.planning.work import Seen, Work
+from srum_ds.planning.work import Seen, Work, proposals, written_tokens
 from srum_ds.rewards.judge.readouts import GenerateReadout
 
 
@@ -62,12 +60,6 @@ def expected_flops(work: Work, ranks: int) -> StepFlops:
     if work.cfg.train.mode == "offline":
         return StepFlops(0.0, 0.0, train)
     return StepFlops(prompts * work.draw(assumptions.PROMPT), images * work.judge(seen), train)
-
-
-def proposals(cfg: Config) -> int:
-    """Boxes of an image that a plan counts with: a grid's cells; of another proposer more than any bound."""
-    known = {"none": 0, "grid": cfg.regions.grid_side**2}
-    return known.get(cfg.regions.kind, max(cfg.regions.max_count, cfg.regions.candidates))
 
 
 def seconds_of(

@@ -10,6 +10,7 @@ from typing import Any
 from srum_ds.config import Config
 from srum_ds.models.costs import Flops, ModelCosts, ParameterCounts
 from srum_ds.objectives import Objective, get_objective
+from srum_ds.planning import assumptions
 from srum_ds.planning.policies import holds_to_reference
 from srum_ds.planning.segment_anything import sam_costs
 from srum_ds.rewards.judge.judge import render
@@ -22,7 +23,8 @@ from srum_ds.rewards.templates import load_template
 class Seen:
     """What is asked about one image: its prompt, the phrases of it, how many regions, and what is replied.
 
-    filtered: crops of it that the filter asks about (a share, where only a batch's are known). whole_tokens, region_tokens: of a written reply about the image, and about a region (of ``boxes``, about all).
+    filtered: crops of it that the filter asks about (a share, where only a batch's are known). whole_tokens,
+    region_tokens: of a written reply about the image, and about a region (of ``boxes``, about all).
     """
 
     prompt: str
@@ -143,3 +145,16 @@ class Work:
         mode, views = self.cfg.model.trains, t.timesteps_per_image
         flops = self.costs.train_flops(prompts, views, size, mode, t.activation_checkpointing, self.adapter)
         return Flops(flops.forward * (1 + self.frozen_passes), flops.backward, flops.recomputed)
+
+
+def proposals(cfg: Config) -> int:
+    """Boxes of an image that a plan counts with: a grid's cells; of another proposer more than any bound."""
+    known = {"none": 0, "grid": cfg.regions.grid_side**2}
+    return known.get(cfg.regions.kind, max(cfg.regions.max_count, cfg.regions.candidates))
+
+
+def written_tokens(work: Work) -> int:
+    """Tokens of a written reply that a plan counts with."""
+    j = work.cfg.judge
+    expected = assumptions.THOUGHT_TOKENS if j.think else assumptions.REPLY_TOKENS
+    return min(j.max_new_tokens, expected)
