@@ -20,7 +20,7 @@ from srum_ds.planning.traffic import Traffic, traffic_of
 from srum_ds.planning.work import Seen, Work
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.judge.readouts import GenerateReadout
-from srum_ds.types import Judged
+from srum_ds.types import Judged, Prompt
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,17 @@ class Accounting:
             if written and raw:
                 whole = self._tokens(raw[image])
                 part = max((self._tokens(raw[place]) for place in own), default=0)
-            found.append(Seen(prompt.text, prompt.phrases, len(own), whole, part))
+            found.append(Seen(prompt.text, prompt.phrases, len(own), whole, part, self._filtered(judged, prompt)))
         return found
+
+    def _filtered(self, judged: Judged, prompt: Prompt) -> float:
+        """Crops of an image that the filter asked about: the mean of the batch, which alone is known."""
+        regions = self.work.cfg.regions
+        if not regions.filter:
+            return 0.0
+        images = len(judged.samples.group_N)
+        asked = judged.regions.asked - (images if regions.kind == "ground" else 0)
+        return asked / images / max(1, len(self.work.filter_questions(prompt.text, prompt.phrases)))
 
     def _tokens(self, reply: str) -> int:
         return self.work.costs.text_tokens(reply) + 1

@@ -16,7 +16,7 @@ from srum_ds.planning.hardware import Hardware
 from srum_ds.planning.policies import policies_of
 from srum_ds.planning.segment_anything import sam_costs
 from srum_ds.planning.traffic import ELEMENT, has_own_judge, zero_setting
-from srum_ds.planning.work import Work
+from srum_ds.planning.work import Work, proposals, written_tokens
 from srum_ds.rewards.judge.readouts import GenerateReadout
 
 
@@ -202,7 +202,7 @@ class _Rank:
         whole = dict(self.costs.judge_bytes(min(self.micro, j.batch), size, asked, 0, self.device))
         if self.cfg.regions.kind == "none" or j.regional == "boxes":
             return whole
-        crops = min(self.micro * self.cfg.regions.max_count, j.batch)
+        crops = min(self.micro * min(proposals(self.cfg), self.cfg.regions.max_count), j.batch)
         texts = len(assumptions.PHRASES) * asked
         part = dict(self.costs.judge_bytes(crops, j.crop_size, texts, 0, self.device))
         return part if sum(part.values()) > sum(whole.values()) else whole
@@ -265,10 +265,3 @@ def _unguided(sampling: Any) -> Any:
     """The same sampler without guidance, where its design knows it."""
     names = {field.name for field in fields(sampling)}
     return replace(sampling, text_scale=1.0) if "text_scale" in names else sampling
-
-
-def written_tokens(work: Work) -> int:
-    """Tokens of a written reply that a plan counts with."""
-    j = work.cfg.judge
-    expected = assumptions.THOUGHT_TOKENS if j.think else assumptions.REPLY_TOKENS
-    return min(j.max_new_tokens, expected)

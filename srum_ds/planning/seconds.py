@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from srum_ds.models.costs import Flops
 from srum_ds.planning import assumptions
 from srum_ds.planning.hardware import Hardware
-from srum_ds.planning.memory import written_tokens
 from srum_ds.planning.traffic import ELEMENT, Traffic
-from srum_ds.planning.work import Seen, Work
+from srum_ds.planning.work import Seen, Work, proposals, written_tokens
 from srum_ds.rewards.judge.readouts import GenerateReadout
 
 
@@ -50,9 +49,11 @@ def expected_flops(work: Work, ranks: int) -> StepFlops:
     prompts = r.prompts_per_step // ranks
     micro = r.micro_batch_prompts * r.images_per_prompt
     images = prompts * r.images_per_prompt
-    regions = 0 if work.cfg.regions.kind == "none" else work.cfg.regions.max_count
+    proposed = proposals(work.cfg)
+    regions = min(proposed, work.cfg.regions.max_count)
+    filtered = float(min(proposed, work.cfg.regions.candidates)) if work.cfg.regions.filter else 0.0
     written = written_tokens(work)
-    seen = Seen(assumptions.PROMPT, assumptions.PHRASES, regions, written, written)
+    seen = Seen(assumptions.PROMPT, assumptions.PHRASES, regions, written, written, filtered)
     one = work.train([assumptions.PROMPT] * micro)
     share = images / micro
     train = Flops(one.forward * share, one.backward * share, one.recomputed * share)
@@ -99,8 +100,9 @@ def _writing(work: Work, cluster: Cluster, bandwidth: float) -> float:
         return 0.0
     images = cfg.rollout.prompts_per_step // cluster.ranks * cfg.rollout.images_per_prompt
     batches = -(-images // cfg.judge.batch)
-    if cfg.regions.kind != "none":
-        asked = images if cfg.judge.regional == "boxes" else images * cfg.regions.max_count
+    regions = min(proposals(cfg), cfg.regions.max_count)
+    if regions:
+        asked = images if cfg.judge.regional == "boxes" else images * regions
         batches += -(-asked // cfg.judge.batch)
     weights = work.parameters.judging * ELEMENT[cfg.train.precision]
     return batches * written_tokens(work) * max(assumptions.DECODE_STEP_SECONDS, weights / bandwidth)

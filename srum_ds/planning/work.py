@@ -10,6 +10,7 @@ from typing import Any
 from srum_ds.config import Config
 from srum_ds.models.costs import Flops, ModelCosts, ParameterCounts
 from srum_ds.objectives import Objective, get_objective
+from srum_ds.planning import assumptions
 from srum_ds.planning.policies import holds_to_reference
 from srum_ds.planning.segment_anything import sam_costs
 from srum_ds.rewards.judge.judge import render
@@ -22,7 +23,8 @@ from srum_ds.rewards.templates import load_template
 class Seen:
     """What is asked about one image: its prompt, the phrases of it, how many regions, and what is replied.
 
-    whole_tokens, region_tokens: of a written reply about the image, and about a region (of ``boxes``, about all).
+    filtered: crops of it that the filter asks about (a share, where only a batch's are known). whole_tokens,
+    region_tokens: of a written reply about the image, and about a region (of ``boxes``, about all).
     """
 
     prompt: str
@@ -30,6 +32,7 @@ class Seen:
     regions: int
     whole_tokens: int = 0
     region_tokens: int = 0
+    filtered: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,16 @@ class Work:
             question = load_template(r.ground_template).render(prompt=seen.prompt, phrases=list(seen.phrases))
             flops += self.costs.write_flops(size, question, r.ground_tokens)
         if r.filter:
-            template = load_template(r.filter_template)
-            by_phrase = "phrase" in template.variables
-            values = [{"phrase": phrase} for phrase in seen.phrases] if by_phrase else [{}]
-            questions = [template.render(prompt=seen.prompt, **value) for value in values]
-            flops += r.candidates * self.costs.answer_flops(self.cfg.judge.crop_size, questions)
+            questions = self.filter_questions(seen.prompt, seen.phrases)
+            flops += seen.filtered * self.costs.answer_flops(self.cfg.judge.crop_size, questions)
         return flops
+
+    def filter_questions(self, prompt: str, phrases: Sequence[str]) -> list[str]:
+        """What ``regions.filter`` asks about each crop of a prompt's images."""
+        template = load_template(self.cfg.regions.filter_template)
+        if "phrase" in template.variables:
+            return [template.render(prompt=prompt, phrase=phrase) for phrase in phrases]
+        return [template.render(prompt=prompt)]
 
     def question(self, prompt: str) -> str:
         """The question about a whole image of a prompt; empty where none is asked."""
@@ -138,3 +145,16 @@ class Work:
         mode, views = self.cfg.model.trains, t.timesteps_per_image
         flops = self.costs.train_flops(prompts, views, size, mode, t.activation_checkpointing, self.adapter)
         return Flops(flops.forward * (1 + self.frozen_passes), flops.backward, flops.recomputed)
+
+
+def proposals(cfg: Config) -> int:
+    """Boxes of an image that a plan counts with: a grid's cells; of another proposer more than any bound."""
+    known = {"none": 0, "grid": cfg.regions.grid_side**2}
+    return known.get(cfg.regions.kind, max(cfg.regions.max_count, cfg.regions.candidates))
+
+
+def written_tokens(work: Work) -> int:
+    """Tokens of a written reply that a plan counts with."""
+    j = work.cfg.judge
+    expected = assumptions.THOUGHT_TOKENS if j.think else assumptions.REPLY_TOKENS
+    return min(j.max_new_tokens, expected)

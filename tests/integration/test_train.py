@@ -44,12 +44,17 @@ def test_run_folder_holds_what_the_readme_says(two_ranks: Path) -> None:
     assert [line["step"] for line in record] == list(range(STEPS))
     wanted = {"loss", "reward_global", "reward_local", "reward_std_zero_share", "parse_failures", "grad_norm"}
     wanted |= {"time_data", "time_rollout", "time_judge", "time_train"}
+    wanted |= {"flops_rollout", "flops_judge", "flops_train", "speed_mfu", "speed_mfu_train", "memory_peak_bytes"}
+    wanted |= {"speed_images_per_second_per_gpu", "speed_tokens_per_second", "bytes_gathered", "bytes_reduced"}
     assert wanted <= record[0].keys()
     environment = json.loads((two_ranks / "environment.json").read_text())
     assert environment["world_size"] == 2
     assert environment["sharded_share"] > 0.99
     assert environment["kernels"]["setting"] == "auto"
     assert bool(environment["kernels"]["fused"]) == torch.cuda.is_available()
+    # Measured by a product, of which a step is a part.
+    assert environment["peak_flops"] > 1e8
+    assert 0 < record[-1]["speed_mfu"] < 1.5
     assert (two_ranks / "config.yaml").exists()
 
 
@@ -76,6 +81,9 @@ def test_one_rank_gives_the_same_losses_and_rewards(two_ranks: Path, shards: Pat
     run_ranks(1, settings(shards, tmp_path / "one"))
     for one, two in zip(metrics(tmp_path / "one"), metrics(two_ranks), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+        # The work of all ranks together is the same; one alone moves nothing.
+        assert (one["flops_rollout"], one["flops_train"]) == (two["flops_rollout"], two["flops_train"])
+        assert one["bytes_gathered"] == one["bytes_reduced"] == 0 < min(two["bytes_gathered"], two["bytes_reduced"])
         close = 1e-4 if one["step"] < 3 else 1e-2
         assert one["reward_global"] == pytest.approx(two["reward_global"], abs=close)
         assert one["reward_local"] == pytest.approx(two["reward_local"], abs=close)
@@ -121,7 +129,8 @@ def test_finished_run_says_so_and_changed_settings_are_refused(
     two_ranks: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(settings(shards, two_ranks)) == 0
-    assert "finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "finished" in said and "use of the devices" in said
     with pytest.raises(UserError, match=r"train\.lr was 0\.0005 and is now 0\.1"):
         main(settings(shards, two_ranks, "train.lr=0.1"))
 

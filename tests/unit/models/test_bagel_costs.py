@@ -158,7 +158,7 @@ def test_a_layer_by_hand() -> None:
     shape = Shape(TINY)
     assert (shape.key_products, shape.query_products, shape.output_products) == (1024, 1024, 5632)
     assert shape.attention(3, 5) == 4 * 32 * 3 * 5
-    assert shape.blocks(3, 5) == 2 * (2 * 7680 * 3 + 4 * 32 * 3 * 5)
+    assert shape.blocks_for(3, 5, 3) == 2 * (2 * 7680 * 3 + 4 * 32 * 3 * 5)
     # Of the last layer's tokens none is wanted: their keys and values alone.
     assert shape.blocks_for(3, 5, 0) == 2 * 7680 * 3 + 4 * 32 * 3 * 5 + 2 * 1024 * 3
     assert shape.head(2) == 2 * 32 * 272 * 2

@@ -54,6 +54,16 @@ def test_a_step_is_its_images_regions_and_views() -> None:
     assert twice == {phase: 2 * flops for phase, flops in some.items()}
 
 
+def test_the_filter_counts_what_it_asked() -> None:
+    accounting = opened("regions.filter=true")
+    few, more = judged(1), judged(1)
+    more = replace(more, regions=replace(more.regions, asked=6))
+    added = accounting.flops([more])["judge"] - accounting.flops([few])["judge"]
+    work = accounting.work
+    questions = work.filter_questions("a red circle above a blue square", ())
+    assert added == pytest.approx(6 * work.costs.answer_flops(work.cfg.judge.crop_size, questions))
+
+
 def test_other_policies_and_views_add_to_training() -> None:
     both = opened().flops([judged(0)])["train"]
     words = ("objective.name=weighted", "objective.constraint=none")
@@ -109,7 +119,7 @@ def test_proposers_that_cost() -> None:
     cfg = Config()
     costs = costs_of(cfg.model.path)
     assert costs is not None
-    seen = Seen("a red circle", ("a red circle",), 1)
+    seen = Seen("a red circle", ("a red circle",), 1, filtered=3)
 
     def judge(*words: str) -> float:
         cfg = load_config(RECIPE, words)

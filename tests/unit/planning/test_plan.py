@@ -16,6 +16,7 @@ from srum_ds.planning.hardware import GPUS
 from srum_ds.planning.plan import Plan, make_plan, work_of
 from srum_ds.planning.report import plan_text
 from srum_ds.planning.seconds import Cluster
+from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rollouts.collect import sampling_of
 from tests.support.paths import RECIPES, ROOT
 
@@ -53,6 +54,7 @@ def test_every_recipe_of_full_size_is_planned() -> None:
     there = {path.stem for path in RECIPES.glob("bagel*.yaml")}
     assert there == {recipe for recipe, _, _ in STATED}
     for name in there:
+        assert JudgePipeline(load_config(RECIPES / f"{name}.yaml")).asking.readout.cure
         assert "obody has run this file" in (RECIPES / f"{name}.yaml").read_text(), name
 
 
@@ -78,8 +80,8 @@ def test_bytes_move_by_hand() -> None:
     whole = 14_607_260_128 * 2 * 7 / 8
     assert plan.traffic.rollout == whole
     assert plan.traffic.judge == 8_081_631_200 * 2 * 7 / 8
-    # Two micro-batches: prompt, image, and the gradients of both.
-    assert plan.traffic.train == 2 * 4 * whole
+    # Two micro-batches: prompt and image in one pass, and its gradient.
+    assert plan.traffic.train == 2 * 2 * whole
     assert plan.traffic.reduced == 2 * 13_610_487_360 * 4 * 7 / 8
 
 
