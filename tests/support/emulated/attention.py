@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.support.emulated.counts import report, report_attention
+from tests.support.emulated.counts import current_line, report, report_attention
 from tests.support.emulated.tensor import EmulatedTensor, wrapped
 
 aten = torch.ops.aten
@@ -113,7 +113,12 @@ def varlen(
     *rest: Any,
     **others: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``torch_attn::_varlen_attn``: [tokens, heads, head], each sequence on its own. Paged keys are not there."""
+    """``torch_attn::_varlen_attn``: [tokens, heads, head], each sequence on its own. Paged keys are not there.
+
+    Flash attention, as CUDA has it: RuntimeError for what is not half precision.
+    """
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        raise RuntimeError(f"FlashAttention only supports fp16 and bf16, got {query.dtype} (at {current_line()})")
     if others.get("seqused_k") is not None or any(isinstance(each, Tensor) for each in rest):
         raise NotImplementedError("the emulated device's varlen attention has no seqused_k and no block_table")
     report_attention("varlen", query, key, None, causal)

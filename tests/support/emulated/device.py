@@ -17,7 +17,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from tests.support.emulated import attention
 from tests.support.emulated.counts import report
-from tests.support.emulated.dispatch import DEFINED, CurrentDevice, run
+from tests.support.emulated.dispatch import DEFINED, WHOLE, CurrentDevice, run
 from tests.support.emulated.tensor import NAME, on_operation
 
 aten = torch.ops.aten
@@ -95,9 +95,8 @@ def register() -> None:
         library.impl(name, factory, "PrivateUse1")
     # What constructors call below the Python dispatcher: torch.tensor(..., device="emulated").
     library.impl("_copy_from", partial(_call, aten._copy_from.default), "PrivateUse1")
-    # Torch would take these apart for a device that it does not know.
-    library.impl("rms_norm", attention.rms_norm, "AutogradPrivateUse1")
-    library.impl("scaled_dot_product_attention", attention.scaled_dot_product_attention, "AutogradPrivateUse1")
+    for operation, whole in WHOLE.items():
+        library.impl(operation.name().removeprefix("aten::"), whole, "AutogradPrivateUse1")
     _libraries.append(library)
     # Importing it defines the operations.
     importlib.import_module("torch.nn.attention.varlen")

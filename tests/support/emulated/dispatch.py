@@ -30,9 +30,18 @@ DEFINED: dict[Any, Callable[..., Any]] = {
 }
 """Kernels that the CPU has not; ``device.register`` adds those of torch that are defined when they are imported."""
 
+WHOLE: dict[Any, Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: attention.scaled_dot_product_attention,
+    aten.rms_norm.default: attention.rms_norm,
+}
+"""Operations that torch would take apart for a device that it does not know."""
+
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation. Raises RuntimeError where its operands lie on several devices."""
+    if kind_of(func).composite:
+        whole = WHOLE.get(func)
+        return whole(*args, **kwargs) if whole else func.decompose(*args, **kwargs)
     tensors = _tensors(args, kwargs)
     index = device_of(func, tensors, args)
     asked = kwargs.get("device")

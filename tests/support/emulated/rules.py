@@ -73,10 +73,14 @@ WITHOUT_KERNEL = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What an operation's schema says. written: which argument each of its results is, None for a new one."""
+    """What is known of an operation. written: which argument each of its results is, None for a new one.
+
+    composite: it is made of others, and comes here whole in inference mode alone.
+    """
 
     view: bool
     written: tuple[int | str | None, ...]
+    composite: bool
 
     @property
     def in_place(self) -> bool:
@@ -102,7 +106,8 @@ def kind_of(func: Any) -> Kind:
         elif alias is not None:
             view = True
         written.append(owner)
-    return Kind(view, tuple(written))
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return Kind(view, tuple(written), composite)
 
 
 def device_of(func: Any, tensors: Sequence[Tensor], args: Sequence[Any]) -> int | None:

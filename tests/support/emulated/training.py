@@ -7,6 +7,7 @@ does itself (sharding, collectives) is not covered.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -82,7 +83,11 @@ def one_process(device: torch.device) -> Iterator[pytest.MonkeyPatch]:
         def create(cls, *args: Any, stored: object = None, **settings: Any) -> PlainEngine:
             return super().create(*args, **settings, device=device)
 
-    with pytest.MonkeyPatch.context() as patch:
+    # A job answers SIGTERM by itself, which is not for the process that runs the tests.
+    before = signal.getsignal(signal.SIGTERM)
+    with ExitStack() as held:
+        held.callback(signal.signal, signal.SIGTERM, before)
+        patch = held.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(job, "start_distributed", lambda: None)
         patch.setattr(job, "Engine", Engine)
         patch.setattr(job, "write_environment", lambda *_, **__: None)
