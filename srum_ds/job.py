@@ -32,9 +32,10 @@ from srum_ds.monitoring.writer import Monitor
 from srum_ds.objectives import Objective, get_objective
 from srum_ds.rewards.judge.host import JudgeHost, choose_judge
 from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rollouts.choose import choose_source, open_data
 from srum_ds.rollouts.collect import Collector, sampling_of
 from srum_ds.rollouts.fixed_prompts import show_fixed_prompts
-from srum_ds.rollouts.sources import Source, choose_source, open_data, round_length
+from srum_ds.rollouts.sources import Source, round_length
 from srum_ds.types import Judged
 
 
@@ -119,6 +120,7 @@ class Job:
         if cfg.log.tensorboard and (self.is_last(step) or step % cfg.log.image_every == 0):
             show_fixed_prompts(self.collector, self.engine, self.monitor, step)
         if reason in (StopReason.FINISHED, StopReason.ASKED) or self._checkpoint_due(step):
+            self.source.settle()
             self.monitor.sync()
             extra = {"watch": self.watch.state()}
             folder = self.run_dir / run_folder.CHECKPOINTS
@@ -197,7 +199,7 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     if cfg.train.mode != "offline":
         judging.ready()
     model, engine = open_model(cfg)
-    host = choose_judge(cfg, model)
+    host = choose_judge(cfg, model, engine)
     objective = get_objective(cfg.objective.name)
     for policy in policies_of(cfg, objective):
         engine.add_weights(policy, fixed=policy == "reference")

@@ -28,6 +28,7 @@ from srum_ds.monitoring.metrics import measure
 from srum_ds.objectives.apply import Batch, count_tokens, token_losses
 from srum_ds.rewards.token_weights import token_weights
 from srum_ds.rollouts.collect import training_views
+from srum_ds.rollouts.draw import for_drawing
 from srum_ds.types import Judged
 
 
@@ -63,6 +64,7 @@ def train(cfg: Config, run_dir: Path) -> int:
                 engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
         metrics, asked_to_stop = measure(engine, model.token_spec, batches, total, count, clock, job.stop_signal.asked)
         metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label}
+        metrics["staleness"] = job.source.staleness(step)
         reason = job.after_step(step, metrics, asked_to_stop, batches)
         if reason is not None:
             return job.stop(reason, step + 1)
@@ -80,7 +82,7 @@ def predictions_of(policy: str | None, job: Job, batches: Sequence[Batch]) -> Se
     """What a named copy of the weights predicts for every micro-batch; None where none is wanted."""
     if policy is None:
         return [None] * len(batches)
-    with job.engine.gathered(policy) as module:
+    with for_drawing(job.engine, policy, job.cfg.rollout.gather) as module:
         return [job.model.predict(module, b.samples.prompt_of_each(), b.view, b.samples.grid) for b in batches]
 
 

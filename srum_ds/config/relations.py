@@ -18,6 +18,16 @@ def check_together(cfg: Config) -> None:
             f"rollout.prompts_per_step={rollout.prompts_per_step} is not a multiple of "
             f"rollout.micro_batch_prompts={rollout.micro_batch_prompts}: change one of them."
         )
+    if rollout.pool and rollout.pool < rollout.images_per_prompt:
+        raise UserError(
+            f"rollout.pool={rollout.pool} is smaller than rollout.images_per_prompt={rollout.images_per_prompt}, the "
+            "number of its samples that are chosen: raise it, or set rollout.pool=0."
+        )
+    if rollout.pool and not objective_uses_reward(cfg):
+        raise UserError(
+            f"rollout.pool={rollout.pool} chooses samples by their scores, and objective.name={cfg.objective.name} "
+            "uses none: set rollout.pool=0."
+        )
     if rollout.interval[0] >= rollout.interval[1]:
         raise UserError(
             f"rollout.interval={list(rollout.interval)} is empty: its first number must be the "
@@ -71,6 +81,11 @@ def check_together(cfg: Config) -> None:
             f"judge.regional=boxes is answered in writing, but judge.readout={cfg.judge.readout}: set "
             "judge.readout=generate, or judge.regional=crop."
         )
+
+
+def objective_uses_reward(cfg: Config) -> bool:
+    """Whether the objective weighs by scores at all."""
+    return bool(OBJECTIVES.get(cfg.objective.name).uses_reward)
 
 
 def _check_mode(cfg: Config) -> None:

@@ -110,6 +110,13 @@ class RolloutConfig:
     renorm_min: Share = 0.0
     # Which weights draw: the slow average of the trained ones, the trained ones, the untrained ones.
     weights: Literal["old", "live", "reference"] = "old"
+    # While images are drawn, all weights are gathered on every rank, or each layer when it runs; auto: all where they
+    # fit into the memory that is free.
+    gather: Literal["auto", "whole", "layers"] = "auto"
+    # Samples drawn of each prompt in few steps (time points of the sampler), of which those with the best and the
+    # worst scores of the whole image are drawn in full: images_per_prompt of them. 0: no pool.
+    pool: Whole = 0
+    pool_timesteps: Annotated[int, Ge(2)] = 4
     # Keep every step's images, tokens and scores as shards in the run's folder `rollouts`.
     keep: bool = False
 
@@ -142,7 +149,8 @@ class JudgeConfig:
     caption_template: TemplateText | None = None
     # likelihood: nats per token by which a text must be likelier than on a blank image for a score of 1/2.
     likelihood_temperature: Positive = 1.0
-    # generate: length of every reply in tokens, and whether the templates ask to think first.
+    # generate: most tokens of a reply (writing ends when all replies have ended), and whether the templates ask to
+    # think first.
     max_new_tokens: Count = 512
     think: bool = False
     # generate: 0 takes the likeliest token, above 0 replies are sampled.
@@ -158,7 +166,8 @@ class JudgeConfig:
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (56, 56)
-    # Images or crops asked about at once.
+    # What is asked at once, which bounds memory: images or crops in one pass of a micro-batch; generate, and whatever
+    # else is written: replies in one decoding, of all that a rank asks in a step.
     batch: Count = 64
     # The run stops when a larger share of a step's answers could not be used.
     max_failed_share: Share = 0.5
@@ -265,8 +274,9 @@ class TrainConfig:
     """The optimiser and the schedule."""
 
     # Where a step's images come from. online: drawn in that step by the present weights. offline: read
-    # from data.rollouts. rounds: drawn for a whole round by the weights at its start, then trained from.
-    mode: Literal["online", "offline", "rounds"] = "online"
+    # from data.rollouts. rounds: drawn for a whole round by the weights at its start, then trained from. ahead:
+    # drawn one step ahead, so that a judge outside answers while the step before trains.
+    mode: Literal["online", "offline", "rounds", "ahead"] = "online"
     # Rounds of train.mode=rounds; each takes train.steps / train.rounds steps.
     rounds: Count = 4
     # Optimiser steps of the whole run.
@@ -298,8 +308,9 @@ class TrainConfig:
     old_decay: Decay = 0.5
     # Decay a step of the average that is exported and evaluated.
     ema_decay: Decay = 0.9
-    # Checkpoints are copied into the host's memory and written by a thread while training goes on.
-    save_in_background: bool = True
+    # Checkpoints are copied into the host's memory and written by a thread while the next step runs, at whose end they
+    # are there. For large models: a run that is killed within that step goes back to the checkpoint before.
+    save_in_background: bool = False
     # Newest checkpoints that stay on disk.
     keep_checkpoints: Count = 2
 

@@ -132,6 +132,23 @@ class EngineBase(ABC):
     def gathered(self, weights: str = LIVE) -> AbstractContextManager[torch.nn.Module]:
         """The whole module on every rank, without gradients and without communication inside."""
 
+    def layer_by_layer(self, weights: str = LIVE) -> AbstractContextManager[torch.nn.Module]:
+        """Like ``gathered`` with less memory and with communication inside, where the engine shards parameters."""
+        return self.gathered(weights)
+
+    def gathered_frozen(self) -> AbstractContextManager[torch.nn.Module]:
+        """Like ``gathered`` for the parameters alone that do not train, where the engine shards parameters."""
+        return self.gathered()
+
+    def fits_gathered(self) -> bool:
+        """Whether every rank has room for ``gathered`` now; all ranks call it."""
+        return True
+
+    @property
+    def holds_whole(self) -> bool:
+        """Whether the whole module is on this rank just now."""
+        return True
+
     @abstractmethod
     def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
         """Reduces in place over all ranks (``sum``, ``max`` or ``min``); returns the tensor."""

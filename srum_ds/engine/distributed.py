@@ -92,6 +92,14 @@ def compute_device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
+def accelerator_headroom() -> int | None:
+    """Bytes that this rank's GPU could still give out, cached ones included; None where there is none."""
+    if get_accelerator().device_name() != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def leave_distributed() -> None:
     """Leaves the process group together with all other ranks; nothing where there is none.
 

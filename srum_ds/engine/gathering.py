@@ -9,7 +9,7 @@ from typing import Any
 from srum_ds.engine.distributed import ZeroParamStatus
 
 # One all-gather holds its whole buffer twice, so a big model is gathered in slices of this many elements.
-_GATHER_NUMEL = 1 << 28
+GATHER_NUMEL = 1 << 28
 
 
 @contextmanager
@@ -36,11 +36,11 @@ def all_gather(parameters: Sequence[Any]) -> None:
 
 
 def batches(items: list[Any], numels: list[int]) -> Iterator[list[Any]]:
-    """Splits items into runs of at most ``_GATHER_NUMEL`` elements (or one item)."""
+    """Splits items into runs of at most ``GATHER_NUMEL`` elements (or one item)."""
     batch: list[Any] = []
     total = 0
     for item, numel in zip(items, numels, strict=True):
-        if batch and total + numel > _GATHER_NUMEL:
+        if batch and total + numel > GATHER_NUMEL:
             yield batch
             batch, total = [], 0
         batch.append(item)

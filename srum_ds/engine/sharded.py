@@ -8,7 +8,7 @@ optionally with the values of a named copy, and everything put back whatever hap
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable
 from srum_ds.engine.checkpoints import CheckpointedEngine
 from srum_ds.engine.config import full_config
 from srum_ds.engine.distributed import (
+    accelerator_headroom,
     compute_device,
     deepspeed,
     set_z3_leaf_modules,
     start_distributed,
 )
-from srum_ds.engine.gathering import batches, whole, without
+from srum_ds.engine.gathering import GATHER_NUMEL, batches, whole, without
 from srum_ds.engine.loading import held_part
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -112,6 +113,7 @@ class Engine(CheckpointedEngine):
     _boundary: bool = False
     _open_graph: bool = False
     _is_gathered: bool = False
+    _is_whole: bool = False
 
     # ---- training ----------------------------------------------------------------------------------
 
@@ -176,16 +178,14 @@ class Engine(CheckpointedEngine):
         live shards are bit for bit what they were.
         """
         flats = self._named(weights)
-        if self._is_gathered:
-            raise RuntimeError("gathered() inside gathered()")
-        if self._open_graph:
-            raise RuntimeError("gathered() between a training forward and its backward")
-        self._is_gathered = True
+        self._begin_gathered()
         try:
             with self._whole(flats, weights == LIVE), without(self._deepspeed_hooks()), torch.no_grad():
+                self._is_whole = True
                 yield self.module
         finally:
             self._is_gathered = False
+            self._is_whole = False
 
     @contextmanager
     def _whole(self, flats: list[Tensor], live: bool) -> Iterator[None]:
@@ -197,6 +197,75 @@ class Engine(CheckpointedEngine):
         self._zero.parameter_offload.partition_all_parameters()
         with whole(list(self.module.parameters()), self._shards_of(flats, live)):
             yield
+
+    @contextmanager
+    def layer_by_layer(self, weights: str = LIVE) -> Iterator[torch.nn.Module]:
+        """The module with each layer gathered when it runs and let go after it, where the whole does not fit.
+
+        Every forward inside communicates: all ranks make the same ones, of whatever sizes. Trainable parameters have
+        the values of ``weights``. No gradients inside; otherwise as ``gathered``. Stages 1 and 2 hold all anyway.
+        """
+        if self._stage < 3:
+            with self.gathered(weights) as module:
+                yield module
+            return
+        flats = self._named(weights)
+        self._begin_gathered()
+        offload = self._zero.parameter_offload
+        try:
+            offload.partition_all_parameters()
+            with self._shards_of(flats, weights == LIVE), torch.no_grad():
+                try:
+                    yield self.module
+                finally:
+                    # What was fetched ahead holds the copy's values.
+                    offload.partition_all_parameters()
+        finally:
+            self._is_gathered = False
+
+    @contextmanager
+    def gathered_frozen(self) -> Iterator[torch.nn.Module]:
+        """Like ``gathered`` with the parameters alone that do not train: all that a judge needs which never changes."""
+        self._begin_gathered()
+        try:
+            with ExitStack() as held:
+                if self._stage == 3:
+                    self._zero.parameter_offload.partition_all_parameters()
+                    held.enter_context(whole([p for p in self.module.parameters() if not p.requires_grad]))
+                held.enter_context(without(self._deepspeed_hooks()))
+                held.enter_context(torch.no_grad())
+                yield self.module
+        finally:
+            self._is_gathered = False
+
+    def gathered_bytes(self) -> int:
+        """What ``gathered`` takes on top of this rank's shards while it gathers, in bytes."""
+        if self._stage < 3:
+            return 0
+        parameters: list[Any] = list(self.module.parameters())
+        numel = sum(int(p.ds_numel) for p in parameters)
+        return (numel + min(numel, GATHER_NUMEL)) * self.compute_dtype.itemsize
+
+    def fits_gathered(self) -> bool:
+        """Whether every rank has room for ``gathered`` now, with a tenth to spare; all ranks call it.
+
+        Always where there is no accelerator: a CPU's memory is not counted.
+        """
+        free = accelerator_headroom()
+        short = free is not None and free < 1.1 * self.gathered_bytes()
+        return not bool(self.all_reduce(torch.tensor(float(short), device=self.device), "max"))
+
+    @property
+    def holds_whole(self) -> bool:
+        """Whether the whole module is gathered just now."""
+        return self._is_whole
+
+    def _begin_gathered(self) -> None:
+        if self._is_gathered:
+            raise RuntimeError("gathered() inside gathered()")
+        if self._open_graph:
+            raise RuntimeError("gathered() between a training forward and its backward")
+        self._is_gathered = True
 
     @contextmanager
     def _replaced(self, flats: list[Tensor], live: bool) -> Iterator[None]:

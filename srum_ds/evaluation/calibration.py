@@ -27,7 +27,7 @@ from srum_ds.evaluation.statistics import auc
 from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
 from srum_ds.monitoring.judge_failures import worst_replies_of
-from srum_ds.rewards.judge.judge import ask_all, render
+from srum_ds.rewards.judge.judge import Asked, ask_all, render
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.judge.readouts import Replies, Request
 from srum_ds.rewards.regions import crop
@@ -131,9 +131,9 @@ def ask_readout(judging: JudgePipeline, judge: Judge, labelled: Labelled) -> Opi
             ]
         )
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    said = ask_all(judge, images, whole, judging.readout, j.batch)
+    (said,) = ask_all(judge, [Asked(images, whole)], judging.readout, j.batch)
     between = time.perf_counter()
-    said_parts = ask_all(judge, crops, parts, judging.readout, j.batch)
+    (said_parts,) = ask_all(judge, [Asked(crops, parts)], judging.readout, j.batch)
     end, end_cpu = time.perf_counter(), time.process_time()
     return Opinion(said, said_parts, between - begin, end - between, end_cpu - begin_cpu)
 

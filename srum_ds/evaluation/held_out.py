@@ -12,7 +12,8 @@ from srum_ds.engine import Engine
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.prompts.reader import PromptReader
-from srum_ds.rollouts.collect import micro_batches, roll_out, sampling_of
+from srum_ds.rollouts.collect import sampling_of
+from srum_ds.rollouts.draw import for_drawing, micro_batches, roll_out, share
 
 SPLIT = "validation"
 
@@ -47,13 +48,13 @@ class HeldOut:
         """Share of exact images, drawn with the weights that are exported; all ranks call it and get the same."""
         cfg, engine, model = self.cfg, self.engine, self.model
         r = cfg.rollout
-        mine = self.prompts[engine.rank :: engine.world_size]
-        with engine.gathered(cfg.eval.weights):
+        mine, count = share(self.prompts, engine.rank, engine.world_size)
+        with for_drawing(engine, cfg.eval.weights, r.gather):
             drawn = [
                 roll_out(model, group, 1, r.image_size, sampling_of(cfg), cfg.run.seed, 0)
                 for group in micro_batches(mine, r.micro_batch_prompts * r.images_per_prompt)
             ]
-        exact = [good for samples in drawn for good in self.checker(samples.prompts, samples.images_NCHW)]
+        exact = [good for samples in drawn for good in self.checker(samples.prompts, samples.images_NCHW)][:count]
         sums = torch.tensor([float(sum(exact)), float(len(exact))], dtype=torch.float64, device=engine.device)
         good, count = engine.all_reduce(sums)
         return float(good / count)

@@ -63,8 +63,12 @@ def encode(
         region = own.index(failure.region) if failure.region >= 0 else -1
         failures[failure.picture].append({"region": region, **said})
     raw = scores.raw or ("",) * (len(members) + len(owners))
-    for n, (group, k) in enumerate(zip(samples.group_N.tolist(), samples.sample_N.tolist(), strict=True)):
+    # Which of a prompt's images it is here; the number that seeded it stands in the record.
+    number = dict.fromkeys(range(len(samples.prompts)), -1)
+    for n, group in enumerate(samples.group_N.tolist()):
         prompt = samples.prompts[group]
+        number[group] += 1
+        k = int(samples.sample_N[n])
         place = first_place + group
         record = {
             "prompt": json.loads(prompt_to_json(prompt)),
@@ -91,7 +95,7 @@ def encode(
             "made": dict(made),
         }
         yield {
-            "__key__": sample_key(step, place, k),
+            "__key__": sample_key(step, place, number[group]),
             "json": json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
             "png": _png(samples.images_NCHW[n]),
             "safetensors": save_tensors({TOKENS: samples.tokens[n].detach().cpu().contiguous()}),

@@ -1,13 +1,12 @@
 """Collecting a step's judged samples: draw K images per prompt, a micro-batch at a time, then have all judged.
 
-The online source, ``srum-ds rollout``, the fixed prompts and the held-out check draw through ``roll_out``. All
-randomness is by identity: seeded by (run seed, purpose, step, prompt name, sample), so that an image and its training
-views are the same for any batch, rank or world size.
+The online source and ``srum-ds rollout`` call it. All randomness is by identity: seeded by (run seed, purpose, step,
+prompt name, sample), so that an image and its training views are the same for any batch, rank or world size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -22,7 +21,9 @@ from srum_ds.config.schema import EvalConfig, RolloutConfig
 from srum_ds.models import family_of, make_sampling
 from srum_ds.models.protocol import Generator, UnifiedModel, ViewSettings
 from srum_ds.rewards.judge.host import JudgeHost
-from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rewards.judge.pipeline import JudgePipeline, Sent
+from srum_ds.rollouts.draw import micro_batches, roll_out
+from srum_ds.rollouts.pool import choose_samples
 from srum_ds.types import Judged, Prompt, Samples, TrainView
 
 SAMPLER_SETTINGS = ("num_timesteps", "timestep_shift", "text_scale", "interval", "renorm", "renorm_min")
@@ -59,34 +60,6 @@ def _changed(cfg: Config, section: Literal["rollout", "eval"]) -> list[str]:
     ]
 
 
-def roll_out(
-    model: Generator,
-    prompts: Sequence[Prompt],
-    images_per_prompt: int,
-    image_size: tuple[int, int],
-    sampling: Any,
-    seed: int,
-    step: int,
-) -> Samples:
-    """Draws K images of each prompt; the samples of a prompt stand next to each other.
-
-    image_size: height, width in pixels. seed, step: of the run; they seed what is random about each image.
-    """
-    repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    samples = list(range(images_per_prompt)) * len(prompts)
-    keys = SampleKeys(seed, step, tuple((p.name, k) for p, k in zip(repeated, samples, strict=True)))
-    grid = model.grid(*image_size)
-    tokens, images_NCHW = model.generate(repeated, keys.of("rollout"), grid, sampling)
-    return Samples(
-        prompts=tuple(prompts),
-        group_N=torch.arange(len(prompts)).repeat_interleave(images_per_prompt),
-        sample_N=torch.tensor(samples),
-        images_NCHW=images_NCHW,
-        tokens=tokens,
-        grid=grid,
-    )
-
-
 def training_views(cfg: Config, model: Generator, samples: Samples, step: int, same: bool = False) -> TrainView:
     """The views of samples that a step trains on, each with randomness of its own.
 
@@ -110,19 +83,38 @@ class Collector:
     sampling: Any
 
     def collect(self, prompts: Sequence[Prompt], step: int, clock: Clock, gathered: ExitStack) -> list[Judged]:
-        """This rank's micro-batches of a step: all are drawn, then all are judged.
+        """This rank's micro-batches of a step: all are drawn, then all are judged together.
 
-        gathered: holds the model whole; a judge of its own is gathered there in its turn (``JudgeHost.take``).
+        gathered: holds the model for drawing; a judge of its own is gathered there in its turn (``JudgeHost.take``).
         """
-        r = self.cfg.rollout
+        judged = self.begin(prompts, step, clock, gathered)
+        with clock("judge"):
+            return judged()
+
+    def begin(
+        self, prompts: Sequence[Prompt], step: int, clock: Clock, gathered: ExitStack
+    ) -> Callable[[], list[Judged]]:
+        """Draws, and has the own judge asked; what is returned waits for a judge outside and gives ``collect``'s list.
+
+        A judge that is a function gets each micro-batch as soon as it is drawn, while the next one is.
+        """
+        drawn: list[Samples] = []
+        sent: list[Sent] = []
         with clock("rollout"):
-            drawn = [
-                roll_out(self.model, group, r.images_per_prompt, r.image_size, self.sampling, self.cfg.run.seed, step)
-                for group in micro_batches(prompts, r.micro_batch_prompts)
-            ]
+            for group in micro_batches(prompts, self.cfg.rollout.micro_batch_prompts):
+                drawn.append(self._draw(group, step))
+                sent.append(self.judging.send(drawn[-1]))
         with clock("judge"):
             judge = self.host.take(gathered)
-            return [self.judging.judged(judge, samples) for samples in drawn]
+            return self.judging.begin(judge, drawn, sent)
+
+    def _draw(self, prompts: Sequence[Prompt], step: int) -> Samples:
+        r = self.cfg.rollout
+        numbers: int | list[list[int]] = r.images_per_prompt
+        if r.pool:
+            with self.model.judging():
+                numbers = choose_samples(self.cfg, self.model, self.model, self.judging, self.sampling, prompts, step)
+        return roll_out(self.model, prompts, numbers, r.image_size, self.sampling, self.cfg.run.seed, step)
 
 
 def to_device(judged: Judged, device: torch.device) -> Judged:
@@ -130,9 +122,3 @@ def to_device(judged: Judged, device: torch.device) -> Judged:
     samples = judged.samples
     moved = replace(samples, images_NCHW=samples.images_NCHW.to(device), tokens=samples.tokens.to(device))
     return replace(judged, samples=moved)
-
-
-def micro_batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
-    """Consecutive groups of ``size`` prompts."""
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]

@@ -20,7 +20,8 @@ from srum_ds.monitoring.images import boxes_by_picture, to_uint8
 from srum_ds.monitoring.writer import Monitor
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.prompts.shards import load_index
-from srum_ds.rollouts.collect import Collector, micro_batches, roll_out
+from srum_ds.rollouts.collect import Collector
+from srum_ds.rollouts.draw import for_drawing, micro_batches, roll_out, share
 from srum_ds.types import Judged, Prompt
 
 SHOWN_PROMPTS = 8
@@ -48,17 +49,17 @@ def fixed_prompts(cfg: Config) -> list[Prompt]:
 def show_fixed_prompts(collector: Collector, engine: Engine, monitor: Monitor, step: int) -> None:
     """Draws them with the weights that are exported and shows them, boxes coloured by score; all ranks call it."""
     cfg = collector.cfg
-    mine = fixed_prompts(cfg)[engine.rank :: engine.world_size]
+    mine, count = share(fixed_prompts(cfg), engine.rank, engine.world_size)
     at_once = cfg.rollout.micro_batch_prompts * cfg.rollout.images_per_prompt
     with ExitStack() as gathered:
-        gathered.enter_context(engine.gathered(cfg.eval.weights))
+        gathered.enter_context(for_drawing(engine, cfg.eval.weights, cfg.rollout.gather))
         drawn = [
             roll_out(collector.model, group, 1, cfg.rollout.image_size, collector.sampling, cfg.run.seed, 0)
             for group in micro_batches(mine, at_once)
         ]
         judge = collector.host.take(gathered)
-        judged = [collector.judging.judged(judge, samples) for samples in drawn]
-    found = ranks.run_on_all_ranks(lambda: [shown for batch in judged for shown in _take_apart(batch)])
+        judged = collector.judging.judged_together(judge, drawn)
+    found = ranks.run_on_all_ranks(lambda: [shown for batch in judged for shown in _take_apart(batch)][:count])
     # In the order of the prompts, which were dealt out like cards.
     shown = [found[number % len(found)][number // len(found)] for number in range(sum(map(len, found)))]
     monitor.images(

@@ -17,7 +17,15 @@ from srum_ds.rollouts.shards import Header, RolloutReader
 
 # Settings that say how images were drawn and judged; what else a recipe sets came later.
 _SETTINGS = ("judge", "regions", "rollout", "reward.surplus_penalty")
-_ELSEWHERE = ("rollout.prompts_per_step", "rollout.images_per_prompt", "rollout.micro_batch_prompts", "rollout.keep")
+_ELSEWHERE = (
+    "rollout.prompts_per_step",
+    "rollout.images_per_prompt",
+    "rollout.micro_batch_prompts",
+    "rollout.gather",
+    "rollout.keep",
+)
+# Settings that came later, at the values that leave everything as it was before: these do not stand.
+_NEUTRAL = {"rollout.pool": 0, "rollout.pool_timesteps": 4}
 
 
 def rollout_header(collector: Collector) -> Header:
@@ -83,6 +91,9 @@ def _settings(cfg: Config) -> dict[str, Any]:
     chosen = {
         key: value
         for key, value in flat.items()
-        if (key in _SETTINGS or key.partition(".")[0] in _SETTINGS) and key not in _ELSEWHERE and value != {}
+        if (key in _SETTINGS or key.partition(".")[0] in _SETTINGS)
+        and key not in _ELSEWHERE
+        and value != {}
+        and _NEUTRAL.get(key) != value
     }
     return dict(json.loads(json.dumps(chosen)))

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Protocol
 
 from srum_ds.common import ranks
 from srum_ds.common.clock import Clock
-from srum_ds.config import Config, save_config
+from srum_ds.common.errors import UserError
+from srum_ds.config import Config
 from srum_ds.engine import Engine
-from srum_ds.monitoring import run_folder
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rollouts.collect import Collector, to_device
-from srum_ds.rollouts.header import check_rollouts, rollout_header
+from srum_ds.rollouts.draw import for_drawing
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter
 from srum_ds.types import Judged
 
@@ -34,6 +33,14 @@ class Source(Protocol):
         """Whether other weights draw step ``step + 1`` than drew ``step``: then the average that draws moves on."""
         ...
 
+    def staleness(self, step: int) -> int:
+        """How many steps before ``step`` the weights were taken that drew its images; asked after ``batches``."""
+        ...
+
+    def settle(self) -> None:
+        """Brings to the disk what a checkpoint would otherwise lack. All ranks call it."""
+        ...
+
 
 class OnlineSource:
     """Draws each step with the present weights (``rollout.weights``) and has it judged."""
@@ -44,17 +51,36 @@ class OnlineSource:
         self.reader = reader
 
     def batches(self, step: int, clock: Clock) -> list[Judged]:
+        judged = self.begin(step, clock)
+        with clock("judge"):
+            return judged()
+
+    def begin(self, step: int, clock: Clock) -> Callable[[], list[Judged]]:
+        """``batches`` without waiting for a judge outside; see ``Collector.begin``."""
         cfg = self.collector.cfg
+        r = cfg.rollout
         with clock("data"):
             prompts = self.reader.batch(
-                step, cfg.rollout.prompts_per_step, cfg.run.seed, self.engine.rank, self.engine.world_size
+                step, r.prompts_per_step, cfg.run.seed, self.engine.rank, self.engine.world_size
             )
         with ExitStack() as gathered:
-            gathered.enter_context(self.engine.gathered(cfg.rollout.weights))
-            return self.collector.collect(prompts, step, clock, gathered)
+            gathered.enter_context(for_drawing(self.engine, r.weights, r.gather))
+            if r.pool and not self.engine.holds_whole:
+                raise UserError(
+                    f"rollout.pool={r.pool}: its images are judged before the chosen ones are drawn, which needs the "
+                    f"whole model on every rank, for which there is no room (rollout.gather={r.gather}): set "
+                    f"rollout.pool=0."
+                )
+            return self.collector.begin(prompts, step, clock, gathered)
 
     def policy_changes_after(self, step: int) -> bool:
         return True
+
+    def staleness(self, step: int) -> int:
+        return 0
+
+    def settle(self) -> None:
+        return None
 
 
 class RecordingSource:
@@ -72,6 +98,12 @@ class RecordingSource:
 
     def policy_changes_after(self, step: int) -> bool:
         return True
+
+    def staleness(self, step: int) -> int:
+        return 0
+
+    def settle(self) -> None:
+        return None
 
 
 class OfflineSource:
@@ -95,6 +127,12 @@ class OfflineSource:
 
     def policy_changes_after(self, step: int) -> bool:
         return step + 1 in self.reader.index.steps and self.reader.policy(step + 1) != self.reader.policy(step)
+
+    def staleness(self, step: int) -> int:
+        return step - self.reader.policy(step)
+
+    def settle(self) -> None:
+        return None
 
 
 class RoundSource:
@@ -141,50 +179,13 @@ class RoundSource:
     def policy_changes_after(self, step: int) -> bool:
         return (step + 1) % self.length == 0
 
+    def staleness(self, step: int) -> int:
+        return step % self.length
+
+    def settle(self) -> None:
+        return None
+
 
 def round_length(cfg: Config) -> int:
     """Steps of a round."""
     return cfg.train.steps // cfg.train.rounds
-
-
-def open_data(cfg: Config) -> PromptReader | RolloutReader:
-    """The prompts to draw, or offline the rollouts to read. UserError where the folder is not whole."""
-    if cfg.train.mode == "offline":
-        return RolloutReader(Path(cfg.data.rollouts or ""))
-    return PromptReader(Path(cfg.data.shards), cfg.data.split)
-
-
-def choose_source(
-    collector: Collector,
-    engine: Engine,
-    run_dir: Path,
-    data: PromptReader | RolloutReader,
-    start: int,
-    stop_asked: Callable[[], bool],
-    tell: Callable[[str], None],
-) -> Source:
-    """The source that ``train.mode`` names, for a run that goes on at step ``start``; all ranks call it.
-
-    stop_asked: whether this rank was asked to stop. tell: shows a line to the user.
-    Raises UserError for rollouts that do not fit the settings.
-    """
-    cfg = collector.cfg
-    if isinstance(data, RolloutReader):
-        reader = data
-        other = ranks.run_on_all_ranks(lambda: check_rollouts(collector, reader), rank_zero=True)[0]
-        tell(f"images and scores are those of {reader.folder}")
-        for difference in other:
-            tell(f"there, unlike in these settings: {difference}")
-        return OfflineSource(cfg, engine, reader)
-    online = OnlineSource(collector, engine, data)
-    if cfg.train.mode == "online" and not cfg.rollout.keep:
-        return online
-    # What later steps drew came from weights that this process will compute anew.
-    kept = start if cfg.train.mode == "online" else (start // round_length(cfg) + 1) * round_length(cfg)
-    folder = run_dir / run_folder.ROLLOUTS
-    header = ranks.run_on_all_ranks(lambda: rollout_header(collector), rank_zero=True)[0]
-    writer = RolloutWriter(folder, header, range(kept))
-    ranks.run_on_all_ranks(lambda: save_config(cfg, folder / run_folder.CONFIG), rank_zero=True)
-    if cfg.train.mode == "online":
-        return RecordingSource(online, writer)
-    return RoundSource(online, writer, start, stop_asked, tell)

@@ -84,7 +84,7 @@ def rescore(source: Path, out: Path, overrides: Sequence[str]) -> None:
         writer = open_writer(collector, out)
         anew = any(word.startswith("regions.") for word in overrides)
         for step in unfinished(writer, sorted(reader.index.steps)):
-            batches = [judge_again(collector, old, anew) for old in read_together(cfg, reader, step)]
+            batches = judge_again(collector, read_together(cfg, reader, step), anew)
             writer.write(step, reader.policy(step), batches)
 
 
@@ -129,14 +129,15 @@ def read_together(cfg: Config, reader: RolloutReader, step: int) -> list[Judged]
     return found
 
 
-def judge_again(collector: Collector, old: Judged, anew: bool) -> Judged:
+def judge_again(collector: Collector, kept: Sequence[Judged], anew: bool) -> list[Judged]:
     """The same images with other scores, and with other boxes where ``anew``."""
     model: UnifiedModel = collector.model
-    old = to_device(old, model.device)
+    kept = [to_device(old, model.device) for old in kept]
     with model.judging():
         if anew:
-            return collector.judging.judged(model, old.samples)
-        return replace(old, scores=collector.judging.scores(model, old.samples, old.regions))
+            return collector.judging.judged_together(model, [old.samples for old in kept])
+        scores = collector.judging.scores_together(model, [(old.samples, old.regions) for old in kept])
+    return [replace(old, scores=said) for old, said in zip(kept, scores, strict=True)]
 
 
 def check_model(cfg: Config, reader: RolloutReader) -> None:

@@ -9,7 +9,7 @@ from srum_ds.common.seeds import SampleKeys
 from srum_ds.models import load_model
 from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import UnifiedModel, ViewSettings
-from srum_ds.rollouts.collect import roll_out
+from srum_ds.rollouts.draw import roll_out
 from srum_ds.types import Prompt, Samples
 from tests.support.paths import MODEL
 

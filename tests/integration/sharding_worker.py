@@ -157,6 +157,45 @@ def judging(folder: Path, stage: str) -> dict[str, Any]:
     }
 
 
+def drawing_by_layer(folder: Path) -> dict[str, Any]:
+    """Images drawn with all weights gathered, and with each layer gathered when it runs, by live and named weights.
+
+    Ranks draw other prompts, of other lengths, and train in between: what is fetched for drawing leaves no trace.
+    """
+    from srum_ds.engine import read_ds_config, shard_loader
+    from srum_ds.models import load_model
+    from srum_ds.models.flow import FlowSampling
+    from srum_ds.types import Prompt
+    from tests.support.memory import TensorBytes
+
+    ds_config = read_ds_config(ROOT / "ds_configs/cpu.json")
+    seen: dict[str, Any] = {"same": [], "peak": {}, "trains": []}
+    model = load_model(folder, materialise=shard_loader(ds_config, "fp32"))
+    engine = create(model, "generation", ds_config)
+    twin = load_model(folder, materialise=shard_loader(ds_config, "fp32"))
+    twin_engine = create(twin, "generation", ds_config)
+    engine.add_weights("old")
+    prompts = [Prompt("a", "a red"), Prompt("b", "a red a red a red")][engine.rank :]
+
+    def drawn() -> Tensor:
+        keys = [("rollout", prompt.name) for prompt in prompts]
+        return model.generate(prompts, keys, (2, 2), FlowSampling(num_timesteps=4))[1]
+
+    for step in range(2):
+        train_step(engine, model, step)
+        train_step(twin_engine, twin, step)
+        for weights in ("live", "old"):
+            pictures = {}
+            with TensorBytes() as tensors:
+                for way in ("gathered", "layer_by_layer"):
+                    with tensors.measured(1 << 62) as peak, getattr(engine, way)(weights):
+                        pictures[way] = drawn()
+                    seen["peak"][way] = peak.tensor_peak
+            seen["same"].append(torch.equal(*pictures.values()))
+    seen["trains"] = same(consolidated(engine), consolidated(twin_engine))
+    return seen
+
+
 def bytes_stored(folder: Path) -> tuple[int, int]:
     """Bytes in float32 of all tensors of a folder's weights, and of the largest; from the file's header."""
     from safetensors import safe_open
@@ -203,7 +242,7 @@ def memory(folder: Path, run_dir: Path) -> dict[str, Any]:
         with tensors.measured(limits["load"], python=True) as found["judge_load"]:
             judge = load_model(folder, materialise=loader, only_judges=True)
             judge_engine = FrozenEngine(judge.module, ds_config, "fp32")
-        engine_gathering._GATHER_NUMEL = GATHERED_AT_ONCE
+        engine_gathering.GATHER_NUMEL = GATHERED_AT_ONCE
         with tensors.measured(limits["turns"]) as found["turns"]:
             with engine.gathered():
                 pass
@@ -229,6 +268,7 @@ def main(folder: Path) -> None:
     world = dist.get_world_size()
     seen = {
         "loading": loading(folder / "tiny"),
+        "drawing_by_layer": drawing_by_layer(folder / "tiny"),
         "zero3": judging(folder / "tiny", str(ROOT / "ds_configs/cpu.json")),
         "zero2": judging(folder / "tiny", str(ROOT / "ds_configs/zero2.json")),
         # Last: all that is imported and set up once is there by now.

@@ -142,3 +142,32 @@ def test_rounds_killed_in_between_end_with_the_same_weights(shards: Path, tmp_pa
     assert farthest(weights_after(whole, 4), weights_after(killed, 4)) == 0.0
     reader = RolloutReader(killed / "rollouts")
     assert [reader.policy(step) for step in range(4)] == [0, 0, 1, 1]
+
+
+# ---- one step ahead, and layer by layer
+
+
+def test_one_step_ahead_trains_on_the_last_steps_weights(shards: Path, tmp_path: Path) -> None:
+    """Killed in between, a run goes on from the same images and ends with the same weights."""
+    given = ("train.steps=4", "train.save_every=2", "train.mode=ahead")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_ranks(2, words(shards, whole, *given))
+    assert [line["staleness"] for line in metrics(whole)] == [0, 1, 1, 1]
+    kept = RolloutReader(whole / "rollouts")
+    assert [kept.policy(step) for step in range(4)] == [0, 0, 1, 2]
+    kill_after(start_ranks(2, words(shards, cut, *given)), cut, 3)
+    run_ranks(2, words(shards, cut, *given))
+    assert farthest(weights_after(whole, 4), weights_after(cut, 4)) == 0
+    # The second step's images are those of the first step's weights: the untrained ones.
+    online = RolloutReader(whole / "rollouts").batches(1, 4)[0].samples.tokens
+    assert online.isfinite().all()
+
+
+def test_drawing_layer_by_layer_changes_no_step(shards: Path, tmp_path: Path) -> None:
+    runs = {how: tmp_path / how for how in ("whole", "layers")}
+    for how, run in runs.items():
+        run_ranks(2, words(shards, run, f"rollout.gather={how}", "log.tensorboard=true", "log.image_every=1"))
+    for ours, theirs in zip(metrics(runs["layers"]), metrics(runs["whole"]), strict=True):
+        differing = {key for key in ours if ours[key] != theirs[key] and not key.startswith("time_")}
+        assert not differing
+    assert farthest(weights_after(runs["layers"], 2), weights_after(runs["whole"], 2)) == 0

@@ -126,3 +126,14 @@ def test_a_frozen_copy_answers_the_same_however_the_live_model_moves(
 
 
 # ---- configs
+
+
+# ---- drawing layer by layer
+
+
+def test_layers_are_gathered_one_by_one_where_the_whole_does_not_fit(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        seen = rank["drawing_by_layer"]
+        assert seen["same"] == [True] * 4
+        assert seen["trains"], "drawing in between changes no step"
+        assert seen["peak"]["layer_by_layer"] < 0.7 * seen["peak"]["gathered"]

@@ -13,6 +13,10 @@ from srum_ds.models.bagel.layout import build_layout
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.text_decoding import TextDecoder
 from srum_ds.models.bagel.text_trees import Ids, build_text_trees
+from srum_ds.models.bagel.transformer import Cache, stack_caches
+
+READ_TOGETHER = 16
+"""Most questions that are read in one pass before their answers are written, which takes less memory a question."""
 
 
 class BagelAnswerer:
@@ -61,16 +65,34 @@ class BagelAnswerer:
     ) -> list[str]:
         """Answers as text, one per question; a text ends at the first eos, or at a bos, which opens another.
 
-        Every image is read once. Every rank decodes ``max_new_tokens`` steps. temperature, seeds: see
-        ``TextDecoder.decode``.
+        All answers are written in one decoding, which ends when all of them have ended; questions and images are read
+        ``READ_TOGETHER`` questions at a time. temperature, seeds: see ``TextDecoder.decode``.
         """
-        module = self.reader.module
-        index = torch.tensor(_image_of(images, questions, image_index, "questions"), device=module.device)
-        context = self.reader.read_images(images).take(index)
-        openings = [torch.tensor(ids) for ids in self._openings(questions)]
-        logits, cache = self.decoder.next_logits(openings, context)
-        tokens, _ = self.decoder.decode(logits, cache, max_new_tokens, temperature, seeds)
-        return [text.strip() for text in self.decoder.texts(tokens)]
+        if not questions:
+            return []
+        image_of = _image_of(images, questions, image_index, "questions")
+        # Questions about one image stand together, so that it is read once.
+        order = sorted(range(len(questions)), key=image_of.__getitem__)
+        runs = [order[start : start + READ_TOGETHER] for start in range(0, len(order), READ_TOGETHER)]
+        opened = [self._opened(images, [questions[q] for q in run], [image_of[q] for q in run]) for run in runs]
+        logits_QV = torch.cat([logits for logits, _ in opened])
+        cache = opened[0][1] if len(opened) == 1 else stack_caches([cache for _, cache in opened])
+        if seeds is not None:
+            if len(seeds) != len(questions):
+                raise ValueError(f"{len(questions)} questions need as many seeds, got {len(seeds)}")
+            seeds = [seeds[q] for q in order]
+        tokens, _ = self.decoder.decode(logits_QV, cache, max_new_tokens, temperature, seeds)
+        texts = dict(zip(order, self.decoder.texts(tokens), strict=True))
+        return [texts[q].strip() for q in range(len(questions))]
+
+    def _opened(
+        self, images: Sequence[Tensor], questions: Sequence[str], image_of: Sequence[int]
+    ) -> tuple[Tensor, Cache]:
+        """Logits [Q, V] of each answer's first token, and the context of image and question that it goes on from."""
+        used = list(dict.fromkeys(image_of))
+        index = torch.tensor([used.index(image) for image in image_of], device=self.reader.module.device)
+        context = self.reader.read_images([images[image] for image in used]).take(index)
+        return self.decoder.next_logits([torch.tensor(ids) for ids in self._openings(questions)], context)
 
     @torch.no_grad()
     def text_logprob(

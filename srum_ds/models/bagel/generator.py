@@ -74,7 +74,7 @@ class BagelGenerator:
         return height, width
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """[bos] ids [eos] of each prompt; UserError, naming the prompt, for an empty one and for one too long."""
+        """[bos] ids [eos] of each prompt, on the CPU; UserError, naming the prompt, for an empty or too long one."""
         return [self.reader.text_ids(prompt.text, f"prompt {prompt.id!r}") for prompt in prompts]
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class BagelGenerator:
     ) -> list[str]:
         """Writes a plan for each prompt; ``generate(..., plans=plans)`` then draws by it.
 
-        Every rank decodes ``max_new_tokens`` steps. temperature, seeds: see ``TextDecoder.decode``.
+        All are written in one decoding. temperature, seeds: see ``TextDecoder.decode``.
         """
         ids = self.prompt_ids(prompts)
         context = self._read_planning_prompt(len(prompts))
@@ -136,8 +136,9 @@ class BagelGenerator:
     def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
         """Velocities [N, M, T, C] of every view, through the engine or the gathered module; see ``Bagel.forward``."""
         ids = self.prompt_ids(prompts)
-        length_N = torch.tensor([len(i) for i in ids], device=ids[0].device)
-        ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        device = self.reader.module.device
+        length_N = torch.tensor([len(i) for i in ids], device=device)
+        ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
         inputs = view.inputs
         velocity_NMTC: Tensor = forward(
             ids_NL, length_N, inputs["dropped_NM"], inputs["x_NMTC"], inputs["time_NM"], torch.tensor(grid)
@@ -183,7 +184,7 @@ class BagelGenerator:
         module = self.reader.module
         keys = [tuple(ids.tolist()) for ids in ids_B]
         distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        texts = [torch.tensor(key, device=module.device) for key in distinct]
+        texts = [torch.tensor(key) for key in distinct]
         index = torch.tensor([distinct[key] for key in keys], device=module.device)
         return module.read_text(texts).take(index)
 

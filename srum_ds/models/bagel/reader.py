@@ -54,10 +54,10 @@ class Reader:
         return height // unit, width // unit
 
     def text_ids(self, text: str, what: str) -> Tensor:
-        """[bos] ids [eos] (int64) of a text called ``what`` in errors; UserError where it is empty or too long."""
+        """[bos] ids [eos] (int64, CPU) of a text called ``what`` in errors; UserError where it is empty or too long."""
         if not text.strip():
             raise UserError(f"{what} is empty; give it a text.")
-        ids = self.tokenizer.segment(text).to(self.module.device)
+        ids = self.tokenizer.segment(text)
         longest = self.config.llm.max_position_embeddings
         if len(ids) > longest:
             raise UserError(

@@ -11,11 +11,23 @@ from torch import Tensor
 from srum_ds.common import seeds as randomness
 from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.reader import Reader
+from srum_ds.models.bagel.text_step import TextStep
 from srum_ds.models.bagel.transformer import Cache
+from srum_ds.models.lora import is_adapter
+
+LOOK_EVERY = 16
+"""After how many tokens it is looked whether all texts have ended: the only time that the device is waited for."""
+
+Choose = Callable[[Tensor, int], Tensor]
+"""(logits [Q, V], how many tokens each text has) -> the next token of each text, int64 [Q]."""
 
 
 class TextDecoder:
-    """Autoregressive decoding, greedy or sampled, in a fixed number of steps."""
+    """Autoregressive decoding, greedy or sampled, of a batch of texts until all of them have ended.
+
+    Ranks may decode different numbers of tokens: all parameters are whole (inside ``engine.gathered()``), and nothing
+    communicates.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -23,16 +35,15 @@ class TextDecoder:
     @torch.no_grad()
     def start(self, context: Cache) -> tuple[Tensor, Cache]:
         """Opens a text after a context: logits [Q, V] of its first token, and the context with its bos."""
-        module = self.reader.module
-        bos = torch.tensor([module.special.bos], device=module.device)
+        bos = torch.tensor([self.reader.module.special.bos])
         return self.next_logits([bos] * context.batch, context)
 
     @torch.no_grad()
     def next_logits(self, ids_B: Sequence[Tensor], context: Cache) -> tuple[Tensor, Cache]:
         """Appends ids (int64, at least one per sample); logits [B, V] of what follows them, and the context."""
         module = self.reader.module
-        last_B = torch.tensor([len(ids) for ids in ids_B], device=module.device).cumsum(0) - 1
-        hidden, cache = module.text_hidden(ids_B, context, last_B)
+        last_B = torch.tensor([len(ids) for ids in ids_B]).cumsum(0) - 1
+        hidden, cache = module.text_hidden(ids_B, context, last_B.to(module.device))
         return module.logits(hidden), cache
 
     @torch.no_grad()
@@ -45,44 +56,71 @@ class TextDecoder:
         seeds: Sequence[int] | None = None,
         keep_logits: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Continues texts by exactly ``max_new_tokens`` tokens, so that ranks stay in lockstep.
+        """Continues texts until each has ended, or by ``max_new_tokens`` tokens.
 
         logits_QV: of the first token (``start``). temperature 0 takes the likeliest token; above,
-        tokens are drawn from softmax(logits / temperature), each text by its own seed, so that it does
-        not depend on its batch. Returns tokens [Q, T], int64, and, asked for, their logits [Q, T, V].
+        tokens are drawn from softmax(logits / temperature), each text by its own seed. A text does not depend on its
+        batch, nor on when others end. Every ``LOOK_EVERY`` tokens it is looked whether all have ended.
+
+        Returns tokens [Q, T], int64, on the CPU, and, asked for, their logits [Q, T, V], where they were computed.
+        What follows a text's end means nothing (``texts``). With ``keep_logits``, T is ``max_new_tokens``.
 
         UserError where context and text together exceed the model's ``max_position_embeddings``. ValueError where
-        sampling has not one seed per text.
+        sampling has not one seed per text. RuntimeError where weights are not whole on this rank.
         """
+        module = self.reader.module
+        require_whole(module.language_model)
         choose = _chooser(len(logits_QV), temperature, seeds)
         longest = self.reader.config.llm.max_position_embeddings
-        if int(cache.position_B.max()) + max_new_tokens > longest:
+        taken = int(cache.position_B.max())
+        if taken + max_new_tokens > longest:
             raise UserError(
                 f"{max_new_tokens} new tokens are too many: max_position_embeddings in llm_config.json is {longest}, "
-                f"of which the context takes {int(cache.position_B.max())}. Ask for fewer."
+                f"of which the context takes {taken}. Ask for fewer."
             )
-        module = self.reader.module
+        append = TextStep(module.language_model.model, cache)
         tokens: list[Tensor] = []
+        chunks: list[Tensor] = []
         kept: list[Tensor] = []
+        ended_Q = torch.zeros(len(logits_QV), dtype=torch.bool)
         for step in range(max_new_tokens):
-            tokens.append(choose(logits_QV))
+            token_Q = choose(logits_QV, step)
+            tokens.append(token_Q)
             if keep_logits:
                 kept.append(logits_QV)
-            if step + 1 < max_new_tokens:
-                hidden, cache = module.text_hidden(list(tokens[-1][:, None]), cache)
-                logits_QV = module.logits(hidden)
-        return torch.stack(tokens, dim=1), torch.stack(kept, dim=1) if keep_logits else None
+            last = step + 1 == max_new_tokens
+            if last or len(tokens) == LOOK_EVERY:
+                chunks.append(torch.stack(tokens, dim=1).cpu())
+                tokens.clear()
+                ended_Q |= torch.isin(chunks[-1], torch.tensor(self._ends)).any(dim=1)
+            if last or (bool(ended_Q.all()) and not keep_logits):
+                break
+            logits_QV = module.logits(append(token_Q))
+        return torch.cat(chunks, dim=1), torch.stack(kept, dim=1) if keep_logits else None
 
     def texts(self, tokens_QT: Tensor) -> list[str]:
         """The texts of decoded tokens: each ends at the first eos, or at a bos, which opens another text."""
+        decode = self.reader.tokenizer.decode
+        return [decode(list(takewhile(lambda token: token not in self._ends, row))) for row in tokens_QT.tolist()]
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """The tokens that end a text."""
         special = self.reader.module.special
-        ends = (special.eos, special.bos)
-        rows = tokens_QT.tolist()
-        return [self.reader.tokenizer.decode(list(takewhile(lambda token: token not in ends, row))) for row in rows]
+        return special.eos, special.bos
 
 
-def _chooser(count: int, temperature: float, seeds: Sequence[int] | None) -> Callable[[Tensor], Tensor]:
-    """What turns logits [Q, V] into the next tokens [Q]."""
+def require_whole(language_model: torch.nn.Module) -> None:
+    """RuntimeError where a weight that text goes through is in shards: ranks would gather it unequally often, and hang.
+
+    Generation experts and adapters, which a judge switches off, may be (``engine.gathered_frozen()``).
+    """
+    for name, parameter in language_model.named_parameters():
+        if parameter.numel() == 0 and "_moe_gen" not in name and not is_adapter(name):
+            raise RuntimeError(f"text is written with whole weights, inside engine.gathered(); {name} is in shards")
+
+
+def _chooser(count: int, temperature: float, seeds: Sequence[int] | None) -> Choose:
     if temperature < 0:
         raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or above.")
     if temperature == 0:
@@ -92,19 +130,26 @@ def _chooser(count: int, temperature: float, seeds: Sequence[int] | None) -> Cal
     return _Sampled(temperature, [randomness.generator("answer", seed) for seed in seeds])
 
 
-def _likeliest(logits_QV: Tensor) -> Tensor:
+def _likeliest(logits_QV: Tensor, step: int) -> Tensor:
     return logits_QV.argmax(-1)
 
 
 class _Sampled:
-    """Draws by inversion on the CPU in double precision: one uniform number per token and text."""
+    """Draws by inversion in double precision, where the logits are: one uniform number per token and text.
+
+    The numbers come from each text's generator on the CPU, for ``LOOK_EVERY`` tokens at once.
+    """
 
     def __init__(self, temperature: float, generators: Sequence[torch.Generator]) -> None:
         self.temperature = temperature
         self.generators = generators
+        self.uniform_QT = torch.zeros(0)
 
-    def __call__(self, logits_QV: Tensor) -> Tensor:
-        share_QV = (logits_QV.double().cpu() / self.temperature).softmax(-1).cumsum(-1)
-        uniform = [torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]
-        tokens_Q1 = torch.searchsorted(share_QV, torch.stack(uniform) * share_QV[:, -1:], right=True)
-        return tokens_Q1[:, 0].clamp(max=logits_QV.shape[-1] - 1).to(logits_QV.device)
+    def __call__(self, logits_QV: Tensor, step: int) -> Tensor:
+        if step % LOOK_EVERY == 0:
+            drawn = [torch.rand(LOOK_EVERY, generator=g, dtype=torch.float64) for g in self.generators]
+            self.uniform_QT = torch.stack(drawn).to(logits_QV.device)
+        share_QV = (logits_QV.double() / self.temperature).softmax(-1).cumsum(-1)
+        uniform_Q1 = self.uniform_QT[:, step % LOOK_EVERY, None]
+        tokens_Q1 = torch.searchsorted(share_QV, uniform_Q1 * share_QV[:, -1:], right=True)
+        return tokens_Q1[:, 0].clamp(max=logits_QV.shape[-1] - 1)

@@ -120,6 +120,7 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head = head
+        self.hidden = hidden
         for suffix in ("", "_moe_gen"):
             self.add_module(f"q_proj{suffix}", nn.Linear(hidden, self.heads * head, bias=True))
             self.add_module(f"k_proj{suffix}", nn.Linear(hidden, self.kv_heads * head, bias=True))
@@ -129,11 +130,16 @@ class Attention(nn.Module):
             self.add_module(f"k_norm{suffix}", RMSNorm(head, eps=config.rms_norm_eps))
 
     def _queries(self, x_ND: Tensor, suffix: str) -> Tensor:
+        if _idle(x_ND):
+            return x_ND.new_zeros(0, self.heads, self.head)
         q_NHD: Tensor = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
         normed_NHD: Tensor = self.get_submodule(f"q_norm{suffix}")(q_NHD)
         return normed_NHD
 
     def _keys_values(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
+        if _idle(x_ND):
+            nothing = x_ND.new_zeros(0, self.kv_heads, self.head)
+            return nothing, nothing
         k = self.get_submodule(f"k_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
         v = self.get_submodule(f"v_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
         return self.get_submodule(f"k_norm{suffix}")(k), v
@@ -167,9 +173,25 @@ class Attention(nn.Module):
         # Where no row is wanted, the pass is there for its keys and values alone.
         out = (attend(q, keys, values, plan) if len(und_UD) or len(gen_GD) else q).transpose(1, 2)
         und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
-        und = self.get_submodule("o_proj")(und)
-        gen = self.get_submodule("o_proj_moe_gen")(gen)
+        und = self._output(und, "")
+        gen = self._output(gen, "_moe_gen")
         return und, gen, keys, values
+
+    def _output(self, x_ND: Tensor, suffix: str) -> Tensor:
+        projection = self.get_submodule(f"o_proj{suffix}")
+        out_ND: Tensor = x_ND.new_zeros(0, self.hidden) if _idle(x_ND) else projection(x_ND)
+        return out_ND
+
+
+def _idle(x_ND: Tensor) -> bool:
+    """Whether an expert has no rows, and no gradient, which all ranks reduce, would miss it: then it is not called."""
+    return len(x_ND) == 0 and not torch.is_grad_enabled()
+
+
+def _of(expert: nn.Module, x_ND: Tensor) -> Tensor:
+    """What an expert's norm or MLP, which keep the shape, makes of its rows."""
+    out_ND: Tensor = x_ND if _idle(x_ND) else expert(x_ND)
+    return out_ND
 
 
 def _only(asked: Asked | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,13 +255,13 @@ class MoTLayer(nn.Module):
         asked: the rows whose hidden states are wanted, if not all; keys and values are those of all rows.
         """
         und, gen, keys, values = self.self_attn(
-            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), step, past, asked
+            _of(self.input_layernorm, und_UD), _of(self.input_layernorm_moe_gen, gen_GD), step, past, asked
         )
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
         und_UD = _add(und_UD, und)
         gen_GD = _add(gen_GD, gen)
-        und_UD = _add(und_UD, self.mlp(self.post_attention_layernorm(und_UD)))
-        gen_GD = _add(gen_GD, self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_GD)))
+        und_UD = _add(und_UD, _of(self.mlp, _of(self.post_attention_layernorm, und_UD)))
+        gen_GD = _add(gen_GD, _of(self.mlp_moe_gen, _of(self.post_attention_layernorm_moe_gen, gen_GD)))
         if not keep:
             return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
@@ -302,7 +324,7 @@ class MoTModel(nn.Module):
                 values.append(v)
         if ordered and rows_L is None:
             und_UD = und_UD.index_select(0, layout.slot_N)
-        hidden = (self.norm(und_UD), self.norm_moe_gen(gen_GD))
+        hidden = (_of(self.norm, und_UD), _of(self.norm_moe_gen, gen_GD))
         if not keep:
             return *hidden, None
         valid = layout.valid_BS if past is None else torch.cat([past.valid_BP, layout.valid_BS], dim=1)

@@ -1,7 +1,7 @@
-"""The judging of a micro-batch: a global score for each image, a local score for each region.
+"""The judging of micro-batches: a global score for each image, a local score for each region.
 
 How an opinion is read is the readout's affair (``readouts.py``); this module decides what is asked about, and matches
-regions to phrases. ``pipeline.JudgePipeline`` calls ``judge_samples`` with what a recipe says. Nothing communicates.
+regions to phrases. ``pipeline.JudgePipeline`` calls ``judge_together`` with what a recipe says. Nothing communicates.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class Asking:
 
     whole: the question about an image, with ``prompt``; None for a readout that needs no question. part: the one about
     a region, with ``phrase`` (and ``prompt``, if it likes); for ``boxes`` with ``prompt`` and ``boxes``. regional:
-    ``crop`` or ``boxes``, see ``judge_samples``. crop_size: height and width of every crop in pixels. batch: most
-    images or crops in one call, >= 1. surplus_penalty: in [0, 1], what a region costs that no phrase claims.
+    ``crop`` or ``boxes``, see ``judge_together``. crop_size: height and width of every crop in pixels. batch: most
+    images or crops that are read in one call, >= 1. surplus_penalty: in [0, 1], what a region costs that no phrase
+    claims.
 
     UserError for a template that cannot serve the readout.
     """
@@ -104,7 +105,12 @@ class Asking:
 
 
 def judge_samples(judge: Judge, samples: Samples, regions: Regions, asking: Asking) -> Scores:
-    """Asks about every image and every region, and matches regions to phrases.
+    """``judge_together`` of one micro-batch."""
+    return judge_together(judge, [(samples, regions)], asking)[0]
+
+
+def judge_together(judge: Judge, batches: Sequence[tuple[Samples, Regions]], asking: Asking) -> list[Scores]:
+    """Asks about every image and every region of some micro-batches, and matches regions to phrases.
 
     Global: one question per image, with its prompt. Local, by ``asking.regional``:
 
@@ -115,43 +121,31 @@ def judge_samples(judge: Judge, samples: Samples, regions: Regions, asking: Aski
     - ``boxes`` (as released): one written reply per image about all of its boxes, listed in the question.
       Nothing is matched: ``phrase_R`` is -1, ``missing_N`` None.
 
-    The result does not depend on ``asking.batch`` beyond the model's rounding.
+    Written replies are written together (``ask_all``). The result does not depend on which micro-batches are judged
+    together, nor on ``asking.batch``, beyond the model's rounding.
 
     Args:
         judge: whoever answers; its parameters are whole on this rank.
-        samples: N images with their prompts.
-        regions: R boxes over these images.
+        batches: of each micro-batch, N images with their prompts, and R boxes over these.
         asking: what is asked, and how.
 
     Returns:
-        Scores on the CPU, float32.
+        Scores of each micro-batch, on the CPU, float32.
 
     Raises:
         UserError: a prompt without phrases that has crops, or bad counts.
         ValueError: prompts that do not match the groups, or a judge that breaks its protocol.
     """
-    prompts = samples.prompt_of_each()
-    names = [(p.name, s) for p, s in zip(prompts, samples.sample_N.tolist(), strict=True)]
-    questions = [render(asking.whole, asking.readout, prompt=prompt.text) for prompt in samples.prompts]
-    asked = [
-        [Request(0, questions[group], samples.prompts[group].text, (*name, "whole"))]
-        for group, name in zip(samples.group_N.tolist(), names, strict=True)
+    part_of = _about_boxes if asking.regional == "boxes" else _about_crops
+    asked: list[Asked] = []
+    for samples, regions in batches:
+        images = list(samples.images_NCHW)
+        asked += [_about_images(samples, images, asking), part_of(samples, images, regions, asking)]
+    replies = ask_all(judge, asked, asking.readout, asking.batch)
+    pairs = [slice(2 * n, 2 * n + 2) for n in range(len(batches))]
+    return [
+        _scores(samples, asking, asked[pair], replies[pair]) for (samples, _), pair in zip(batches, pairs, strict=True)
     ]
-    whole = ask_all(judge, list(samples.images_NCHW), asked, asking.readout, asking.batch)
-    failures = _failures(whole, [a[0] for a in asked], range(len(prompts)), [-1] * len(prompts), asking.whole)
-    judge_regions = _judge_boxes if asking.regional == "boxes" else _judge_crops
-    local = judge_regions(judge, samples, regions, names, asking)
-    return Scores(
-        global_N=whole.score_Q,
-        global_status_N=whole.status_Q,
-        local_R=local.score_R,
-        local_status_R=local.status_R,
-        phrase_R=local.phrase_R,
-        raw=(*whole.raw, *local.raw_R),
-        missing_N=local.missing_N,
-        status_Q=torch.cat([whole.status_Q, local.status_Q]),
-        failures=(*failures, *local.failures),
-    )
 
 
 def render(template: Template | None, readout: Readout, **values: object) -> str:
@@ -160,23 +154,75 @@ def render(template: Template | None, readout: Readout, **values: object) -> str
 
 
 @dataclass(frozen=True)
-class _Local:
-    """What became of the regions: score, status, phrase and reply of each, and of the requests."""
+class Asked:
+    """Pictures and what is asked about each of them.
 
-    score_R: Tensor
-    status_R: Tensor
-    phrase_R: Tensor
-    raw_R: tuple[str, ...]
-    missing_N: Tensor | None
-    status_Q: Tensor
-    failures: tuple[Failure, ...]
+    owner_Q, region_Q: of each score that comes back, the image and the region (-1: the whole image) that it is of.
+    """
+
+    pictures: Sequence[Tensor]
+    requests: Sequence[Sequence[Request]]
+    owner_Q: Sequence[int] = ()
+    region_Q: Sequence[int] = ()
+
+    @property
+    def scores(self) -> int:
+        """How many scores come back."""
+        return sum(request.scores for about in self.requests for request in about)
 
 
-def _judge_crops(
-    judge: Judge, samples: Samples, regions: Regions, names: Sequence[tuple[str, int]], asking: Asking
-) -> _Local:
+def ask_all(judge: Judge, groups: Sequence[Asked], readout: Readout, batch: int) -> list[Replies]:
+    """The replies to each group of requests.
+
+    Answers that are read: group by group, ``batch`` pictures in a call. Replies that are written: one call for all
+    groups, since it takes as long as its longest reply; ``GenerateReadout`` bounds how many are written at once. A
+    picture (tensor) that stands in several groups is read once.
+    """
+    if not isinstance(readout, GenerateReadout):
+        return [_read_in_parts(judge, group, readout, batch) for group in groups]
+    pictures = {id(picture): picture for group in groups for picture in group.pictures}
+    place = {key: number for number, key in enumerate(pictures)}
+    requests = [
+        replace(request, picture=place[id(picture)])
+        for group in groups
+        for picture, about in zip(group.pictures, group.requests, strict=True)
+        for request in about
+    ]
+    return readout.read(judge, list(pictures.values()), requests).split([group.scores for group in groups])
+
+
+def _read_in_parts(judge: Judge, group: Asked, readout: Readout, batch: int) -> Replies:
+    parts = [Replies(torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())]
+    for start in range(0, len(group.pictures), batch):
+        asked = group.requests[start : start + batch]
+        flat = [replace(request, picture=k) for k, about in enumerate(asked) for request in about]
+        parts.append(readout.read(judge, group.pictures[start : start + batch], flat))
+    return Replies(
+        torch.cat([part.score_Q for part in parts]),
+        torch.cat([part.status_Q for part in parts]),
+        tuple(text for part in parts for text in part.raw),
+    )
+
+
+def _names(samples: Samples) -> list[tuple[str, int]]:
+    """What seeds the replies about each image."""
+    return [(p.name, s) for p, s in zip(samples.prompt_of_each(), samples.sample_N.tolist(), strict=True)]
+
+
+def _about_images(samples: Samples, images: Sequence[Tensor], asking: Asking) -> Asked:
+    """Each image against its prompt."""
+    questions = [render(asking.whole, asking.readout, prompt=prompt.text) for prompt in samples.prompts]
+    requests = [
+        [Request(0, questions[group], samples.prompts[group].text, (*name, "whole"))]
+        for group, name in zip(samples.group_N.tolist(), _names(samples), strict=True)
+    ]
+    return Asked(images, requests, range(len(images)), [-1] * len(images))
+
+
+def _about_crops(samples: Samples, images: Sequence[Tensor], regions: Regions, asking: Asking) -> Asked:
     """Each crop against each phrase of its prompt."""
-    prompts = samples.prompt_of_each()
+    del images
+    prompts, names = samples.prompt_of_each(), _names(samples)
     owners = regions.owner_R.tolist()
     for owner in owners:
         if not prompts[owner].phrases:
@@ -194,30 +240,22 @@ def _judge_crops(
         ]
         for group in dict.fromkeys(groups[owner] for owner in owners)
     }
-    asked = [
+    requests = [
         [
             Request(0, question, phrase, (*names[owner], region - first_of[owner], number))
             for number, (question, phrase) in enumerate(asked_of[groups[owner]])
         ]
         for region, owner in enumerate(owners)
     ]
+    region_Q = [region for region, about in enumerate(requests) for _ in about]
     crops = crop(samples.images_NCHW, regions, asking.crop_size)
-    replies = ask_all(judge, crops, asked, asking.readout, asking.batch)
-    flat = [request for of_crop in asked for request in of_crop]
-    region_Q = [region for region, of_crop in enumerate(asked) for _ in of_crop]
-    failures = _failures(replies, flat, [owners[region] for region in region_Q], region_Q, asking.part)
-    return _settle(prompts, owners, replies, asking.surplus_penalty, failures)
+    return Asked(crops, requests, [owners[region] for region in region_Q], region_Q)
 
 
-def _judge_boxes(
-    judge: Judge, samples: Samples, regions: Regions, names: Sequence[tuple[str, int]], asking: Asking
-) -> _Local:
-    """One written reply per image about all of its boxes. A region of a reply counts as one request."""
-    readout = asking.readout
-    assert isinstance(readout, GenerateReadout)
-    prompts = samples.prompt_of_each()
+def _about_boxes(samples: Samples, images: Sequence[Tensor], regions: Regions, asking: Asking) -> Asked:
+    """Each image that has boxes, about all of them."""
+    prompts, names = samples.prompt_of_each(), _names(samples)
     owner_R = regions.owner_R
-    shown = torch.unique(owner_R).tolist()
     height, width = samples.images_NCHW.shape[2:]
     sides_4 = torch.tensor([width, height, width, height], dtype=torch.float64)
 
@@ -225,95 +263,56 @@ def _judge_boxes(
         pixels = (boxes_B4.double().cpu() * sides_4).round().int().tolist()
         text = prompts[owner].text
         question = render(asking.part, asking.readout, prompt=text, boxes=pixels, width=width, height=height)
-        return Request(0, question, text, (*names[owner], "boxes"))
+        return Request(0, question, text, (*names[owner], "boxes"), len(boxes_B4))
 
-    requests = [request(owner, regions.boxes_R4[owner_R == owner]) for owner in shown]
-    counts = [int((owner_R == owner).sum()) for owner in shown]
-    pictures = [samples.images_NCHW[owner] for owner in shown]
-    score: list[float] = []
-    status: list[int] = []
-    raw: list[str] = []
-    failures: list[Failure] = []
-    for start in range(0, len(requests), asking.batch):
-        asked = [replace(r, picture=k) for k, r in enumerate(requests[start : start + asking.batch])]
-        own = counts[start : start + asking.batch]
-        found, texts = readout.read_regions(judge, pictures[start : start + asking.batch], asked, own)
-        for position, (of_picture, text) in enumerate(zip(found, texts, strict=True)):
-            for reply in of_picture:
-                if reply.status == Status.FAILED:
-                    where = (shown[start + position], len(score))
-                    failures.append(Failure(*where, asked[position].question, text, _label(asking.part)))
-                score.append(reply.score)
-                status.append(int(reply.status))
-                raw.append(text)
-    status_R = torch.tensor(status, dtype=torch.int64)
-    return _Local(
-        score_R=torch.tensor(score, dtype=torch.float32),
-        status_R=status_R,
-        phrase_R=torch.full((len(score),), -1, dtype=torch.int64),
-        raw_R=tuple(raw),
-        missing_N=None,
-        status_Q=status_R,
-        failures=tuple(failures),
+    shown = torch.unique(owner_R).tolist()
+    requests = [[request(owner, regions.boxes_R4[owner_R == owner])] for owner in shown]
+    return Asked([images[owner] for owner in shown], requests, owner_R.tolist(), range(len(regions)))
+
+
+def _scores(samples: Samples, asking: Asking, groups: Sequence[Asked], replies: Sequence[Replies]) -> Scores:
+    """What the replies about a micro-batch's images, and those about its regions, say."""
+    whole, part = replies
+    local = Scores(
+        global_N=whole.score_Q,
+        global_status_N=whole.status_Q,
+        local_R=part.score_Q,
+        local_status_R=part.status_Q,
+        phrase_R=torch.full(part.status_Q.shape, -1),
+        raw=(*whole.raw, *part.raw),
+        status_Q=torch.cat([whole.status_Q, part.status_Q]),
+        failures=(*_failures(whole, groups[0], asking.whole), *_failures(part, groups[1], asking.part)),
     )
-
-
-def ask_all(
-    judge: Judge,
-    pictures: Sequence[Tensor],
-    requests: Sequence[Sequence[Request]],
-    readout: Readout,
-    batch: int,
-) -> Replies:
-    """All requests about all images, in order; those about one image share it in the call."""
-    parts = [Replies(torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())]
-    for start in range(0, len(pictures), batch):
-        asked = requests[start : start + batch]
-        flat = [replace(request, picture=k) for k, of_picture in enumerate(asked) for request in of_picture]
-        parts.append(readout.read(judge, pictures[start : start + batch], flat))
-    return Replies(
-        torch.cat([part.score_Q for part in parts]),
-        torch.cat([part.status_Q for part in parts]),
-        tuple(text for part in parts for text in part.raw),
-    )
+    return local if asking.regional == "boxes" else _settle(local, samples, groups[1], part, asking.surplus_penalty)
 
 
 def _label(template: Template | None) -> str:
     return "none" if template is None else template.label
 
 
-def _failures(
-    replies: Replies,
-    requests: Sequence[Request],
-    picture_Q: Sequence[int],
-    region_Q: Sequence[int],
-    template: Template | None,
-) -> tuple[Failure, ...]:
-    failed = (replies.status_Q == int(Status.FAILED)).nonzero().flatten().tolist()
+def _failures(replies: Replies, group: Asked, template: Template | None) -> tuple[Failure, ...]:
+    questions = [request.question for about in group.requests for request in about for _ in range(request.scores)]
     return tuple(
-        Failure(picture_Q[q], region_Q[q], requests[q].question, replies.raw[q], _label(template)) for q in failed
+        Failure(group.owner_Q[q], group.region_Q[q], questions[q], replies.raw[q], _label(template))
+        for q in (replies.status_Q == int(Status.FAILED)).nonzero().flatten().tolist()
     )
 
 
-def _settle(
-    prompts: Sequence[Prompt],
-    owners: Sequence[int],
-    replies: Replies,
-    surplus_penalty: float,
-    failures: tuple[Failure, ...],
-) -> _Local:
-    """From the answers, region by region and phrase by phrase, to one score a region."""
+def _settle(said: Scores, samples: Samples, group: Asked, replies: Replies, surplus_penalty: float) -> Scores:
+    """From the answers, crop by crop and phrase by phrase, to one score a region."""
+    prompts = samples.prompt_of_each()
     score_Q, status_Q = replies.score_Q, replies.status_Q
     regions_of: dict[int, list[int]] = {}
     answers_of: list[slice] = []
     position = 0
-    for region, owner in enumerate(owners):
-        regions_of.setdefault(owner, []).append(region)
-        answers_of.append(slice(position, position + len(prompts[owner].phrases)))
-        position += len(prompts[owner].phrases)
-    local_R = torch.full((len(owners),), torch.nan)
-    status_R = torch.full((len(owners),), int(Status.FAILED), dtype=torch.int64)
-    phrase_R = torch.full((len(owners),), -1, dtype=torch.int64)
+    for region, about in enumerate(group.requests):
+        regions_of.setdefault(group.owner_Q[position], []).append(region)
+        answers_of.append(slice(position, position + len(about)))
+        position += len(about)
+    count = len(answers_of)
+    local_R = torch.full((count,), torch.nan)
+    status_R = torch.full((count,), int(Status.FAILED), dtype=torch.int64)
+    phrase_R = torch.full((count,), -1, dtype=torch.int64)
     missing_N = torch.zeros(len(prompts))
     raw_R = ["; ".join(replies.raw[own]) for own in answers_of]
     for owner, prompt in enumerate(prompts):
@@ -333,7 +332,8 @@ def _settle(
             elif bool((status_Q[own] != int(Status.FAILED)).all()):
                 local_R[region] = -surplus_penalty
                 status_R[region] = int(Status.PARSED)
-    return _Local(local_R, status_R, phrase_R, tuple(raw_R), missing_N, status_Q, failures)
+    raw = (*said.raw[: len(prompts)], *raw_R)
+    return replace(said, local_R=local_R, local_status_R=status_R, phrase_R=phrase_R, raw=raw, missing_N=missing_N)
 
 
 def check_template(template: Template | None, readout: Readout, variable: str) -> None:

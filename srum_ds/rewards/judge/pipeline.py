@@ -1,28 +1,35 @@
 """The judge as a recipe has it: what it is asked, how it is read, where it looks, and who else is asked.
 
-``JudgePipeline`` is built once per run and judges every micro-batch; evaluation and calibration use its questions.
+``JudgePipeline`` is built once per run and judges all micro-batches; evaluation and calibration use its questions.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config
 from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.judge.external import Scorer, function_scores, load_function, mix, mix_global
-from srum_ds.rewards.judge.judge import Asking, judge_samples, render
-from srum_ds.rewards.judge.readouts import readout_of
+from srum_ds.rewards.judge.judge import Asked, Asking, ask_all, judge_together, render
+from srum_ds.rewards.judge.readouts import Request, readout_of
 from srum_ds.rewards.regions.pipeline import RegionPipeline, surplus_penalty_of
 from srum_ds.rewards.templates import Template, load_template
-from srum_ds.types import Judged, Prompt, Regions, Samples, Scores
+from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores
+
+Sent = Future[tuple[Tensor, Tensor, tuple[Failure, ...]]] | None
+"""What a judge outside will say of a micro-batch (see ``function_scores``); None where there is none to ask early."""
 
 
 class JudgePipeline:
@@ -39,22 +46,68 @@ class JudgePipeline:
         self.external = External(cfg) if cfg.judge.external is not None else None
 
     def judged(self, judge: Judge, samples: Samples) -> Judged:
-        """Samples, their prompts with their object phrases, their regions, and what the judge says of all."""
-        samples = replace(samples, prompts=self.regions.phrases(judge, samples.prompts))
-        regions = self.regions.regions(judge, samples)
-        return Judged(samples, regions, self.scores(judge, samples, regions))
+        """``judged_together`` of one micro-batch."""
+        return self.judged_together(judge, [samples])[0]
+
+    def send(self, samples: Samples) -> Sent:
+        """Asks a judge outside that is a function, in a thread; None where there is none. See ``begin``."""
+        return None if self.external is None else self.external.send(samples)
+
+    def first_look(self, judge: Judge, samples: Samples) -> Tensor:
+        """The judge's scores of whole images alone: float32 [N] in [-1, 1], NaN for a reply it cannot use."""
+        prompts = samples.prompt_of_each()
+        requests = [
+            Request(n, self.question_about(prompt), prompt.text, (prompt.name, int(samples.sample_N[n]), "pool"))
+            for n, prompt in enumerate(prompts)
+        ]
+        asked = Asked(list(samples.images_NCHW), [[request] for request in requests])
+        return ask_all(judge, [asked], self.readout, self.cfg.judge.batch)[0].score_Q
+
+    def judged_together(self, judge: Judge, batches: Sequence[Samples]) -> list[Judged]:
+        """Samples, their prompts with their object phrases, their regions, and what the judge says of all.
+
+        Micro-batches that a rank has judged in one call have their written replies written together.
+        """
+        return self.begin(judge, batches)()
+
+    def begin(self, judge: Judge, batches: Sequence[Samples], sent: Sequence[Sent] = ()) -> Callable[[], list[Judged]]:
+        """Asks the judge; what is returned waits for a judge outside and gives ``judged_together``'s list.
+
+        sent: what ``send`` gave for each micro-batch, if it was called.
+        """
+        prompts = iter(self.regions.phrases(judge, [prompt for samples in batches for prompt in samples.prompts]))
+        known = [replace(samples, prompts=tuple(islice(prompts, len(samples.prompts)))) for samples in batches]
+        pairs = list(zip(known, self.regions.regions_together(judge, known), strict=True))
+        scores = self._scores(judge, pairs, sent)
+        return lambda: [Judged(*pair, said) for pair, said in zip(pairs, scores(), strict=True)]
 
     def scores(self, judge: Judge, samples: Samples, regions: Regions) -> Scores:
+        """``scores_together`` of one micro-batch."""
+        return self.scores_together(judge, [(samples, regions)])[0]
+
+    def scores_together(self, judge: Judge, batches: Sequence[tuple[Samples, Regions]]) -> list[Scores]:
         """Global and local scores of samples whose regions are known."""
-        own = judge_samples(judge, samples, regions, self.asking)
-        if self.external is None:
-            return own
+        return self._scores(judge, batches, ())()
+
+    def _scores(
+        self, judge: Judge, batches: Sequence[tuple[Samples, Regions]], sent: Sequence[Sent]
+    ) -> Callable[[], list[Scores]]:
+        if self.external is not None and self.external.function is not None and not sent:
+            sent = [self.external.send(samples) for samples, _ in batches]
+        own = judge_together(judge, batches, self.asking)
+        if self.external is None or not batches:
+            return lambda: own
         weight = self.cfg.judge.external_weight
         if self.external.function is not None:
-            return mix_global(own, *function_scores(self.external.function, self.external.name, samples), weight)
+            answers = [answer for answer in sent if answer is not None]
+            return lambda: [
+                mix_global(said, *answer.result(), weight) for said, answer in zip(own, answers, strict=True)
+            ]
         # Each rank has the whole external model: its calls do not communicate.
-        other = judge_samples(self.external.model(samples.images_NCHW.device), samples, regions, self.asking)
-        return mix(own, other, weight)
+        model = self.external.model(batches[0][0].images_NCHW.device)
+        other = judge_together(model, batches, self.asking)
+        mixed = [mix(*pair, weight) for pair in zip(own, other, strict=True)]
+        return lambda: mixed
 
     @cached_property
     def regions(self) -> RegionPipeline:
@@ -116,6 +169,17 @@ class External:
         if ":" not in self.path:
             raise UserError(f"judge.external={self.name}: is no checkpoint folder; give one, or module:function")
         self.function = load_function(self.path)
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        # One: nobody said that the function may run beside itself.
+        return ThreadPoolExecutor(1, "judge")
+
+    def send(self, samples: Samples) -> Sent:
+        """Calls the function in a thread; None where the judge is a checkpoint."""
+        if self.function is None:
+            return None
+        return self._thread.submit(torch.no_grad()(function_scores), self.function, self.name, samples)
 
     def model(self, device: torch.device) -> Judge:
         """The checkpoint's model."""

@@ -6,15 +6,17 @@ may make different numbers of them:
 
 - ``LogprobReadout``: one prefill.
 - ``LikelihoodReadout``: one teacher-forced pass.
-- ``GenerateReadout``: one decoding, then at most ``retries`` more for the replies that could not be read.
+- ``GenerateReadout``: one decoding of all that a rank asks in a step, then at most ``retries`` more for the replies
+  that could not be read.
 
-``judge.judge_samples`` calls them. ``rewards/scores.py`` turns log-probabilities into scores.
+``judge.ask_all`` calls them. ``rewards/scores.py`` turns log-probabilities into scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, cast
 
 import torch
@@ -24,7 +26,7 @@ from srum_ds.common import seeds
 from srum_ds.config import Config
 from srum_ds.config.choices import READOUTS
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.parsing import RegionReply, parse_regions, parse_reply
+from srum_ds.rewards.judge.parsing import parse_regions, parse_reply
 from srum_ds.rewards.scores import likelihood_score, scale_score, yes_no_score
 from srum_ds.types import Status
 
@@ -34,22 +36,38 @@ class Request:
     """One thing to ask. ``picture`` indexes the batch's images; ``name`` seeds what is random about it.
 
     ``question``: the rendered template. ``text``: the prompt or phrase itself, whose likelihood may be
-    asked for.
+    asked for. ``regions``: how many regions the reply shall score, 0 where it is about the picture as a whole.
     """
 
     picture: int
     question: str
     text: str
     name: tuple[int | str, ...] = ()
+    regions: int = 0
+
+    @property
+    def scores(self) -> int:
+        """How many scores its reply gives."""
+        return self.regions or 1
 
 
 @dataclass(frozen=True)
 class Replies:
-    """score_Q: float32 in [-1, 1], NaN where failed. status_Q: int64 of ``Status``. raw: as said."""
+    """score_Q: float32 in [-1, 1], NaN where failed. status_Q: int64 of ``Status``. raw: as said.
+
+    A request about several regions has a score for each of them, one after the other.
+    """
 
     score_Q: Tensor
     status_Q: Tensor
     raw: tuple[str, ...]
+
+    def split(self, counts: Sequence[int]) -> list[Replies]:
+        """Consecutive parts with so many scores each."""
+        ends = list(accumulate(counts))
+        raws = [self.raw[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        parts = zip(self.score_Q.split(list(counts)), self.status_Q.split(list(counts)), raws, strict=True)
+        return [Replies(*part) for part in parts]
 
 
 class Readout(Protocol):
@@ -145,10 +163,10 @@ class LikelihoodReadout:
 class GenerateReadout:
     """A written reply, parsed.
 
-    answers: bare words that count as 1 and -1, see ``parse_reply``. max_new_tokens: length of every
+    answers: bare words that count as 1 and -1, see ``parse_reply``. max_new_tokens: length of the longest
     reply; texts end at the model's end token. think: for the templates. temperature: of the first
     asking, 0 is greedy. retries: how often a reply that cannot be read is asked for again, with another
-    seed and at ``retry_temperature``. seed: the run's.
+    seed and at ``retry_temperature``. seed: the run's. batch: most replies that are written at once, >= 1.
     """
 
     answers: tuple[str, ...] = ()
@@ -158,58 +176,38 @@ class GenerateReadout:
     retries: int = 2
     retry_temperature: float = 0.7
     seed: int = 0
+    batch: int = 64
     needs_question = True
     cure = "no score was found; see the templates, judge.max_new_tokens and judge.retries"
 
     def read(self, judge: Judge, pictures: Sequence[Tensor], requests: Sequence[Request]) -> Replies:
-        """See ``Readout``."""
-        texts = self.replies(judge, pictures, requests, lambda _, text: self._unread(text))
-        found = [parse_reply(text, self.answers) for text in texts]
-        score_Q = torch.tensor([score for score, _ in found], dtype=torch.float32)
-        status_Q = torch.tensor([int(status) for _, status in found], dtype=torch.int64)
-        return Replies(score_Q, status_Q, tuple(texts))
-
-    def read_regions(
-        self,
-        judge: Judge,
-        pictures: Sequence[Tensor],
-        requests: Sequence[Request],
-        counts: Sequence[int],
-    ) -> tuple[list[list[RegionReply]], list[str]]:
-        """One request an image, about ``counts`` regions each: what is said of each, and the replies."""
-
-        def unread(position: int, text: str) -> int:
-            return sum(reply.status == Status.FAILED for reply in parse_regions(text, counts[position]))
-
-        texts = self.replies(judge, pictures, requests, unread)
-        return [parse_regions(text, count) for text, count in zip(texts, counts, strict=True)], texts
-
-    def replies(
-        self,
-        judge: Judge,
-        pictures: Sequence[Tensor],
-        requests: Sequence[Request],
-        unread: Callable[[int, str], int],
-    ) -> list[str]:
-        """A reply to each request: of all askings the one with the least that is ``unread(position, reply)``."""
-        texts = self._answer(judge, pictures, requests, self.temperature, 0)
-        lacks = [unread(position, text) for position, text in enumerate(texts)]
+        """See ``Readout``. Of all askings of a request the reply counts of which the fewest scores cannot be used."""
+        texts = self._written(judge, pictures, requests, self.temperature, 0)
+        found = [self._scores(text, request) for text, request in zip(texts, requests, strict=True)]
         for attempt in range(1, self.retries + 1):
-            again = [position for position, lack in enumerate(lacks) if lack]
+            again = [position for position, scores in enumerate(found) if _unused(scores)]
             if not again:
                 break
             asked = [requests[position] for position in again]
-            new = self._answer(judge, pictures, asked, self.retry_temperature, attempt)
+            new = self._written(judge, pictures, asked, self.retry_temperature, attempt)
             for position, text in zip(again, new, strict=True):
-                lack = unread(position, text)
-                if lack < lacks[position]:
-                    texts[position], lacks[position] = text, lack
-        return texts
+                scores = self._scores(text, requests[position])
+                if _unused(scores) < _unused(found[position]):
+                    texts[position], found[position] = text, scores
+        flat = [pair for scores in found for pair in scores]
+        return Replies(
+            torch.tensor([score for score, _ in flat], dtype=torch.float32),
+            torch.tensor([int(status) for _, status in flat], dtype=torch.int64),
+            tuple(text for text, scores in zip(texts, found, strict=True) for _ in scores),
+        )
 
-    def _unread(self, text: str) -> int:
-        return int(parse_reply(text, self.answers)[1] == Status.FAILED)
+    def _scores(self, text: str, request: Request) -> list[tuple[float, Status]]:
+        """The scores that a reply to a request gives."""
+        if not request.regions:
+            return [parse_reply(text, self.answers)]
+        return [(reply.score, reply.status) for reply in parse_regions(text, request.regions)]
 
-    def _answer(
+    def _written(
         self,
         judge: Judge,
         pictures: Sequence[Tensor],
@@ -217,19 +215,27 @@ class GenerateReadout:
         temperature: float,
         attempt: int,
     ) -> list[str]:
-        used = sorted({request.picture for request in requests})
-        place = {picture: position for position, picture in enumerate(used)}
-        texts = judge.answer(
-            [pictures[picture] for picture in used],
-            [request.question for request in requests],
-            self.max_new_tokens,
-            [place[request.picture] for request in requests],
-            temperature=temperature,
-            seeds=[seeds.derive("judge", self.seed, *request.name, attempt) for request in requests],
-        )
-        if len(texts) != len(requests):
-            raise ValueError(f"the judge returned {len(texts)} answers to {len(requests)} questions")
+        texts: list[str] = []
+        for start in range(0, len(requests), self.batch):
+            asked = requests[start : start + self.batch]
+            used = list(dict.fromkeys(request.picture for request in asked))
+            place = {picture: position for position, picture in enumerate(used)}
+            new = judge.answer(
+                [pictures[picture] for picture in used],
+                [request.question for request in asked],
+                self.max_new_tokens,
+                [place[request.picture] for request in asked],
+                temperature=temperature,
+                seeds=[seeds.derive("judge", self.seed, *request.name, attempt) for request in asked],
+            )
+            if len(new) != len(asked):
+                raise ValueError(f"the judge returned {len(new)} answers to {len(asked)} questions")
+            texts.extend(new)
         return texts
+
+
+def _unused(scores: Sequence[tuple[float, Status]]) -> int:
+    return sum(status == Status.FAILED for _, status in scores)
 
 
 # ---- by name
@@ -254,7 +260,7 @@ def generate_readout(cfg: Config) -> Readout:
     """``judge.readout=generate``."""
     j = cfg.judge
     return GenerateReadout(
-        j.answers, j.max_new_tokens, j.think, j.temperature, j.retries, j.retry_temperature, cfg.run.seed
+        j.answers, j.max_new_tokens, j.think, j.temperature, j.retries, j.retry_temperature, cfg.run.seed, j.batch
     )
 
 

@@ -32,7 +32,10 @@ class Candidates:
 
 
 class Proposer(Protocol):
-    """Finds boxes, one call per micro-batch. Registered by a factory from the configuration (config/choices.py)."""
+    """Finds boxes, one call per micro-batch, or, where it asks the judge, per step.
+
+    Registered by a factory from the configuration (config/choices.py).
+    """
 
     asks: bool
     """Whether it asks the judge, once per image."""

@@ -1,20 +1,23 @@
 """Phrases and regions as a recipe has them: the prompts' object phrases and the boxes that are judged locally.
 
-``RegionPipeline`` is built once per run from the settings; the judge's pipeline asks it for every micro-batch.
+``RegionPipeline`` is built once per run from the settings; the judge's pipeline asks it for all micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import cast
+
+import torch
 
 from srum_ds.config import Config
 from srum_ds.config.choices import REGION_PROPOSERS
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.phrases.cache import PhraseBook
-from srum_ds.rewards.regions.boxes import NoProposer, Proposer, first_of_each, no_regions, select
+from srum_ds.rewards.regions.boxes import Candidates, NoProposer, Proposer, first_of_each, no_regions, select
 from srum_ds.rewards.regions.relevance import keep_relevant
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt, Regions, Samples
@@ -57,8 +60,21 @@ class RegionFinder:
 
     def __call__(self, judge: Judge, samples: Samples) -> Regions:
         """Regions of the N images."""
-        prompts = samples.prompt_of_each()
-        found = self.proposer(samples.images_NCHW, prompts, judge)
+        return self.together(judge, [samples])[0]
+
+    def together(self, judge: Judge, batches: Sequence[Samples]) -> list[Regions]:
+        """Regions of the images of each micro-batch; a proposer that asks the judge gets all images in one call."""
+        calls = [batches] if self.proposer.asks else [[samples] for samples in batches]
+        found: list[Candidates] = []
+        for call in filter(None, calls):
+            images_NCHW = torch.cat([samples.images_NCHW for samples in call])
+            prompts = [prompt for samples in call for prompt in samples.prompt_of_each()]
+            found.extend(self.proposer(images_NCHW, prompts, judge))
+        rest = iter(found)
+        return [self._chosen(judge, samples, list(islice(rest, len(samples.group_N)))) for samples in batches]
+
+    def _chosen(self, judge: Judge, samples: Samples, found: Sequence[Candidates]) -> Regions:
+        """What becomes of a micro-batch's proposals."""
         regions = select(
             found,
             max_count=self.max_count if self.filter is None else self.filter.candidates,
@@ -74,7 +90,7 @@ class RegionFinder:
             judge,
             samples.images_NCHW,
             regions,
-            prompts,
+            samples.prompt_of_each(),
             self.filter.template,
             self.filter.answers,
             crop_size=self.filter.crop_size,
@@ -104,8 +120,12 @@ class RegionPipeline:
         return tuple(prompts) if self.book is None else self.book.complete(judge, prompts)
 
     def regions(self, judge: Judge, samples: Samples) -> Regions:
-        """Boxes over the images; none where local rewards are switched off. See ``RegionFinder``."""
-        return no_regions() if self.find is None else self.find(judge, samples)
+        """``regions_together`` of one micro-batch."""
+        return self.regions_together(judge, [samples])[0]
+
+    def regions_together(self, judge: Judge, batches: Sequence[Samples]) -> list[Regions]:
+        """Boxes over the images of each micro-batch; none where local rewards are off. See ``RegionFinder``."""
+        return [no_regions() for _ in batches] if self.find is None else self.find.together(judge, batches)
 
 
 def proposer_of(cfg: Config) -> Proposer:

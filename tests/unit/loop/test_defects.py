@@ -30,7 +30,7 @@ from srum_ds.rewards.judge.parsing import parse_regions, parse_score
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.judge.readouts import GenerateReadout, Replies, Request
 from srum_ds.rewards.painting import paper_map
-from srum_ds.rollouts.collect import roll_out
+from srum_ds.rollouts.draw import roll_out
 from srum_ds.types import Judged, Prompt, Regions, Status, TokenWeights, TrainView
 from tests.support.batches import left_half_batch, losses_of, map_of, samples_of
 from tests.support.judges import WritingJudge

@@ -219,7 +219,7 @@ def test_environment_says_where_a_run_was_made(tmp_path: Path) -> None:
     write_environment(tmp_path, 2, sharded_share=0.5)
     found = json.loads((tmp_path / "environment.json").read_text())
     assert found["world_size"] == 2 and found["sharded_share"] == 0.5
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["versions"]["deepspeed"] and found["versions"]["python"].startswith("3.")
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 2**28
     assert isinstance(found["hardware"]["cpu"], str) and found["hardware"]["cpu"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from srum_ds.config import load_config
 from srum_ds.models import load_model
 from srum_ds.models.protocol import Judge, UnifiedModel
 from srum_ds.monitoring.judge_failures import FAILURES, FailureLog, refuse_broken_judge
-from srum_ds.rewards.judge.judge import Asking, judge_samples
+from srum_ds.rewards.judge.judge import Asking, judge_samples, judge_together
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.judge.readouts import (
     GenerateReadout,
@@ -172,10 +174,10 @@ def test_all_boxes_in_one_call_as_released() -> None:
     assert scores.local_R.tolist() == pytest.approx([0.9, -0.75])
     assert scores.global_N.tolist() == [0.25, 0.25]
     assert scores.phrase_R.tolist() == [-1, -1] and scores.missing_N is None
-    # one call about both pictures, one about the picture that has boxes
-    assert [len(questions) for questions, _ in writer.calls] == [2, 1]
-    assert [len(seeds) for seeds in writer.seeds] == [2, 1]
-    question = writer.calls[1][0][0]
+    # one call: about both pictures, and about the boxes of the one that has some
+    assert [len(questions) for questions, _ in writer.calls] == [3]
+    assert [len(seeds) for seeds in writer.seeds] == [3]
+    question = writer.calls[0][0][2]
     assert "Region 1: [16, 16, 32, 32]\nRegion 2: [32, 32, 48, 48]\n" in question
     assert "64 pixels wide" in question and "These are 2 regions" in question
 
@@ -191,6 +193,47 @@ def test_a_box_without_score_is_asked_for_again_and_fails_alone() -> None:
     assert scores.local_status_R.tolist() == [Status.PARSED, Status.FAILED]
     assert [(f.picture, f.region, f.reply) for f in scores.failures] == [(0, 1, "Region 1: Score: 0.5")]
     assert scores.failures[0].template == BOXES.label
+
+
+@pytest.mark.parametrize("regional", ["boxes", "crop"])
+def test_what_is_written_about_several_micro_batches_is_written_in_one_call(regional: str) -> None:
+    """Failures and retries included; the scores are those of each micro-batch judged alone."""
+
+    def say(question: str, attempt: int) -> str:
+        # Lists of regions are understood at the second try, verdicts about crops of the other prompt never.
+        verdict = zlib.crc32(question.encode()) % 200 / 100 - 1
+        if "Region 1:" in question:
+            return f"Region 1: Score: {verdict}\nRegion 2: Score: 0.5" if attempt else "hm"
+        return "hm" if "cross" in question else f"Score: {verdict}"
+
+    samples, regions = one_scene_twice()
+    other = replace(samples, sample_N=torch.tensor([7, 8]), images_NCHW=samples.images_NCHW.flip(3))
+    few = Regions(regions.owner_R[:2], regions.boxes_R4[:2])
+    batches = [(samples, regions), (other, few)]
+    asking = Asking(WHOLE, BOXES if regional == "boxes" else PART, GenerateReadout(retries=1), regional)
+    writer = WritingJudge(say)
+    together = judge_together(writer, batches, asking)
+    assert len(writer.calls) == 2
+    # A picture is read once, whatever it is asked; crops are pictures of their own.
+    assert len(writer.images[0]) == (4 if regional == "boxes" else 4 + 6)
+    assert sum(len(said.failures) for said in together) > 0
+    alone = [judge_samples(WritingJudge(say), *batch, asking) for batch in batches]
+    for mine, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine.global_N, theirs.global_N, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(mine.local_R, theirs.local_R, rtol=0, atol=0, equal_nan=True)
+        assert (mine.raw, mine.failures) == (theirs.raw, theirs.failures)
+        assert mine.status_Q is not None and theirs.status_Q is not None
+        assert torch.equal(mine.status_Q, theirs.status_Q)
+
+
+def test_replies_are_written_so_many_at_once() -> None:
+    whole, parts = (WritingJudge(lambda question, attempt: f"Score: 0.{question[-1]}") for _ in range(2))
+    expected = GenerateReadout().read(whole, PICTURES, REQUESTS)
+    found = GenerateReadout(batch=3).read(parts, PICTURES, REQUESTS)
+    assert whole.sizes == [(4, 4)] and parts.sizes == [(3, 3), (1, 1)]
+    assert torch.equal(found.score_Q, expected.score_Q)
+    assert [s for of_call in parts.seeds for s in of_call] == whole.seeds[0]
+    assert readout_of(load_config(RECIPE, ["judge.readout=generate", "judge.batch=3"])).batch == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,19 @@ def test_the_judge_is_asked_once_a_picture_and_failures_are_counted() -> None:
     assert (regions.asked, regions.failed) == (5, 2)
 
 
+def test_the_judge_is_asked_about_several_micro_batches_at_once() -> None:
+    shown = picture(("red", 0, 0))
+    batches = [samples_showing((RIGHT,), ((shown,) * count,)) for count in (2, 1)]
+    replies = ["[[0, 0, 8, 8]]", "no idea", "[[0, 0, 16, 16], [32, 32, 64, 64]]"]
+    judge = WritingJudge(lambda question, attempt: replies[attempt])
+    finder = RegionFinder(Ground(load_template("ground_boxes"), "pixels", max_new_tokens=16), max_count=4)
+    first, second = finder.together(judge, batches)
+    assert judge.sizes == [(3, 3)]
+    assert (first.boxes_R4 * 64).tolist() == [[0, 0, 8, 8]] and (first.asked, first.failed) == (2, 1)
+    assert second.owner_R.tolist() == [0, 0] and (second.asked, second.failed) == (1, 0)
+    assert finder.together(judge, []) == []
+
+
 def test_bad_settings() -> None:
     with pytest.raises(UserError, match="mentions neither"):
         Ground(Template(text="where?", name="where", sha256=""), "pixels", 16)

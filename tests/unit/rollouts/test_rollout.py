@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from srum_ds.common import seeds
+from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key, SampleKeys
 from srum_ds.config import load_config
+from srum_ds.models import load_model
 from srum_ds.models.bagel import FAMILY
 from srum_ds.models.flow import FlowSampling, noised_views, timesteps
 from srum_ds.models.protocol import ViewSettings
+from srum_ds.prompts.reader import PromptReader
 from srum_ds.rollouts import collect
-from srum_ds.rollouts.collect import roll_out, sampling_of, training_views
+from srum_ds.rollouts.collect import sampling_of, training_views
+from srum_ds.rollouts.draw import roll_out
 from srum_ds.types import Prompt, Samples, TrainView
-from tests.support.paths import RECIPE, RECIPES
+from tests.support.paths import MODEL, RECIPE, RECIPES
+from tests.support.runs import collector_of, short_run, write_prompts
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
 
@@ -126,3 +133,31 @@ def test_a_design_refuses_only_the_samplers_settings_that_somebody_set(monkeypat
         sampling_of(load_config(RECIPE, ["eval.num_timesteps=5"]), "eval")
     assert sampling_of(load_config(RECIPE, ["eval.num_timesteps=5"])) == Temperature(1.0)
     assert sampling_of(load_config(RECIPE, ["eval.sampler.temperature=0.5"]), "eval") == Temperature(0.5)
+
+
+def test_a_ranks_micro_batches_are_written_about_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn two prompts at a time, asked about at once; the scores are those of each micro-batch asked alone."""
+    shards = write_prompts(tmp_path, 8)
+    writes = ["judge.readout=generate", "judge.max_new_tokens=1", "judge.retries=0", "judge.batch=1000"]
+    cfg = load_config(RECIPE, short_run(shards, tmp_path, *writes)[1:])
+    model = load_model(MODEL)
+    collector = collector_of(cfg, model)
+    asked: list[int] = []
+    answer = model.answer
+
+    def counted(images: Sequence[Tensor], questions: Sequence[str], *more: Any, **settings: Any) -> list[str]:
+        asked.append(len(questions))
+        return answer(images, questions, *more, **settings)
+
+    monkeypatch.setattr(model, "answer", counted)
+    prompts = PromptReader(shards, "train").batch(0, 4, 0, 0, 1)
+    with torch.no_grad(), ExitStack() as gathered:
+        first, second = collector.collect(prompts, 0, Clock(), gathered)
+        assert len(asked) == 1 and asked[0] > 8
+        alone = collector.judging.judged(model, second.samples)
+        assert len(asked) == 2
+        assert collector.judging.judged_together(model, []) == []
+    assert [len(batch.samples.prompts) for batch in (first, second)] == [2, 2]
+    assert torch.equal(alone.scores.global_N, second.scores.global_N)
+    assert torch.equal(alone.scores.local_R, second.scores.local_R)
+    assert alone.scores.raw == second.scores.raw
