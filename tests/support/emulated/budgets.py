@@ -133,10 +133,11 @@ def _grown(what: str, phase: Phase, budget: Budget) -> list[str]:
     return found
 
 
-def fallen(name: str, phase: Phase, budget: Budget) -> list[str]:
-    """What a phase asks less for than its budget allows, a line each."""
+def fallen(name: str, phase: Phase, budget: Budget) -> str:
+    """What a phase asks less for than its budget allows, in a line; empty where nothing."""
     now, before = asdict(totals(phase)), asdict(totals(budget))
-    return [f"{name}: {what} fell from {before[what]} to {now[what]}" for what in now if now[what] < before[what]]
+    counts = [f"{what} from {before[what]} to {now[what]}" for what in now if now[what] < before[what]]
+    return f"{name}: fell: {', '.join(counts)}" if counts else ""
 
 
 def read() -> tuple[str, dict[str, Budget]]:
@@ -174,8 +175,8 @@ def main(arguments: Sequence[str]) -> int:
         phases = measure(Path(folder))
     known = read()[1] if FILE.exists() else {}
     rose = [text for name, phase in phases.items() for text in exceeded(name, phase, known.get(name, {}))]
-    fell = [text for name, phase in phases.items() for text in fallen(name, phase, known.get(name, {}))]
-    print("\n".join([*rose, *fell]) or "nothing changed")
+    fell = [fallen(name, phase, known.get(name, {})) for name, phase in phases.items()]
+    print("\n".join([*rose, *filter(None, fell)]) or "nothing changed")
     if not only_checks:
         write(phases)
     return 1 if only_checks and rose else 0
