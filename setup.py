@@ -57,6 +57,8 @@ REQUIRES = [
 
 EXTRAS = {
     "test": [
+        # Runs the fused kernels under its interpreter where there is no GPU.
+        "triton>=3.6; sys_platform == 'linux'",
         # The floors and rooms of docs/development.md.
         "import-linter>=2.17",
         "mypy>=2.0",
@@ -72,9 +74,9 @@ EXTRAS = {
     "phrases": [
         "spacy>=3.8",
     ],
-    # Fused GPU kernels (Triton, so CUDA on Linux).
+    # Fused kernels (`kernels.fused`). torch's CUDA builds bring it along, in the version that they need.
     "fused": [
-        "liger-kernel>=0.8; sys_platform == 'linux'",
+        "triton>=3.6; sys_platform == 'linux'",
     ],
 }
 

@@ -23,6 +23,7 @@ from srum_ds.config import Config
 from srum_ds.engine import Engine, compute_device, read_ds_config, shard_loader, start_distributed
 from srum_ds.evaluation.held_out import HeldOut
 from srum_ds.models import load_model
+from srum_ds.models.fused import chosen, start_kernels
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.health import Alarm, Watch
@@ -209,7 +210,13 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
     monitor = Monitor(run_dir, engine.rank, cfg.log.tensorboard, cfg.log.progress, cfg.train.steps)
     monitor.truncate(start)
     if engine.rank == 0:
-        write_environment(run_dir, engine.world_size, sharded_share=engine.sharded_share(), judge=judging.described())
+        write_environment(
+            run_dir,
+            engine.world_size,
+            sharded_share=engine.sharded_share(),
+            judge=judging.described(),
+            kernels=chosen().described(),
+        )
     announce(monitor, cfg, engine, model, host.judge is model, start)
     stop_signal = StopSignal()
     collector = Collector(cfg, model, host, judging, sampling_of(cfg))
@@ -241,6 +248,7 @@ def open_model(cfg: Config) -> tuple[UnifiedModel, Engine]:
     if cfg.train.precision == "bf16" and compute_device().type == "cuda":
         # What stays in float32 then (Segment Anything, small tables) need not be exact to the last bit.
         torch.set_float32_matmul_precision("high")
+    start_kernels(cfg.kernels.fused, compute_device())
     materialise = shard_loader(ds_config, cfg.train.precision)
     model = load_model(cfg.model.path, cfg.model.kind, device=compute_device(), materialise=materialise)
     if cfg.model.trains == "lora":
@@ -283,6 +291,8 @@ def announce(
             f"LoRA of rank {bound.rank}, alpha {bound.alpha:g}, on {len(bound.modules)} modules: "
             f"{bound.parameters:,} parameters"
         )
+    for line in chosen().lines():
+        monitor.message(line)
     monitor.message(f"sharded: {engine.sharded_share():.1%} of the parameters")
 
 

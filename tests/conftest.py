@@ -15,6 +15,12 @@ from tests.support.paths import TESTS
 # Before torch is imported: the models are tiny, and the processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch  # noqa: E402
+
+# Before triton is imported: without a GPU its kernels run under its interpreter, where a test asks for them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 TIERS = ("integration", "numerics", "gpu")
 RANKS = "ranks"
 """The group of the tests that start two ranks (``pytest.mark.xdist_group``)."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
@@ -217,7 +217,13 @@ def _flatten(content: Mapping[Any, Any], prefix: str, where: str) -> Iterator[_S
                 )
             yield from _flatten(value, f"{key}.", where)
             continue
-        yield _Setting(key, value, where)
+        yield _Setting(key, _switch(keys[key], value), where)
+
+
+def _switch(kind: Any, value: Any) -> Any:
+    """YAML reads a bare on or off as a truth value; it is the word again where a setting has these words."""
+    words = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    return ("on" if value else "off") if isinstance(value, bool) and {"on", "off"} <= set(words) else value
 
 
 def _check_known(key: str, where: str) -> None:

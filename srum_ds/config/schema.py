@@ -326,6 +326,15 @@ class DeepSpeedConfig:
 
 
 @dataclass(frozen=True)
+class KernelsConfig:
+    """Which operations run as fused kernels."""
+
+    # auto: on a GPU those that work, where triton is installed; each is tried at the start against its plain
+    # operations, and switched off where it differs. on: all of them, or the run does not start. off: none.
+    fused: Literal["auto", "on", "off"] = "auto"
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What a run shows while it runs."""
 

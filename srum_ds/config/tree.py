@@ -10,6 +10,7 @@ from srum_ds.config.schema import (
     DeepSpeedConfig,
     EvalConfig,
     JudgeConfig,
+    KernelsConfig,
     LogConfig,
     LoraConfig,
     ModelConfig,
@@ -38,6 +39,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

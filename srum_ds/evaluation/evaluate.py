@@ -26,6 +26,7 @@ from srum_ds.evaluation.benchmarks import Benchmark, Outcome, load_benchmark
 from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, default_processes, draw_images
 from srum_ds.evaluation.report import MARKDOWN, RESULT, Measured, build_result, result_table, verdict, write_result
 from srum_ds.models import AUTO, family_of
+from srum_ds.models.fused import start_kernels
 from srum_ds.monitoring.images import Shown, beside, comparison
 from srum_ds.monitoring.run_folder import CONFIG, EXPORT
 from srum_ds.prompts.reader import PromptReader
@@ -97,6 +98,7 @@ def evaluate_run(
     benchmark = benchmark_for(cfg, prompts)
     questions = eval_questions(cfg, prompts)
     settings = draw_settings(cfg)
+    start_kernels(cfg.kernels.fused, torch.device(settings.device))
     if processes is None:
         processes = default_processes(settings.device)
     with console.status("") as status:

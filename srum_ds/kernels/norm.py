@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srum_ds.kernels.dispatch import fusable
+
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The formula as torch has it, in x's dtype."""
     return F.rms_norm(x, (x.shape[-1],), weight_D, eps)
 
 
+@fusable
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm of x [..., D], in x's dtype; sums are in float32 at least. On a GPU torch has one kernel for it."""
     if x.device.type != "cpu":
@@ -27,6 +30,20 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return _forward(x, weight_D, eps)[0]
     done: Tensor = _RMSNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
     return done
+
+
+def add(stream_ND: Tensor, change_ND: Tensor) -> Tensor:
+    """Their sum; where nothing is differentiated, in the array of the change, which nobody else has."""
+    if torch.is_grad_enabled() or stream_ND.dtype != change_ND.dtype:
+        return stream_ND + change_ND
+    return change_ND.add_(stream_ND)
+
+
+@fusable
+def add_rms_norm(x_ND: Tensor, delta_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta (``add``), and its RMSNorm, both in their common dtype."""
+    sum_ND = add(x_ND, delta_ND)
+    return sum_ND, rms_norm(sum_ND, weight_D, eps)
 
 
 def _wide(x: Tensor) -> Tensor:

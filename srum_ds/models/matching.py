@@ -6,11 +6,15 @@ two they compute is the model's affair.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from srum_ds.kernels.dispatch import is_fused
+from srum_ds.kernels.velocity import velocity_loss
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,26 @@ class FlowMatching:
             raise ValueError("the adaptive form of flow matching needs the noise levels of its views")
         size_B = (prediction_BTC - target_BTC).detach().float().abs().mean(dim=(1, 2))
         return (time_B.float() ** 2 / (time_B.float() * size_B).clamp(min=1e-5))[:, None]
+
+    def has_one_pass(self, prediction_BTC: Tensor) -> bool:
+        """Whether the fused kernel is in use for such predictions; its plain form has no advantage."""
+        return is_fused(velocity_loss.__name__, prediction_BTC)
+
+    def mixture_losses(
+        self,
+        prediction_BTC: Tensor,
+        target_BTC: Tensor,
+        shares: Sequence[float],
+        coefficient_KBT: Tensor,
+        old_BTC: Tensor | None = None,
+        reference_BTC: Tensor | None = None,
+        reference_weight: float = 0.0,
+        counts_BT: Tensor | None = None,
+    ) -> Tensor:
+        """sum_k a_k |(1 - s_k) old + s_k v - target|^2 + c |v - reference|^2: [B, T] float32; see ``velocity_loss``."""
+        return velocity_loss(
+            prediction_BTC, target_BTC, shares, coefficient_KBT, old_BTC, reference_BTC, reference_weight, counts_BT
+        )
 
 
 @dataclass(frozen=True)

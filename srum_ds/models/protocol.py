@@ -115,6 +115,33 @@ class Matching(Protocol):
 
 
 @runtime_checkable
+class OnePassMatching(Matching, Protocol):
+    """A matching by squared distances that can compute a whole loss of them, and its gradient, in one pass."""
+
+    def has_one_pass(self, prediction: Tensor) -> bool:
+        """Whether ``mixture_losses`` is worth calling for a prediction of this device and dtype."""
+        ...
+
+    def mixture_losses(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        shares: Sequence[float],
+        coefficient_KBT: Tensor,
+        old: Tensor | None = None,
+        reference: Tensor | None = None,
+        reference_weight: float = 0.0,
+        counts_BT: Tensor | None = None,
+    ) -> Tensor:
+        """sum_k a_k energy(mix(old, prediction, s_k), target) + c divergence(prediction, reference): [B, T] float32.
+
+        shares: s_k, at most 3; without ``old`` all are 1. coefficient_KBT: a_k, constants. reference_weight: c, 0
+        without a reference. counts_BT: bool; other tokens have loss 0 and no gradient, whatever their numbers are.
+        """
+        ...
+
+
+@runtime_checkable
 class Generator(Protocol):
     """The drawing half of a model."""
 

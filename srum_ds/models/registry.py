@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import MODELS
+from srum_ds.models.fused import start_by_default
 from srum_ds.models.protocol import Materialise, ModelFamily, UnifiedModel
 
 AUTO = "auto"
@@ -58,9 +59,12 @@ def load_model(
     """Loads a checkpoint folder of the given design. UserError for an unknown design or a bad folder.
 
     materialise: what gives the module its memory and values instead of a plain load, e.g. an engine's
-    shards. only_judges: for a judge, whose drawing half may be left out.
+    shards. only_judges: for a judge, whose drawing half may be left out. Fused kernels are tried on the device where
+    nobody has chosen any yet (``fused``).
     """
-    return family_of(path, kind).load(Path(path), dtype, device, materialise, only_judges)
+    family = family_of(path, kind)
+    start_by_default(torch.device(device))
+    return family.load(Path(path), dtype, device, materialise, only_judges)
 
 
 def make_sampling(family: ModelFamily, given: Mapping[str, Any], setting: str) -> Any:

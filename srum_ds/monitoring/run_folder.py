@@ -15,10 +15,10 @@ from srum_ds.config import Config, diff_configs, load_config, save_config
 from srum_ds.config.schema import EvalConfig
 from srum_ds.monitoring.writer import METRICS
 
-# What may change between two calls of one run: nothing here changes a weight. ``eval.weights`` does: it
-# says which weights are exported.
+# What may change between two calls of one run: nothing here changes a weight, but by rounding. ``eval.weights``
+# does: it says which weights are exported.
 _EVAL = tuple(f"eval.{field.name}" for field in fields(EvalConfig) if field.name != "weights")
-FREE = ("log", "deepspeed.ranks", "run.dir", *_EVAL)
+FREE = ("log", "kernels", "deepspeed.ranks", "run.dir", *_EVAL)
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.config.schema import ObjectiveConfig
-from srum_ds.models.protocol import Matching
+from srum_ds.models.protocol import Matching, OnePassMatching
 from srum_ds.objectives.registry import Objective, Terms
 from srum_ds.types import Judged, TokenWeights, TrainView
 
@@ -99,6 +99,9 @@ def compute_losses(
     """
     if objective.uses_reward:
         terms = _with_checked_weights(terms, objective, counts_BT)
+    in_one_pass_BT = _in_one_pass(objective, terms, settings, counts_BT, constraint_target)
+    if in_one_pass_BT is not None:
+        return in_one_pass_BT
     losses_BT = objective.losses(terms, settings)
     if settings.constraint == "target":
         target = terms.target if constraint_target is None else constraint_target
@@ -111,6 +114,38 @@ def compute_losses(
     if counts_BT is not None:
         losses_BT = torch.where(counts_BT, losses_BT, 0.0)
     return losses_BT
+
+
+def _in_one_pass(
+    objective: Objective,
+    terms: Terms,
+    settings: ObjectiveConfig,
+    counts_BT: Tensor | None,
+    constraint_target: Tensor | None,
+) -> Tensor | None:
+    """What ``compute_losses`` gives, where the matching has the objective with its constraint in one pass."""
+    matching = terms.matching
+    if objective.mixtures is None or constraint_target is not None or not isinstance(matching, OnePassMatching):
+        return None
+    held = settings.constraint == "reference" and settings.constraint_weight > 0
+    if not matching.has_one_pass(terms.prediction) or (held and terms.reference is None):
+        return None
+    mixtures = objective.mixtures(terms, settings)
+    shares, coefficient_KBT = mixtures.shares, mixtures.coefficient_KBT
+    if settings.constraint == "target":
+        shares = (*shares, 1.0)
+        constraint_1BT = torch.full_like(coefficient_KBT[:1], settings.constraint_weight)
+        coefficient_KBT = torch.cat([coefficient_KBT, constraint_1BT])
+    return matching.mixture_losses(
+        terms.prediction,
+        terms.target,
+        shares,
+        coefficient_KBT,
+        mixtures.old,
+        terms.reference if held else None,
+        settings.constraint_weight if held else 0.0,
+        counts_BT,
+    )
 
 
 def partner_rows(partner_N: Tensor, copies: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srum_ds.config.schema import ObjectiveConfig
-from srum_ds.objectives.registry import Objective, Terms
+from srum_ds.objectives.registry import Mixtures, Objective, Terms
 
 
 def weighted(energy_BT: Tensor, weights_BT: Tensor) -> Tensor:
@@ -164,11 +164,44 @@ def _nft(terms: Terms, settings: ObjectiveConfig) -> Tensor:
     return nft_of_mixtures(energies[0], energies[1], terms.weights, beta)
 
 
-NFT = Objective(_nft, "signed", source="DiffusionNFT, arXiv 2509.16117", needs_old=True, compares_samples=True)
-WEIGHTED = Objective(
-    lambda terms, _: weighted(terms.energy, terms.weights), "positive", source="SRUM, arXiv 2510.12784"
+def _nft_mixtures(terms: Terms, settings: ObjectiveConfig) -> Mixtures:
+    """``nft_of_mixtures``, which the form that is not adaptive equals."""
+    old, shares = terms.old_prediction, (settings.beta, -settings.beta)
+    probability_BT = (terms.weights + 1) / 2
+    coefficient_KBT = torch.stack([probability_BT, 1 - probability_BT]) / settings.beta
+    if settings.adaptive:
+        matching, prediction = terms.matching, terms.prediction.detach()
+        mixed = [matching.mix(old, prediction, share) for share in shares]
+        scales = [matching.inverse_size(mixture, terms.target, terms.time_B) for mixture in mixed]
+        coefficient_KBT = coefficient_KBT * torch.stack(scales)
+    return Mixtures(shares, coefficient_KBT, old)
+
+
+def _matched(coefficient_BT: Tensor) -> Mixtures:
+    """The prediction's own energy, times a constant."""
+    return Mixtures((1.0,), coefficient_BT[None])
+
+
+NFT = Objective(
+    _nft,
+    "signed",
+    source="DiffusionNFT, arXiv 2509.16117",
+    needs_old=True,
+    compares_samples=True,
+    mixtures=_nft_mixtures,
 )
-SFT = Objective(lambda terms, _: terms.energy, "none", source="flow matching, arXiv 2210.02747; the baseline")
+WEIGHTED = Objective(
+    lambda terms, _: weighted(terms.energy, terms.weights),
+    "positive",
+    source="SRUM, arXiv 2510.12784",
+    mixtures=lambda terms, _: _matched(terms.weights),
+)
+SFT = Objective(
+    lambda terms, _: terms.energy,
+    "none",
+    source="flow matching, arXiv 2210.02747; the baseline",
+    mixtures=lambda terms, _: _matched(terms.prediction.new_ones(terms.prediction.shape[:2], dtype=torch.float32)),
+)
 SIGNED = Objective(
     lambda terms, settings: signed(terms.energy, terms.weights, settings.bound), "signed", source="this project"
 )

@@ -71,6 +71,18 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Mixtures:
+    """A loss as a weighted sum of energies: sum_k a_k E of the mixture (1 - s_k) old + s_k prediction.
+
+    shares: s_k. coefficient_KBT: a_k, constants. old: what is mixed with; None where every share is 1.
+    """
+
+    shares: tuple[float, ...]
+    coefficient_KBT: Tensor
+    old: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Objective:
     """A loss and what it needs.
 
@@ -78,7 +90,8 @@ class Objective:
     weights: "signed" in [-1, 1], "group" (the same, each token against its group's), "positive" >= 0,
     "pair" (1, -1 or 0 on a whole image), or "none". source: the paper. needs_old, needs_reference: the predictions
     that it takes beside the trained one (the constraint asks for its own). compares_samples: it learns nothing from
-    one image per prompt.
+    one image per prompt. mixtures: the same losses as ``Mixtures``, where energies and divergences are squared
+    distances and a matching has these in one pass; None where the losses are no such sum.
     """
 
     losses: Callable[[Terms, ObjectiveConfig], Tensor]
@@ -87,6 +100,7 @@ class Objective:
     needs_old: bool = False
     needs_reference: bool = False
     compares_samples: bool = False
+    mixtures: Callable[[Terms, ObjectiveConfig], Mixtures] | None = None
 
     @property
     def uses_reward(self) -> bool:

@@ -28,6 +28,7 @@ from srum_ds.config.messages import refuse_others
 from srum_ds.engine import choose_device, compute_device, leave_distributed, start_distributed
 from srum_ds.engine.base import DTYPES
 from srum_ds.models import load_model
+from srum_ds.models.fused import start_kernels
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
 from srum_ds.prompts.reader import PromptReader
@@ -102,6 +103,7 @@ def join_ranks() -> torch.device:
 
 def whole_collector(cfg: Config, judging: JudgePipeline, device: torch.device) -> Collector:
     """What draws and judges: ``model.path`` whole on this rank's device, its weights in ``train.precision``."""
+    start_kernels(cfg.kernels.fused, device)
     # A GPU would have to hold it in float32 for a moment; on a CPU only the parameters are cast, as the engines do.
     dtype = torch.float32 if device.type == "cpu" else DTYPES[cfg.train.precision]
     model = load_model(cfg.model.path, cfg.model.kind, dtype, device)

@@ -48,6 +48,8 @@ def test_run_folder_holds_what_the_readme_says(two_ranks: Path) -> None:
     environment = json.loads((two_ranks / "environment.json").read_text())
     assert environment["world_size"] == 2
     assert environment["sharded_share"] > 0.99
+    assert environment["kernels"]["setting"] == "auto"
+    assert bool(environment["kernels"]["fused"]) == torch.cuda.is_available()
     assert (two_ranks / "config.yaml").exists()
 
 

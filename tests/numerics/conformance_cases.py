@@ -15,11 +15,11 @@ from torch import Tensor
 
 from srum_ds.config.schema import ObjectiveConfig
 from srum_ds.models.bagel.adapter import BagelAdapter
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.generator import SamplerStep
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.layout import Layout
 from srum_ds.models.bagel.sampling import shift_timesteps, time_points
-from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.models.flow import FlowSampling
 from srum_ds.models.matching import FlowMatching

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.models.bagel.cache import Cache, stack_caches
 from srum_ds.models.bagel.layout import build_layout
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.text_decoding import TextDecoder
 from srum_ds.models.bagel.text_trees import Ids, build_text_trees
-from srum_ds.models.bagel.transformer import Cache, stack_caches
 
 READ_TOGETHER = 16
 """Most questions that are read in one pass before their answers are written, which takes less memory a question."""

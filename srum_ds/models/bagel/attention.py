@@ -1,18 +1,29 @@
 """Attention of one pass: over which grid of tokens, under which mask.
 
-All passes work on the padded grid [B, S] with a dense mask. A noised image sees all of its context, so that but for
-the padding there is nothing for a mask in blocks to skip.
+Passes that read work on the padded grid [B, S] with a dense mask. Noised pictures and the prompts that are read with
+them (``pictures``) need none: ``attend_freely``.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from srum_ds.models.bagel.layout import Layout
+
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What may serve on an accelerator: not cuDNN's kernel, which builds a plan for every new number of keys, and so for
+every decoded token and every length of prompt."""
+
+
+def backends(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, ``BACKENDS`` alone serve; a CPU chooses as it does."""
+    return nullcontext() if device.type == "cpu" else sdpa_kernel(BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -107,5 +118,22 @@ def shared_heads(q_BHSD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, mask: Tensor, g
     """
     batch, heads, length, head = q_BHSD.shape
     q = q_BHSD.reshape(batch, heads // groups, groups * length, head)
-    out = F.scaled_dot_product_attention(q, k_BGKD, v_BGKD, attn_mask=mask)
+    with backends(q.device):
+        out = F.scaled_dot_product_attention(q, k_BGKD, v_BGKD, attn_mask=mask)
     return out.reshape(batch, heads, length, head)
+
+
+def attend_freely(q_BSHD: Tensor, k_BPGD: Tensor, v_BPGD: Tensor, causal: bool = False) -> Tensor:
+    """Attention without a mask [B, S, H, D] in q's dtype, each query to all keys, or ``causal`` to none after it.
+
+    Heads may share keys as in ``attend``; on a CPU it computes in float32, as that does.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BPGD, v_BPGD))
+    shared = q.shape[1] != k.shape[1]
+    if q.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = q.float(), k.float(), v.float()
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared)
+        return out.to(q_BSHD.dtype).transpose(1, 2)
+    with backends(q.device):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared).transpose(1, 2)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.images import quantise
 from srum_ds.models.bagel.latents import unpatchify_latent
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.sampling import euler, guide
 from srum_ds.models.bagel.text_decoding import TextDecoder
-from srum_ds.models.bagel.transformer import Cache, stack_caches
 from srum_ds.models.flow import FlowSampling, initial_noise, noised_views
 from srum_ds.models.matching import FlowMatching
 from srum_ds.models.protocol import Forward, ViewSettings
@@ -135,13 +135,18 @@ class BagelGenerator:
 
     def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
         """Velocities [N, M, T, C] of every view, through the engine or the gathered module; see ``Bagel.forward``."""
-        ids = self.prompt_ids(prompts)
-        device = self.reader.module.device
-        length_N = torch.tensor([len(i) for i in ids], device=device)
-        ids_NL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
+        texts, prompt_N = _distinct(self.prompt_ids(prompts))
+        length_P = torch.tensor([len(ids) for ids in texts])
+        ids_PL = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
         inputs = view.inputs
         velocity_NMTC: Tensor = forward(
-            ids_NL, length_N, inputs["dropped_NM"], inputs["x_NMTC"], inputs["time_NM"], torch.tensor(grid)
+            ids_PL,
+            length_P,
+            inputs["dropped_NM"],
+            inputs["x_NMTC"],
+            inputs["time_NM"],
+            torch.tensor(grid),
+            torch.tensor(prompt_N),
         )
         return velocity_NMTC
 
@@ -160,10 +165,8 @@ class BagelGenerator:
         """
         module = self.reader.module
         batch = len(ids_B)
-        everyone = torch.ones(batch, dtype=torch.bool, device=module.device)
         if edits is None and plan_ids_B is None:
-            full = self._read_distinct(ids_B)
-            return GuidanceContexts(full, full.without(everyone))
+            return GuidanceContexts(self._read_distinct(ids_B), self.reader.empty(batch))
         before = self.reader.empty(batch)
         if plan_ids_B is not None:
             before = self._read_planning_prompt(batch)
@@ -182,11 +185,8 @@ class BagelGenerator:
     def _read_distinct(self, ids_B: Sequence[Tensor]) -> Cache:
         """Reads each distinct text once: samples of one prompt share its context."""
         module = self.reader.module
-        keys = [tuple(ids.tolist()) for ids in ids_B]
-        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        texts = [torch.tensor(key) for key in distinct]
-        index = torch.tensor([distinct[key] for key in keys], device=module.device)
-        return module.read_text(texts).take(index)
+        texts, index = _distinct(ids_B)
+        return module.read_text(texts).take(torch.tensor(index, device=module.device))
 
     # ---- sampling
 
@@ -204,27 +204,23 @@ class BagelGenerator:
         The contexts of a guided step run as one batch. ``trace`` receives one ``SamplerStep`` per update.
         Returns the tokens and each step's velocity.
         """
-        batch, tokens, _ = noise_NTC.shape
         module = self.reader.module
-        compared = [contexts.full, contexts.no_text]
-        if contexts.no_image is not None and sampling.image_scale > 1:
-            compared.append(contexts.no_image)
-        joint = stack_caches(compared) if sampling.text_scale > 1 else contexts.full
-        joint_layout = module.noised_layout(joint.batch, tokens, joint)
-        plain_layout = module.noised_layout(batch, tokens, contexts.full)
+        compared = [contexts.full]
+        if sampling.text_scale > 1:
+            compared.append(contexts.no_text)
+            if contexts.no_image is not None and sampling.image_scale > 1:
+                compared.append(contexts.no_image)
+        branches = [module.branch(context) for context in compared]
+        joint = module.plan_denoising(branches, grid)
+        plain = module.plan_denoising(branches[:1], grid)
 
         def velocity(x: Tensor, t: float, guided: bool) -> Tensor:
-            if not guided:
-                time = torch.full((batch,), t, device=module.device)
-                v = module.velocity(x, time, grid, contexts.full, plain_layout)
-                if trace is not None:
-                    trace.append(SamplerStep(t, x, v))
-                return v
-            time = torch.full((joint.batch,), t, device=module.device)
-            many = x.repeat(len(compared), 1, 1)
-            parts = module.velocity(many, time, grid, joint, joint_layout).chunk(len(compared))
+            time = torch.full((1,), t, device=module.device)
+            parts = module.velocities(x, time, joint if guided else plain)
             if trace is not None:
                 trace.append(SamplerStep(t, x, *parts))
+            if not guided:
+                return parts[0]
             return guide(
                 parts[0],
                 parts[1],
@@ -248,3 +244,13 @@ class BagelGenerator:
     def decode(self, tokens_NTC: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images [N, 3, H, W] in [0, 1] (8-bit values) of latent tokens."""
         return quantise(self.decode_unclamped(tokens_NTC, grid) * 0.5 + 0.5)
+
+
+def _distinct(ids_B: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Each distinct text once, in order of appearance, and which of them each text is."""
+    keys = [tuple(ids.tolist()) for ids in ids_B]
+    first: dict[tuple[int, ...], Tensor] = {}
+    for key, ids in zip(keys, ids_B, strict=True):
+        first.setdefault(key, ids)
+    row = {key: number for number, key in enumerate(first)}
+    return list(first.values()), [row[key] for key in keys]

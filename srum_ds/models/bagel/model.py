@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from srum_ds.models.bagel.cache import Cache, empty_cache
 from srum_ds.models.bagel.config import BagelConfig, SpecialTokens
+from srum_ds.models.bagel.denoising import Branch, Denoising, open_branch, plan_denoising
 from srum_ds.models.bagel.latents import PositionTable, TimestepEmbedder
 from srum_ds.models.bagel.layout import Layout, Segment, build_layout
-from srum_ds.models.bagel.transformer import Cache, LanguageModel, empty_cache
+from srum_ds.models.bagel.pictures import Context, Pictures, arrange, place_texts
+from srum_ds.models.bagel.transformer import LanguageModel
 from srum_ds.models.bagel.vision import Connector, VisionModel, grid_ids
 
 
@@ -66,33 +69,43 @@ class Bagel(nn.Module):
 
     def forward(
         self,
-        ids_BL: Tensor,
-        length_B: Tensor,
+        ids_PL: Tensor,
+        length_P: Tensor,
         dropped_BM: Tensor,
         x_BMTC: Tensor,
         t_BM: Tensor,
         grid_2: Tensor,
+        prompt_B: Tensor | None = None,
     ) -> Tensor:
         """Velocities [B, M, T, C] (float32) of M noised copies of each of B images under their prompts.
 
-        ids_BL: prompt ids with bos and eos, padded; length_B their lengths; dropped_BM (bool) says
-        which copies see no prompt; x_BMTC the noised latent tokens at times t_BM; grid_2 = (h, w).
-        The prompt is read once for all copies.
+        ids_PL: ids of P prompts with bos and eos, padded at their ends; length_P their lengths; prompt_B the prompt of
+        each image (default: prompt b for image b). dropped_BM (bool) says which copies see no prompt; x_BMTC the
+        noised latent tokens at times t_BM; grid_2 = (h, w). Lengths, prompt numbers, what is dropped and the grid
+        decide shapes: on another device than the CPU, each costs a wait for it.
+
+        Every prompt is read once, in the same pass as the images: a block's weights serve both, so that an engine
+        gathers them once.
         """
         b, m, tokens, channels = x_BMTC.shape
-        # Where understanding is frozen, nothing in the prompt's reading has a gradient worth keeping.
-        learns = torch.is_grad_enabled() and self._reading_learns()
-        with torch.set_grad_enabled(learns):
-            context = self.read_padded(ids_BL, length_B)[1]
-        each = torch.arange(b, device=self.device).repeat_interleave(m)
-        past = context.take(each).without(dropped_BM.reshape(-1).to(self.device))
-        grid = (int(grid_2[0]), int(grid_2[1]))
-        v = self.velocity(x_BMTC.reshape(b * m, tokens, channels), t_BM.reshape(-1), grid, past)
-        return v.view(b, m, tokens, channels)
-
-    def _reading_learns(self) -> bool:
-        """Whether anything that text goes through is trained."""
-        return any(p.requires_grad for n, p in self.language_model.named_parameters() if "_moe_gen" not in n)
+        lengths = length_P.tolist()
+        prompts = list(range(b)) if prompt_B is None else prompt_B.tolist()
+        rows = [prompt for prompt in prompts for _ in range(m)]
+        seen = [0 if drop else lengths[row] for row, drop in zip(rows, dropped_BM.flatten().tolist(), strict=True)]
+        arrangement = arrange(seen, rows, self.device)
+        llm = self.config.llm
+        texts = place_texts(
+            length_P.to(self.device), ids_PL.shape[1], arrangement.groups, llm.head_size, llm.rope_theta, self.dtype
+        )
+        pictures = Pictures(tuple(group.pictures for group in arrangement.groups), texts)
+        ids_N = torch.cat([ids_PL.reshape(-1).to(self.device), self._wrap_ids()])
+        text_ND, wrap_2D = self.language_model.model.embed_tokens(ids_N).split([ids_PL.numel(), 2])
+        und_UD = wrap_2D.repeat(b * m, 1)
+        x_RTC = x_BMTC.reshape(b * m, tokens, channels).index_select(0, arrangement.order_B)
+        t_R = t_BM.reshape(-1).index_select(0, arrangement.order_B)
+        place_TD = self._places((int(grid_2[0]), int(grid_2[1])))
+        v_RTC = self._denoise(x_RTC, t_R, und_UD, place_TD, pictures, text_ND)
+        return v_RTC.index_select(0, arrangement.back_B).view(b, m, tokens, channels)
 
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block in backward instead of keeping its activations."""
@@ -190,29 +203,57 @@ class Bagel(nn.Module):
         position = None if past is None else past.position_B
         return build_layout(samples, valid, position, self.device)
 
-    def noised_layout(self, batch: int, tokens: int, past: Cache) -> Layout:
-        """The layout of one noised image per sample after ``past``; the same for every denoising step."""
-        return self.layout_after([[Segment("noised", tokens)]] * batch, past)
+    # ---- noised pictures
 
-    def velocity(
-        self, x_BTC: Tensor, t_B: Tensor, grid: tuple[int, int], past: Cache, layout: Layout | None = None
+    def _wrap_ids(self) -> Tensor:
+        """A picture's start and end token."""
+        return torch.tensor([self.special.image_start, self.special.image_end], device=self.device)
+
+    def _places(self, grid: tuple[int, int]) -> Tensor:
+        """Embeddings [T, D] of the latent tokens' places in a grid."""
+        place_T = grid_ids(*grid, self.config.max_latent_size, self.config.interpolate_pos).to(self.device)
+        place_TD: Tensor = self.latent_pos_embed(place_T)
+        return place_TD
+
+    def _denoise(
+        self,
+        x_RTC: Tensor,
+        t_R: Tensor,
+        und_UD: Tensor,
+        place_TD: Tensor,
+        pictures: Pictures,
+        before: Tensor | tuple[tuple[Context | None, ...], ...],
     ) -> Tensor:
-        """Velocity [B, T, C] (float32) of noised images after a context that is read, never written.
+        """Velocities [R, T, C] (float32) of arranged pictures; t_R may have one time for all."""
+        gen_RTD = self.vae2llm(x_RTC.to(self.dtype))
+        # Added, not gathered: the gradient of a time's embedding is then a plain sum over its picture's tokens.
+        gen_RTD = gen_RTD + self.time_embedder(t_R, self.dtype)[:, None]
+        gen_RTD = gen_RTD + place_TD.to(gen_RTD.dtype)
+        gen_GD = gen_RTD.flatten(0, 1).to(und_UD.dtype)
+        hidden_GD = self.language_model.model.denoise(und_UD, gen_GD, pictures, before)
+        velocity_RTC: Tensor = self.llm2vae(hidden_GD).float().view_as(x_RTC)
+        return velocity_RTC
 
-        x_BTC: latent tokens, row-major over ``grid``; t_B: float in [0, 1].
+    @torch.no_grad()
+    def plan_denoising(self, branches: Sequence[Branch], grid: tuple[int, int]) -> Denoising:
+        """What stays the same while N pictures of a grid are denoised, each under every branch."""
+        wrap_2D = self.language_model.model.embed_tokens(self._wrap_ids())
+        return plan_denoising(branches, wrap_2D, self._places(grid).to(self.dtype))
+
+    def branch(self, cache: Cache) -> Branch:
+        """A branch of ``plan_denoising``: one picture behind each sample of a cache."""
+        return open_branch(cache, self.config.llm.rope_theta)
+
+    def velocities(self, x_NTC: Tensor, t_N: Tensor, plan: Denoising) -> tuple[Tensor, ...]:
+        """Velocities [N, T, C] (float32) of noised pictures under each branch of a plan.
+
+        x_NTC: latent tokens, row-major over the plan's grid; t_N: float in [0, 1], one for each or, [1], for all.
         """
-        batch, tokens, channels = x_BTC.shape
-        if layout is None:
-            layout = self.noised_layout(batch, tokens, past)
-        wrap = torch.tensor([self.special.image_start, self.special.image_end], device=self.device)
-        place = grid_ids(*grid, self.config.max_latent_size, self.config.interpolate_pos).to(self.device)
-        inputs = Inputs(
-            text_N=wrap.repeat(batch),
-            latents_GC=x_BTC.reshape(batch * tokens, channels),
-            latent_place_G=place.repeat(batch),
-            time_I=t_B,
-            time_index_G=torch.arange(batch, device=self.device).repeat_interleave(tokens),
-        )
-        _, gen = self.run_last(inputs, layout, past)
-        velocity_BTC: Tensor = self.llm2vae(gen).float().view(batch, tokens, channels)
-        return velocity_BTC
+        t_R = t_N if len(t_N) == 1 else t_N.index_select(0, plan.picture_R)
+        x_RTC = x_NTC.index_select(0, plan.picture_R)
+        v_RTC = self._denoise(x_RTC, t_R, plan.und_UD, plan.place_TD, plan.pictures, plan.contexts_LG)
+        return v_RTC.index_select(0, plan.back_R).chunk(plan.branches)
+
+    def velocity(self, x_NTC: Tensor, t_N: Tensor, grid: tuple[int, int], past: Cache) -> Tensor:
+        """``velocities`` of one step under one context for each picture."""
+        return self.velocities(x_NTC, t_N, self.plan_denoising([self.branch(past)], grid))[0]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.models.bagel.cache import Cache, empty_cache
 from srum_ds.models.bagel.config import BagelConfig
 from srum_ds.models.bagel.images import to_tensors, transformed
 from srum_ds.models.bagel.latents import Autoencoder, patchify_latent
 from srum_ds.models.bagel.layout import Segment
 from srum_ds.models.bagel.model import Bagel, Inputs
 from srum_ds.models.bagel.tokenizer import BagelTokenizer
-from srum_ds.models.bagel.transformer import Cache, empty_cache
 from srum_ds.models.bagel.vision import grid_ids, patchify_image
 
 Patches = tuple[Tensor, tuple[int, int]]

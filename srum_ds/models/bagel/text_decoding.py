@@ -10,9 +10,9 @@ from torch import Tensor
 
 from srum_ds.common import seeds as randomness
 from srum_ds.common.errors import UserError
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.text_step import TextStep
-from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.lora import is_adapter
 
 LOOK_EVERY = 16

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srum_ds.kernels.rotary import rotary_factors, rotate
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.config import LanguageConfig
-from srum_ds.models.bagel.transformer import Cache, MoTLayer, MoTModel
+from srum_ds.models.bagel.transformer import MoTLayer, MoTModel
 
 BLOCK = 64
 """The room for new tokens grows by so many. Its width is a multiple of it, which suits kernels that take a mask."""

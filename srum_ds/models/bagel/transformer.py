@@ -7,90 +7,24 @@ names equal the keys of the released checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from srum_ds.kernels.norm import RMSNorm
-from srum_ds.kernels.rotary import rotary_factors, rotate
+from srum_ds.kernels.norm import RMSNorm, add, add_rms_norm, rms_norm
+from srum_ds.kernels.qk import qk_norm_rotary
+from srum_ds.kernels.rotary import rotary_factors
 from srum_ds.kernels.rows import collect, place
-from srum_ds.models.bagel.attention import Plan, attend, make_plan, narrow
+from srum_ds.kernels.swiglu import swiglu
+from srum_ds.models.bagel.attention import Plan, attend, attend_freely, make_plan, narrow
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.config import LanguageConfig
 from srum_ds.models.bagel.layout import Layout
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of everything read so far, one tensor per layer.
-
-    keys_L, values_L: [B, KV, P, head]; valid_BP: bool, which places hold a token (the others are
-    padding); position_B: int64, the rotary position of the next segment.
-    """
-
-    keys_L: tuple[Tensor, ...]
-    values_L: tuple[Tensor, ...]
-    valid_BP: Tensor
-    position_B: Tensor
-
-    @property
-    def batch(self) -> int:
-        return int(self.valid_BP.shape[0])
-
-    def take(self, index: Tensor) -> Cache:
-        """The cache of the samples in ``index`` (int64 [B']), which may repeat."""
-        return Cache(
-            tuple(k.index_select(0, index) for k in self.keys_L),
-            tuple(v.index_select(0, index) for v in self.values_L),
-            self.valid_BP.index_select(0, index),
-            self.position_B.index_select(0, index),
-        )
-
-    def without(self, dropped_B: Tensor) -> Cache:
-        """The same cache with the samples in ``dropped_B`` (bool [B]) emptied: an empty context."""
-        keep_B = ~dropped_B
-        return Cache(
-            self.keys_L,
-            self.values_L,
-            self.valid_BP & keep_B[:, None],
-            self.position_B * keep_B,
-        )
-
-
-def stack_caches(caches: list[Cache]) -> Cache:
-    """Joins caches along the batch, padding to the longest."""
-    longest = max(int(c.valid_BP.shape[1]) for c in caches)
-
-    def widen(x: Tensor, dim: int) -> Tensor:
-        missing = longest - x.shape[dim]
-        if missing == 0:
-            return x
-        shape = list(x.shape)
-        shape[dim] = missing
-        return torch.cat([x, x.new_zeros(shape)], dim=dim)
-
-    layers = range(len(caches[0].keys_L))
-    return Cache(
-        tuple(torch.cat([widen(c.keys_L[i], 2) for c in caches]) for i in layers),
-        tuple(torch.cat([widen(c.values_L[i], 2) for c in caches]) for i in layers),
-        torch.cat([widen(c.valid_BP, 1) for c in caches]),
-        torch.cat([c.position_B for c in caches]),
-    )
-
-
-def empty_cache(config: LanguageConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Cache:
-    """A cache that holds nothing, for ``batch`` samples."""
-    shape = (batch, config.num_key_value_heads, 0, config.head_size)
-    layers = range(config.num_hidden_layers)
-    return Cache(
-        tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in layers),
-        tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in layers),
-        torch.zeros(batch, 0, dtype=torch.bool, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-    )
+from srum_ds.models.bagel.pictures import Context, Pictures, Texts
 
 
 @dataclass(frozen=True)
@@ -133,8 +67,7 @@ class Attention(nn.Module):
         if _idle(x_ND):
             return x_ND.new_zeros(0, self.heads, self.head)
         q_NHD: Tensor = self.get_submodule(f"q_proj{suffix}")(x_ND).view(-1, self.heads, self.head)
-        normed_NHD: Tensor = self.get_submodule(f"q_norm{suffix}")(q_NHD)
-        return normed_NHD
+        return q_NHD
 
     def _keys_values(self, x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
         if _idle(x_ND):
@@ -142,7 +75,21 @@ class Attention(nn.Module):
             return nothing, nothing
         k = self.get_submodule(f"k_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
         v = self.get_submodule(f"v_proj{suffix}")(x_ND).view(-1, self.kv_heads, self.head)
-        return self.get_submodule(f"k_norm{suffix}")(k), v
+        return k, v
+
+    def _normed_and_rotated(self, norm: str, und_UHD: Tensor, gen_GHD: Tensor, step: Pass) -> Tensor:
+        """Queries or keys of both groups, each normed by its own, in the grid's order, rotated by place."""
+        und_weight, eps = self._norm(norm, "")
+        # Where nothing trains, there may be no norm for generation rows when there are no such rows.
+        gen_weight = und_weight if _idle(gen_GHD) else self._norm(norm, "_moe_gen")[0]
+        slot_N, places = step.plan.slot_N, step.plan.places
+        return qk_norm_rotary(und_UHD, gen_GHD, und_weight, gen_weight, eps, step.cos_P1D, step.sin_P1D, slot_N, places)
+
+    def _norm(self, norm: str, suffix: str) -> tuple[Tensor, float]:
+        """The weight and epsilon of an expert's norm of queries or keys."""
+        module = self.get_submodule(f"{norm}{suffix}")
+        assert isinstance(module, RMSNorm) and module.eps is not None
+        return module.weight, module.eps
 
     def forward(
         self,
@@ -157,15 +104,16 @@ class Attention(nn.Module):
         asked: the rows whose output is wanted, if not all.
         """
         plan = step.plan
-        parts = zip(self._keys_values(und_UD, ""), self._keys_values(gen_GD, "_moe_gen"), strict=True)
-        k_PHD, v_PHD = (place(und, gen, plan.slot_N, plan.places) for und, gen in parts)
-        k_PHD = rotate(k_PHD, step.cos_P1D, step.sin_P1D)
+        und_k, und_v = self._keys_values(und_UD, "")
+        gen_k, gen_v = self._keys_values(gen_GD, "_moe_gen")
+        k_PHD = self._normed_and_rotated("k_norm", und_k, gen_k, step)
+        v_PHD = place(und_v, gen_v, plan.slot_N, plan.places)
         keys, values = (x.view(*plan.grid, self.kv_heads, self.head).transpose(1, 2) for x in (k_PHD, v_PHD))
         if asked is not None:
             plan, step = asked.step.plan, asked.step
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
-        q_PHD = place(self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen"), plan.slot_N, plan.places)
-        q_PHD = rotate(q_PHD, step.cos_P1D, step.sin_P1D)
+        queries = self._queries(und_UD, ""), self._queries(gen_GD, "_moe_gen")
+        q_PHD = self._normed_and_rotated("q_norm", *queries, step)
         if past is not None:
             keys = torch.cat([past[0], keys], dim=2)
             values = torch.cat([past[1], values], dim=2)
@@ -173,9 +121,54 @@ class Attention(nn.Module):
         # Where no row is wanted, the pass is there for its keys and values alone.
         out = (attend(q, keys, values, plan) if len(und_UD) or len(gen_GD) else q).transpose(1, 2)
         und, gen = collect(out.reshape(plan.places, self.heads * self.head), plan.slot_N, len(und_UD))
-        und = self._output(und, "")
-        gen = self._output(gen, "_moe_gen")
-        return und, gen, keys, values
+        return self._output(und, ""), self._output(gen, "_moe_gen"), keys, values
+
+    def texts(self, x_ND: Tensor, texts: Texts, last: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Causal attention output of texts, None in the ``last`` block, and keys and values [B, L, KV, head]."""
+
+        def turned(norm: str, x_NHD: Tensor) -> Tensor:
+            weight, eps = self._norm(norm, "")
+            factors = texts.cos_N1D, texts.sin_N1D
+            turned_NHD = qk_norm_rotary(x_NHD, x_NHD[:0], weight, weight, eps, *factors, None, len(x_NHD))
+            return turned_NHD.view(texts.batch, -1, *x_NHD.shape[1:])
+
+        k_NGD, v_NGD = self._keys_values(x_ND, "")
+        k_BLGD = turned("k_norm", k_NGD)
+        v_BLGD = v_NGD.view_as(k_BLGD)
+        if last:
+            return None, k_BLGD, v_BLGD
+        out = attend_freely(turned("q_norm", self._queries(x_ND, "")), k_BLGD, v_BLGD, causal=True)
+        return self._output(out.reshape(len(x_ND), -1), ""), k_BLGD, v_BLGD
+
+    def pictures(
+        self, und_UD: Tensor, gen_GD: Tensor, pictures: Pictures, contexts: tuple[Context | None, ...], last: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Attention output of pictures' start and end tokens, None in the ``last`` block, and of their latent tokens.
+
+        The order of keys changes nothing: context, start, end, latent tokens. No query is moved.
+        """
+
+        def parts(x_NHD: Tensor) -> tuple[Tensor, ...]:
+            return pictures.by_group(x_NHD.view(pictures.count, -1, *x_NHD.shape[1:]))
+
+        def keys_values(x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
+            k_NGD, v_NGD = self._keys_values(x_ND, suffix)
+            return rms_norm(k_NGD, *self._norm("k_norm", suffix)), v_NGD
+
+        new = (parts(x) for x in (*keys_values(und_UD, ""), *keys_values(gen_GD, "_moe_gen")))
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for context, k_und, v_und, k_gen, v_gen in zip(contexts, *new, strict=True):
+            before = ((), ()) if context is None else ((context[0],), (context[1],))
+            keys.append(torch.cat([*before[0], k_und, k_gen], dim=1))
+            values.append(torch.cat([*before[1], v_und, v_gen], dim=1))
+
+        def out(x_ND: Tensor, suffix: str) -> Tensor:
+            asked = parts(rms_norm(self._queries(x_ND, suffix), *self._norm("q_norm", suffix)))
+            seen = [attend_freely(*qkv) for qkv in zip(asked, keys, values, strict=True)]
+            return self._output((seen[0] if len(seen) == 1 else torch.cat(seen)).reshape(len(x_ND), -1), suffix)
+
+        return None if last else out(und_UD, ""), out(gen_GD, "_moe_gen")
 
     def _output(self, x_ND: Tensor, suffix: str) -> Tensor:
         projection = self.get_submodule(f"o_proj{suffix}")
@@ -199,11 +192,16 @@ def _only(asked: Asked | None, und_UD: Tensor, gen_GD: Tensor) -> tuple[Tensor, 
     return (und_UD, gen_GD) if asked is None else (und_UD.index_select(0, asked.rows_L), gen_GD[:0])
 
 
-def _add(stream_ND: Tensor, change_ND: Tensor) -> Tensor:
-    """Their sum; where nothing is differentiated, in the array of the change, which nobody else has."""
-    if torch.is_grad_enabled() or stream_ND.dtype != change_ND.dtype:
-        return stream_ND + change_ND
-    return change_ND.add_(stream_ND)
+def _add_and_norm(norm: nn.Module, stream_ND: Tensor, change_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum, and the sum normed."""
+    if _idle(stream_ND):
+        return stream_ND, change_ND
+    if isinstance(norm, RMSNorm):
+        assert norm.eps is not None
+        return add_rms_norm(stream_ND, change_ND, norm.weight, norm.eps)
+    # What stands for a norm in a model that was loaded to judge only.
+    sum_ND = add(stream_ND, change_ND)
+    return sum_ND, norm(sum_ND)
 
 
 class SwiGLU(Qwen2MLP):
@@ -214,11 +212,10 @@ class SwiGLU(Qwen2MLP):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         out_ND: Tensor
-        if torch.is_grad_enabled() or self.config.hidden_act != "silu":
+        if self.config.hidden_act != "silu":
             out_ND = super().forward(x_ND)  # type: ignore[no-untyped-call]
             return out_ND
-        gate_NF = F.silu(self.gate_proj(x_ND), inplace=True)
-        out_ND = self.down_proj(gate_NF.mul_(self.up_proj(x_ND)))
+        out_ND = self.down_proj(swiglu(self.gate_proj(x_ND), self.up_proj(x_ND)))
         return out_ND
 
 
@@ -241,7 +238,14 @@ class MoTLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps)
         self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, eps=eps)
 
-    def forward(
+    def forward(self, *work: Any) -> Any:
+        """``read``, or ``denoise`` where the third argument says so.
+
+        One call a block either way: what an engine's hooks and activation checkpointing see, and gather weights for.
+        """
+        return self.denoise(*work) if isinstance(work[2], Pictures) else self.read(*work)
+
+    def read(
         self,
         und_UD: Tensor,
         gen_GD: Tensor,
@@ -258,13 +262,52 @@ class MoTLayer(nn.Module):
             _of(self.input_layernorm, und_UD), _of(self.input_layernorm_moe_gen, gen_GD), step, past, asked
         )
         und_UD, gen_GD = _only(asked, und_UD, gen_GD)
-        und_UD = _add(und_UD, und)
-        gen_GD = _add(gen_GD, gen)
-        und_UD = _add(und_UD, _of(self.mlp, _of(self.post_attention_layernorm, und_UD)))
-        gen_GD = _add(gen_GD, _of(self.mlp_moe_gen, _of(self.post_attention_layernorm_moe_gen, gen_GD)))
+        und_UD, und = _add_and_norm(self.post_attention_layernorm, und_UD, und)
+        gen_GD, gen = _add_and_norm(self.post_attention_layernorm_moe_gen, gen_GD, gen)
+        und_UD = add(und_UD, _of(self.mlp, und))
+        gen_GD = add(gen_GD, _of(self.mlp_moe_gen, gen))
         if not keep:
             return und_UD, gen_GD, None, None
         return und_UD, gen_GD, keys, values
+
+    def denoise(
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        pictures: Pictures,
+        before: Tensor | tuple[Context | None, ...],
+        last: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hidden states after the block of pictures' start and end tokens [2 B, D], and latent tokens [B T, D].
+
+        before: the block's context of each group of pictures; or hidden states [rows of texts, D] of the texts that
+        are read in this pass, which are then given back third. Of the ``last`` block the latent tokens alone are
+        wanted: the others come back as they were.
+        """
+        text_ND = None
+        if isinstance(before, Tensor):
+            assert pictures.texts is not None
+            text_ND = before
+            out, k_BLGD, v_BLGD = self.self_attn.texts(self.input_layernorm(text_ND), pictures.texts, last)
+            before = pictures.texts.seen(k_BLGD, v_BLGD)
+            if out is not None:
+                text_ND = self._understood(text_ND, out)
+            if pictures.texts.unseen and k_BLGD.requires_grad:
+                # Gradients of zero, not none: engines expect the same ones on every rank.
+                und_UD = und_UD + 0 * (k_BLGD.sum() + v_BLGD.sum())
+        und, gen = self.self_attn.pictures(
+            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), pictures, before, last
+        )
+        if und is not None:
+            und_UD = self._understood(und_UD, und)
+        gen_GD, gen = _add_and_norm(self.post_attention_layernorm_moe_gen, gen_GD, gen)
+        gen_GD = add(gen_GD, self.mlp_moe_gen(gen))
+        return und_UD, gen_GD, text_ND
+
+    def _understood(self, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
+        """Rows of the understanding expert after their attention's output and MLP."""
+        x_ND, normed_ND = _add_and_norm(self.post_attention_layernorm, x_ND, attended_ND)
+        return add(x_ND, self.mlp(normed_ND))
 
 
 class MoTModel(nn.Module):
@@ -315,10 +358,7 @@ class MoTModel(nn.Module):
         for index, layer in enumerate(self.layers):
             before = None if past is None else (past.keys_L[index], past.values_L[index])
             few = asked if index == len(self.layers) - 1 else None
-            if self.checkpointing and torch.is_grad_enabled():
-                und_UD, gen_GD, k, v = checkpoint(layer, und_UD, gen_GD, step, before, keep, few, use_reentrant=False)
-            else:
-                und_UD, gen_GD, k, v = layer(und_UD, gen_GD, step, before, keep, few)
+            und_UD, gen_GD, k, v = self._through(layer, und_UD, gen_GD, step, before, keep, few)
             if keep:
                 keys.append(k)
                 values.append(v)
@@ -329,6 +369,32 @@ class MoTModel(nn.Module):
             return *hidden, None
         valid = layout.valid_BS if past is None else torch.cat([past.valid_BP, layout.valid_BS], dim=1)
         return *hidden, Cache(tuple(keys), tuple(values), valid, layout.next_position_B)
+
+    def denoise(
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        pictures: Pictures,
+        before: Tensor | tuple[tuple[Context | None, ...], ...],
+    ) -> Tensor:
+        """Normed hidden states [B T, D] of the latent tokens of noised pictures.
+
+        und_UD: embeddings of the pictures' start and end tokens, gen_GD: of their latent tokens. before: the contexts
+        by block and by group, or embeddings of the texts that are read in the same pass.
+        """
+        final = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            seen = before if isinstance(before, Tensor) else before[index]
+            und_UD, gen_GD, text_ND = self._through(layer, und_UD, gen_GD, pictures, seen, index == final)
+            before = before if text_ND is None else text_ND
+        hidden_GD: Tensor = self.norm_moe_gen(gen_GD)
+        return hidden_GD
+
+    def _through(self, layer: nn.Module, *work: Any) -> Any:
+        if self.checkpointing and torch.is_grad_enabled():
+            # Nothing in a block is random.
+            return checkpoint(layer, *work, use_reentrant=False, preserve_rng_state=False)
+        return layer(*work)
 
     def _pass(self, plan: Plan, dtype: torch.dtype) -> Pass:
         cos_P1D, sin_P1D = rotary_factors(plan.position_P, self.config.head_size, self.config.rope_theta)

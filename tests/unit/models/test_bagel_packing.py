@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.bagel.adapter import BagelAdapter, load_bagel
-from srum_ds.models.bagel.transformer import Cache, MoTLayer
+from srum_ds.models.bagel.cache import Cache
+from srum_ds.models.bagel.transformer import MoTLayer
 from tests.support.bagel_packing import Latents, Packed, Part, Picture, Text, losses, pack, packed_layout
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.images import to_tensor
 from srum_ds.models.bagel.layout import Segment
 from srum_ds.models.bagel.model import Bagel, Inputs
 from srum_ds.models.bagel.tokenizer import BagelTokenizer
-from srum_ds.models.bagel.transformer import Cache
 from srum_ds.models.bagel.vision import grid_ids
 from srum_ds.rewards.regions import crop_pictures
 from srum_ds.worlds.shapes.pretrain.pool import Pool, understanding_images
