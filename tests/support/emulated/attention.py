@@ -178,7 +178,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: EmulatedTensor, weight: EmulatedTensor | None, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        report(x.number, "rms_norm")
+        report(x.number, "rms_norm" if x.numel() else None)
         out = F.rms_norm(x.host, (x.shape[-1],), None if weight is None else weight.host, eps)
         return EmulatedTensor(out, x.number)
 
@@ -190,7 +190,7 @@ class _RMSNorm(torch.autograd.Function):
         normed = wide * factor
         scaled = gradient if weight is None else gradient * weight.host.float()
         d_x = factor * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
-        report(x.number, "rms_norm_backward")
+        report(x.number, "rms_norm_backward" if x.numel() else None)
         d_weight = None
         if weight is not None:
             d_weight = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)

@@ -18,11 +18,6 @@ LARGEST = 1024
 """Bytes that may come back to the host at once, images apart: some ids, scores and losses."""
 
 
-def fails_today(reason: str) -> pytest.MarkDecorator:
-    """Marks what is known to fail; whoever cures it takes the mark away, since passing fails then."""
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
-
-
 @pytest.fixture(scope="module")
 def model() -> UnifiedModel:
     with emulation():
@@ -50,11 +45,6 @@ def test_a_sampler_step_waits_for_nothing(phases: dict[str, Phase]) -> None:
     assert {str(line): tally.syncs for line, tally in phases[DRAW].items() if tally.syncs} == {}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="D17 of the study: two copies a sampler step, each of which waits on CUDA",
-)
 def test_a_sampler_step_copies_nothing_from_the_host(phases: dict[str, Phase]) -> None:
     assert {str(line): tally.uploads for line, tally in phases[DRAW].items() if tally.uploads} == {}
 
@@ -92,16 +82,10 @@ def masked_pictures(counts: Counts) -> list[AttentionCall]:
     return [call for call in counts.attention if call.masked and call.keys >= tokens]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="D4 of the study: noised images attend under a dense mask"
-)
 def test_drawing_builds_no_dense_mask(model: UnifiedModel) -> None:
     assert masked_pictures(drawn(model, 3)) == []
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="D4 of the study: noised images attend under a dense mask"
-)
 def test_training_builds_no_dense_mask(tmp_path: Path) -> None:
     with emulation():
         assert masked_pictures(one_step(tmp_path).phases["train"]) == []

@@ -167,6 +167,9 @@ def test_rms_norm_is_one_kernel_forward_and_one_back() -> None:
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one)
     assert counts.kernels["rms_norm"] == counts.kernels["rms_norm_backward"] == 1
+    with counted() as counts:
+        F.rms_norm(torch.ones(0, 8, device=NAME), (8,)), torch.ones(0, device=NAME) + 1
+    assert counts.launches == 0
 
 
 def test_inference_mode_counts_the_same() -> None:
