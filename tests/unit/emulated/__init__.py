@@ -1,0 +1,1 @@
+"""Tests on the emulated accelerator (tests/support/emulated)."""
