@@ -5,8 +5,8 @@ python benchmarks/bagel.py [--repeats 7] [--threads 2] [--json benchmarks/bagel.
 Shape: hidden 256, MLP 1024, 8 layers, 4 / 2 heads, vocabulary 4096, 256 latent tokens, 16 text tokens,
 fp32. Three ratios, each a median over repeats in which both sides run one after the other:
 
-* generation: 8 prompts, 10 time points, guidance, against bare ``torch.mm`` of the linear layers' shapes,
-  counted once a branch (attention's own products are not counted);
+* generation: 8 prompts, 10 time points, guidance inside its interval, against bare ``torch.mm`` of the linear layers'
+  shapes, counted once a branch (attention's own products are not counted);
 * training: forward and backward over 8 images under their prompts, as the loop trains, against ``torch.mm`` forward
   and both backward products;
 * judging: one-token readout of 8 images (``--judge-patches`` a side) against a 32-token answer about them.
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from srum_ds.common.environment import environment
 from srum_ds.models.bagel.adapter import load_bagel
 from srum_ds.models.bagel.config import BagelConfig, ImageTransform, LanguageConfig, VisionConfig
+from srum_ds.models.bagel.sampling import guided_at, time_points
 from srum_ds.models.flow import FlowSampling
 from srum_ds.types import Prompt, TrainView
 from tests.support.tiny_models import TINY, random_picture, write_tiny_bagel
@@ -142,7 +143,7 @@ def main() -> None:
     def generate() -> None:
         model.generator.sample(noise, (SIDE, SIDE), sampling, model.generator.contexts(ids))
 
-    passes = 2 * (POINTS - 1)
+    passes = sum(2 if guided_at(time, sampling) else 1 for time in time_points(sampling)[:-1].tolist())
     if not args.profile:
         products = Products(shapes(IMAGES * TOKENS, channels) * passes, backward=False)
         report["generation"] = compare(generate, products, args.repeats)

@@ -84,14 +84,15 @@ def noised_views(samples: Samples, settings: ViewSettings, keys: SampleKeys) -> 
     """``settings.copies`` noised copies of every image, each with its own noise, time and prompt dropout.
 
     x_t = (1 - t) x0 + t noise, target = noise - x0. inputs: ``x_NMTC`` float32, ``time_NM`` in [0, 1] and
-    ``dropped_NM`` (bool), the copies that are trained without their prompt. Every token counts.
+    ``dropped_NM`` (bool, on the CPU: a model arranges its batch by it), the copies that are trained without their
+    prompt. Every token counts.
     """
     x0_NTC = samples.tokens.float()
     device = x0_NTC.device
     shape = (settings.copies, *x0_NTC.shape[1:])
     noise = torch.stack([seeds.normal(shape, *key) for key in keys.of("noise")]).to(device)
-    u_N2M = torch.stack([seeds.uniform((2, settings.copies), *key) for key in keys.of("time")]).to(device)
-    t_NM = timesteps(u_N2M[:, 0], settings.time_distribution, settings.time_shift)
+    u_N2M = torch.stack([seeds.uniform((2, settings.copies), *key) for key in keys.of("time")])
+    t_NM = timesteps(u_N2M[:, 0].to(device), settings.time_distribution, settings.time_shift)
     t = t_NM[:, :, None, None]
     x0 = x0_NTC[:, None]
     x_NMTC = (1 - t) * x0 + t * noise

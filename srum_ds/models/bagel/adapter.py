@@ -21,7 +21,7 @@ from srum_ds.models.bagel.generator import BagelGenerator
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.lora_export import export_adapted
 from srum_ds.models.bagel.model import Bagel
-from srum_ds.models.bagel.modes import lora_targets, trains_in
+from srum_ds.models.bagel.modes import lora_targets, trained
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.models.bagel.transformer import MoTLayer
@@ -148,7 +148,7 @@ class BagelAdapter:
         """Names of the parameters that ``mode`` trains; ValueError for ``lora`` before ``add_lora``."""
         if mode == "lora" and self.lora is None:
             raise ValueError("mode lora trains an adapter: call add_lora first")
-        return [name for name, _ in self.module.named_parameters() if trains_in(mode, name)]
+        return trained(mode, (name for name, _ in self.module.named_parameters()))
 
     def judge_unchanged_by(self, mode: str) -> bool:
         """True for ``generation``: text and vision tokens never touch a ``_moe_gen`` weight.

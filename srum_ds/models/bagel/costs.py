@@ -16,12 +16,13 @@ from zlib import crc32
 import torch
 
 from srum_ds.models import lora
+from srum_ds.models.bagel import modes
 from srum_ds.models.bagel.config import BagelConfig, SpecialTokens, read_config
 from srum_ds.models.bagel.drop_generation import drop_generation
 from srum_ds.models.bagel.images import target_size
 from srum_ds.models.bagel.latents import Autoencoder, TimestepEmbedder
 from srum_ds.models.bagel.model import Bagel
-from srum_ds.models.bagel.modes import lora_targets, trains_in
+from srum_ds.models.bagel.modes import lora_targets
 from srum_ds.models.bagel.sampling import guided_at, time_points
 from srum_ds.models.bagel.text_trees import Ids, build_text_trees
 from srum_ds.models.bagel.tokenizer import BagelTokenizer
@@ -144,9 +145,9 @@ class BagelCosts:
     # ---- parameters
 
     def parameters(self, mode: str, lora_rank: int = 0, lora_targets: Sequence[str] = ()) -> ParameterCounts:
-        """See ``ModelCosts``. Mode ``transformer`` leaves ``lm_head`` out: no loss reaches it."""
+        """See ``ModelCosts``."""
         counts = self._counts
-        trained = {n: c for n, c in counts.items() if trains_in(mode, n) and not n.startswith(TEXT_HEAD)}
+        trained = {name: counts[name] for name in modes.trained(mode, counts)}
         total, size, largest = sum(counts.values()), sum(trained.values()), max(trained.values(), default=0)
         if mode == "lora":
             size, largest = self._adapter(lora_rank, tuple(lora_targets))
@@ -420,9 +421,6 @@ class BagelCosts:
             reading = images * context * (4 * shape.width + 4 * shape.queries + 3 * shape.keys + 4 * shape.inner)
             held += reading * (1 if recompute else shape.layers) * device.element
         return held
-
-
-TEXT_HEAD = "language_model.lm_head."
 
 
 def costs_of_folder(folder: Path | None) -> BagelCosts:

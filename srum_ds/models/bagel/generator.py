@@ -238,6 +238,7 @@ class BagelGenerator:
     def decode_unclamped(self, tokens_NTC: Tensor, grid: tuple[int, int]) -> Tensor:
         """The autoencoder's output [N, 3, H, W], about [-1, 1], for latent tokens."""
         latent_NCHW = unpatchify_latent(tokens_NTC, grid, self.reader.config.latent_patch_size)
+        self.reader.autoencoder.compute_in(self.reader.module.dtype)
         return self.reader.autoencoder.decode(latent_NCHW)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from srum_ds.models import lora
 from srum_ds.models.bagel.config import SpecialTokens, read_config
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.model import Bagel
-from srum_ds.models.bagel.modes import lora_targets, trains_in
+from srum_ds.models.bagel.modes import lora_targets, trained, trains_in
 
 VISION_PARTS = ("vit_model.", "connector.", "vit_pos_embed.")
 
@@ -46,10 +46,7 @@ def inspect_folder(path: Path | str, lora_rank: int = lora.DEFAULT_RANK) -> dict
     for name, count in counts.items():
         parts[part_of(name)] += count
     parts["vae"] = sum(parameter.numel() for parameter in autoencoder.parameters())
-    trainable = {
-        mode: sum(count for name, count in counts.items() if trains_in(mode, name))
-        for mode in ("generation", "transformer")
-    }
+    trainable = {mode: sum(counts[name] for name in trained(mode, counts)) for mode in ("generation", "transformer")}
     trainable["lora"] = lora.adapter_size(module, lora_targets(module), lora_rank)
     return {
         "keys": len(counts),

@@ -76,8 +76,16 @@ class TimestepEmbedder(nn.Module):
         return embedded_ND
 
 
+PIXELS_AT_ONCE = 2**20
+"""Pixels that the autoencoder works on at once: one image of 1024 x 1024, whose maps of 128 channels take 0.5 GB each
+in float32, or 256 of 64 x 64."""
+
+
 class Autoencoder(nn.Module):
-    """The FLUX autoencoder through diffusers; latents carry ``scale * (z - shift)``."""
+    """The FLUX autoencoder through diffusers; latents carry ``scale * (z - shift)``.
+
+    It takes and gives float32, and works on as many images at once as have ``PIXELS_AT_ONCE``, at least one.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -89,10 +97,16 @@ class Autoencoder(nn.Module):
         dtype: torch.dtype = self.kl.dtype
         return dtype
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """On an accelerator it computes in ``dtype`` from now on; on a CPU, where nothing is gained, as it did."""
+        if self.kl.device.type != "cpu" and self.dtype != dtype:
+            self.kl.to(dtype)
+
     def moments(self, image_BCHW: Tensor) -> Tensor:
         """Mean and log-variance [B, 2C, H/8, W/8] of the posterior; image in [-1, 1]."""
-        moments_BCHW: Tensor = self.kl.encode(image_BCHW.to(self.dtype)).latent_dist.parameters
-        return moments_BCHW
+        at_once = _at_once(image_BCHW.shape[-2] * image_BCHW.shape[-1])
+        parts = (self.kl.encode(part.to(self.dtype)).latent_dist.parameters for part in image_BCHW.split(at_once))
+        return torch.cat([part.float() for part in parts])
 
     def encode(self, image_BCHW: Tensor, eps_BCHW: Tensor | None = None) -> Tensor:
         """Scaled latent of an image in [-1, 1]: the posterior's mean, or a sample with noise ``eps``."""
@@ -103,9 +117,14 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Image, about [-1, 1], not clamped, from a scaled latent."""
-        z = latent_BCHW / self.config.scale_factor + self.config.shift_factor
-        image_BCHW: Tensor = self.kl.decode(z.to(self.dtype)).sample
-        return image_BCHW
+        z_BCHW = latent_BCHW / self.config.scale_factor + self.config.shift_factor
+        at_once = _at_once(z_BCHW.shape[-2] * z_BCHW.shape[-1] * self.config.downsample**2)
+        parts = (self.kl.decode(part.to(self.dtype)).sample for part in z_BCHW.split(at_once))
+        return torch.cat([part.float() for part in parts])
+
+
+def _at_once(pixels: int) -> int:
+    return max(1, PIXELS_AT_ONCE // pixels)
 
 
 def build_kl(config: AutoencoderConfig) -> Any:

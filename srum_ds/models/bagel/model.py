@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from srum_ds.models.bagel.attention import backends
 from srum_ds.models.bagel.cache import Cache, empty_cache
 from srum_ds.models.bagel.config import BagelConfig, SpecialTokens
 from srum_ds.models.bagel.denoising import Branch, Denoising, open_branch, plan_denoising
@@ -115,9 +116,10 @@ class Bagel(nn.Module):
         """Embeddings of the understanding rows [U, D] and the generation rows [G, D]."""
         und = self.language_model.model.embed_tokens(inputs.text_N)
         if inputs.patches_VD is not None and inputs.patch_place_V is not None:
-            features = self.vit_model.vision_model(
-                inputs.patches_VD.to(self.dtype), inputs.patch_place_V, list(inputs.patch_counts)
-            )
+            with backends(self.device):
+                features = self.vit_model.vision_model(
+                    inputs.patches_VD.to(self.dtype), inputs.patch_place_V, list(inputs.patch_counts)
+                )
             seen = self.connector(features) + self.vit_pos_embed(inputs.patch_place_V)
             und = torch.cat([und, seen.to(und.dtype)])
         if inputs.latents_GC is None or inputs.latent_place_G is None or inputs.time_I is None:

@@ -124,6 +124,7 @@ class Reader:
     @torch.no_grad()
     def encode(self, images_NCHW: Tensor) -> Tensor:
         """Latent tokens [N, T, C] of images in [0, 1] (the posterior's mean)."""
+        self.autoencoder.compute_in(self.module.dtype)
         return patchify_latent(self.autoencoder.encode(images_NCHW * 2 - 1), self.config.latent_patch_size)
 
     # ---- contexts
