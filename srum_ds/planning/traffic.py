@@ -72,7 +72,6 @@ def traffic_of(work: Work, ds_config: Mapping[str, Any], ranks: int, draws_whole
     draws, predicted = whole, frozen * whole
     if not draws_whole:
         draws = micro_batches * (1 if stays else costs.draw_passes(work.sampling)) * whole
-        # The prompt, and the image.
-        predicted = frozen * micro_batches * (1 if stays else 2) * whole
+        predicted = frozen * micro_batches * whole
         judge = judge or (counts.total - counts.trained) * element * away
     return Traffic(draws if online else 0.0, judge if online else 0.0, predicted, trained, reduced)

@@ -1,14 +1,12 @@
 """What BAGEL's work costs: parameters, FLOPs and bytes as functions of its configuration, for ``ModelFamily.costs``.
 
 FLOPs are those of torch's counter on the same passes (tests/unit/models/test_bagel_costs.py holds both together),
-without padding: P = 2 d q + 2 d k + 3 d f products a token and layer, and 4 q rows keys for attention, d the width, q
-and k the widths of all query and key heads, f that of the MLP. The autoencoder is run on the meta device instead.
+without padding; ``products`` has those of single layers. The autoencoder is run on the meta device instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from zlib import crc32
@@ -20,9 +18,10 @@ from srum_ds.models.bagel import modes
 from srum_ds.models.bagel.config import BagelConfig, SpecialTokens, read_config
 from srum_ds.models.bagel.drop_generation import drop_generation
 from srum_ds.models.bagel.images import target_size
-from srum_ds.models.bagel.latents import Autoencoder, TimestepEmbedder
+from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.modes import lora_targets
+from srum_ds.models.bagel.products import Shape
 from srum_ds.models.bagel.sampling import guided_at, time_points
 from srum_ds.models.bagel.text_trees import Ids, build_text_trees
 from srum_ds.models.bagel.tokenizer import BagelTokenizer
@@ -31,104 +30,6 @@ from srum_ds.models.flow import FlowSampling
 
 CHARACTERS_A_TOKEN = 4
 """Where no tokenizer is at hand: English text in Qwen2's vocabulary."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The products of a BAGEL model, from its configuration."""
-
-    config: BagelConfig
-
-    @cached_property
-    def queries(self) -> int:
-        """Width q of all query heads together."""
-        return self.config.llm.num_attention_heads * self.config.llm.head_size
-
-    @cached_property
-    def keys(self) -> int:
-        """Width k of all key heads together, and of all value heads."""
-        return self.config.llm.num_key_value_heads * self.config.llm.head_size
-
-    @property
-    def layers(self) -> int:
-        return self.config.llm.num_hidden_layers
-
-    @property
-    def width(self) -> int:
-        return self.config.llm.hidden_size
-
-    @property
-    def inner(self) -> int:
-        """Width f of the MLP."""
-        return self.config.llm.intermediate_size
-
-    @cached_property
-    def key_products(self) -> int:
-        """Products a token of a layer's keys and values."""
-        return 2 * self.width * self.keys
-
-    @cached_property
-    def query_products(self) -> int:
-        """Products a token of a layer's queries."""
-        return self.width * self.queries
-
-    @cached_property
-    def output_products(self) -> int:
-        """Products a token of what follows attention in a layer: its output projection and the MLP."""
-        return self.queries * self.width + 3 * self.width * self.inner
-
-    @cached_property
-    def layer_products(self) -> int:
-        """Products a token of a layer: P / L."""
-        return self.key_products + self.query_products + self.output_products
-
-    def attention(self, rows: float, keys: float) -> float:
-        """FLOPs of one layer's attention of ``rows`` queries to ``keys`` keys each."""
-        return 4.0 * self.queries * rows * keys
-
-    def blocks_for(self, tokens: int, keys: int, rows: int) -> float:
-        """FLOPs of all layers for ``tokens`` new tokens that attend to ``keys`` keys, themselves included.
-
-        Of the last layer the output of ``rows`` tokens alone is wanted (``MoTModel``).
-        """
-        above = self.layers - 1
-        last = 2.0 * self.key_products * tokens + 2.0 * (self.query_products + self.output_products) * rows
-        whole = above * (2.0 * self.layer_products * tokens + self.attention(tokens, keys))
-        return whole + last + self.attention(rows, keys)
-
-    def head(self, rows: int) -> float:
-        """FLOPs of the vocabulary's logits."""
-        return 2.0 * self.width * self.config.llm.vocab_size * rows
-
-    def tower(self, patches: int) -> float:
-        """FLOPs of the vision tower and its connector for one image."""
-        vit = self.config.vit
-        h = vit.hidden_size
-        layer = 2.0 * (4 * h * h + 2 * h * vit.intermediate_size) * patches + 4.0 * h * patches**2
-        ends = vit.num_channels * vit.patch_size**2 * h + h * self.width + self.width**2
-        return vit.kept_layers * layer + 2.0 * ends * patches
-
-    def latent_ends(self, tokens: int) -> float:
-        """FLOPs of ``vae2llm`` or of ``llm2vae``."""
-        return 2.0 * self.config.token_channels * self.width * tokens
-
-    @cached_property
-    def time_ends(self) -> tuple[float, float]:
-        """FLOPs of the time embedder's two layers for one image."""
-        return 2.0 * TimestepEmbedder.frequencies * self.width, 2.0 * self.width**2
-
-    def picture_blocks(self, tokens: int, context: int) -> float:
-        """FLOPs of all layers for a noised image after ``context`` tokens; of its start and end, two tokens more, the
-        last layer makes keys and values alone.
-        """
-        keys = tokens + 2 + context
-        last = 2.0 * (self.layer_products * tokens + self.key_products * 2) + self.attention(tokens, keys)
-        above = 2.0 * self.layer_products * (tokens + 2) + self.attention(tokens + 2, keys)
-        return (self.layers - 1) * above + last
-
-    def velocity(self, tokens: int, context: int) -> float:
-        """FLOPs of one noised image's velocity after ``context`` tokens, without its time's embedding."""
-        return self.picture_blocks(tokens, context) + 2 * self.latent_ends(tokens)
 
 
 class BagelCosts:
@@ -359,13 +260,12 @@ class BagelCosts:
     def draw_bytes(
         self, images: int, size_hw: tuple[int, int], sampling: FlowSampling, prompt_tokens: int, device: Device
     ) -> Mapping[str, int]:
-        """Contexts of every image, joined once more for guided steps, and one layer's arrays of a step."""
+        """Every image's context, as it was read and as it is arranged, and one layer's arrays of a step."""
         branches = 2 if self.passes(sampling)[0] else 1
         context = prompt_tokens + 2
         rows = self.tokens(size_hw) + 2
-        copies = 1 if branches == 1 else 1 + branches
         held = self._pass_bytes(branches * images, rows, context, device)
-        return {"KV cache": self.cache_bytes(copies * images * context, device), "activations": held}
+        return {"KV cache": self.cache_bytes(2 * images * context, device), "activations": held}
 
     def decode_bytes(self, images: int, size_hw: tuple[int, int], device: Device) -> int:
         return images * self._decoding(size_hw)[1] * device.element
@@ -380,9 +280,8 @@ class BagelCosts:
         logits = images * self.config.llm.vocab_size * 8
         cache = self.cache_bytes(images * (rows + written), device) if written else 0
         # A cache grows by a copy of one layer's.
-        # CPUs attend under a dense mask, in float32.
-        mask = 2 * images * rows**2 * 4 if device.cpu else 0
-        held = max(tower, self._pass_bytes(images, rows, 0, device) + mask) + logits + cache // self.shape.layers
+        held = max(tower, self._pass_bytes(images, rows, 0, device) + self._mask_bytes(images, rows, device))
+        held += logits + cache // self.shape.layers
         return {"KV cache": cache, "activations": held}
 
     def _pass_bytes(self, batch: int, rows: int, context: int, device: Device) -> int:
@@ -392,6 +291,12 @@ class BagelCosts:
         attention = 2 * shape.width + 4 * shape.queries + 4 * shape.keys * (rows + context) / rows
         held = batch * rows * max(mlp, attention) * device.element
         return int(held)
+
+    def _mask_bytes(self, batch: int, rows: int, device: Device) -> int:
+        """Passes that read attend under a dense mask: in float32 on a CPU, elsewhere once for each query of a key."""
+        if device.cpu:
+            return 2 * batch * rows**2 * 4
+        return batch * rows**2 * device.element * self.shape.queries // self.shape.keys
 
     def train_bytes(
         self,
@@ -416,7 +321,6 @@ class BagelCosts:
         gradients = rows * (2 * shape.width + 3 * shape.inner)
         kept = rows * shape.width * shape.layers + layer if recompute else shape.layers * layer
         held = (kept + gradients) * device.element
-        held += self.cache_bytes((images + batch) * context, device)
         if mode == "transformer":
             reading = images * context * (4 * shape.width + 4 * shape.queries + 3 * shape.keys + 4 * shape.inner)
             held += reading * (1 if recompute else shape.layers) * device.element

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from srum_ds.common.seeds import SampleKeys
 from srum_ds.config import Config
 from srum_ds.models import costs_of, load_model
-from srum_ds.models.bagel.costs import BagelCosts, Shape, costs_of_folder
+from srum_ds.models.bagel.costs import BagelCosts, costs_of_folder
 from srum_ds.models.bagel.inspect import inspect_folder
+from srum_ds.models.bagel.products import Shape
 from srum_ds.models.costs import Device, measured_on_meta
 from srum_ds.models.flow import FlowSampling
 from srum_ds.models.protocol import ViewSettings
