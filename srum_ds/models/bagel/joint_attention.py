@@ -12,7 +12,7 @@ from srum_ds.kernels.qk import qk_norm_rotary
 from srum_ds.kernels.rows import collect, place
 from srum_ds.models.bagel.attention import Plan, attend, attend_freely
 from srum_ds.models.bagel.config import LanguageConfig
-from srum_ds.models.bagel.pictures import Context, Pictures, Texts
+from srum_ds.models.bagel.pictures import Context, Pictures, Texts, attend_in_groups
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Attention(nn.Module):
         self.kv_heads = config.num_key_value_heads
         self.head = head
         self.hidden = hidden
+        self.in_groups = attend_in_groups
         for suffix in ("", "_moe_gen"):
             self.add_module(f"q_proj{suffix}", nn.Linear(hidden, self.heads * head, bias=True))
             self.add_module(f"k_proj{suffix}", nn.Linear(hidden, self.kv_heads * head, bias=True))
@@ -129,34 +130,25 @@ class Attention(nn.Module):
         return self._output(out.reshape(len(x_ND), -1), ""), k_BLGD, v_BLGD
 
     def pictures(
-        self, und_UD: Tensor, gen_GD: Tensor, pictures: Pictures, contexts: tuple[Context | None, ...], last: bool
+        self,
+        und_UD: Tensor,
+        gen_GD: Tensor,
+        pictures: Pictures,
+        before: Context | tuple[Context | None, ...],
+        last: bool,
     ) -> tuple[Tensor | None, Tensor]:
         """Attention output of pictures' start and end tokens, None in the ``last`` block, and of their latent tokens.
 
-        The order of keys changes nothing: context, start, end, latent tokens. No query is moved.
+        before: see ``attend_in_groups``.
         """
-
-        def parts(x_NHD: Tensor) -> tuple[Tensor, ...]:
-            return pictures.by_group(x_NHD.view(pictures.count, -1, *x_NHD.shape[1:]))
-
-        def keys_values(x_ND: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
-            k_NGD, v_NGD = self._keys_values(x_ND, suffix)
-            return rms_norm(k_NGD, *self._norm("k_norm", suffix)), v_NGD
-
-        new = (parts(x) for x in (*keys_values(und_UD, ""), *keys_values(gen_GD, "_moe_gen")))
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for context, k_und, v_und, k_gen, v_gen in zip(contexts, *new, strict=True):
-            before = ((), ()) if context is None else ((context[0],), (context[1],))
-            keys.append(torch.cat([*before[0], k_und, k_gen], dim=1))
-            values.append(torch.cat([*before[1], v_und, v_gen], dim=1))
-
-        def out(x_ND: Tensor, suffix: str) -> Tensor:
-            asked = parts(rms_norm(self._queries(x_ND, suffix), *self._norm("q_norm", suffix)))
-            seen = [attend_freely(*qkv) for qkv in zip(asked, keys, values, strict=True)]
-            return self._output((seen[0] if len(seen) == 1 else torch.cat(seen)).reshape(len(x_ND), -1), suffix)
-
-        return None if last else out(und_UD, ""), out(gen_GD, "_moe_gen")
+        kinds = ((und_UD, ""), (gen_GD, "_moe_gen"))
+        new = [self._keys_values(x_ND, suffix) for x_ND, suffix in kinds]
+        keys = [rms_norm(k, *self._norm("k_norm", suffix)) for (k, _), (_, suffix) in zip(new, kinds, strict=True)]
+        asking = kinds[1:] if last else kinds
+        queries = [rms_norm(self._queries(x_ND, suffix), *self._norm("q_norm", suffix)) for x_ND, suffix in asking]
+        found = self.in_groups(pictures, before, queries, keys, [v for _, v in new])
+        outputs = [self._output(x_ND, suffix) for x_ND, (_, suffix) in zip(found, asking, strict=True)]
+        return None if last else outputs[0], outputs[-1]
 
     def _output(self, x_ND: Tensor, suffix: str) -> Tensor:
         projection = self.get_submodule(f"o_proj{suffix}")

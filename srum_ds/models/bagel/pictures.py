@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.kernels.rotary import rotary_factors
+from srum_ds.models.bagel.attention import attend_freely
 
 Context = tuple[Tensor, Tensor]
 """Keys, rotated, and values of one layer that each of a group's pictures sees, [B, P, KV, head] both."""
@@ -60,18 +61,15 @@ def arrange(length_B: Sequence[int], row_B: Sequence[int], device: torch.device)
 class Texts:
     """Texts that are read in the same pass as the pictures behind them; all padded at their ends to one length.
 
-    cos_N1D, sin_N1D: rotary factors of their tokens, row by row. groups: the pictures that see them.
+    cos_N1D, sin_N1D: rotary factors of their tokens, row by row. groups: the pictures that see them. unseen: whether
+    no picture sees any of them.
     """
 
     batch: int
     cos_N1D: Tensor
     sin_N1D: Tensor
     groups: tuple[Group, ...]
-
-    @property
-    def unseen(self) -> bool:
-        """Whether no picture sees any of them."""
-        return not any(group.length for group in self.groups)
+    unseen: bool
 
     def seen(self, k_BLGD: Tensor, v_BLGD: Tensor) -> tuple[Context | None, ...]:
         """The context of each group, from the keys and values of the texts."""
@@ -89,7 +87,8 @@ def place_texts(
     """Texts of ``length_B`` tokens (int64), padded to ``width``, whose pictures stand at position 0."""
     position_BL = torch.arange(width, device=length_B.device)[None] - length_B[:, None]
     cos_N1D, sin_N1D = rotary_factors(position_BL.reshape(-1), head_size, theta)
-    return Texts(len(length_B), cos_N1D.to(dtype), sin_N1D.to(dtype), groups)
+    unseen = not any(group.length for group in groups)
+    return Texts(len(length_B), cos_N1D.to(dtype), sin_N1D.to(dtype), groups, unseen)
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,36 @@ class Pictures:
     sizes: tuple[int, ...]
     texts: Texts | None = None
 
-    @property
-    def count(self) -> int:
-        return sum(self.sizes)
-
-    def by_group(self, x_BSHD: Tensor) -> tuple[Tensor, ...]:
-        """The parts of ``x`` that belong to each group."""
+    def by_group(self, x_NHD: Tensor) -> tuple[Tensor, ...]:
+        """The parts [pictures, S, H, D] of ``x`` that belong to each group; all pictures have as many rows."""
+        x_BSHD = x_NHD.view(sum(self.sizes), -1, *x_NHD.shape[1:])
         return x_BSHD.split(self.sizes) if len(self.sizes) > 1 else (x_BSHD,)
+
+
+def attend_in_groups(
+    pictures: Pictures,
+    before: Context | tuple[Context | None, ...],
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> list[Tensor]:
+    """Attention outputs [N, H * head] of each kind of the pictures' tokens that asks.
+
+    before: the context of each group, or keys and values [P, L, KV, head] of the pass's texts. queries: [N, H, head]
+    of each kind; keys, values: [N, KV, head] of all kinds. Inside a picture the order of keys changes nothing, and no
+    query is moved.
+    """
+    if isinstance(before[0], Tensor):
+        assert pictures.texts is not None
+        before = pictures.texts.seen(*before)
+    seen: list[Context] = []
+    for context, *new in zip(before, *(pictures.by_group(x) for x in (*keys, *values)), strict=True):
+        ours = new[: len(keys)], new[len(keys) :]
+        old = ((), ()) if context is None else ((context[0],), (context[1],))
+        k_BPGD, v_BPGD = (torch.cat([*x, *y], dim=1) for x, y in zip(old, ours, strict=True))
+        seen.append((k_BPGD, v_BPGD))
+    found: list[Tensor] = []
+    for q_NHD in queries:
+        outs = [attend_freely(q, *context) for q, context in zip(pictures.by_group(q_NHD), seen, strict=True)]
+        found.append((outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(len(q_NHD), -1))
+    return found

@@ -23,7 +23,7 @@ from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.config import LanguageConfig
 from srum_ds.models.bagel.joint_attention import Asked, Attention, Pass, idle, only
 from srum_ds.models.bagel.layout import Layout
-from srum_ds.models.bagel.pictures import Context, Pictures
+from srum_ds.models.bagel.pictures import Context, Pictures, attend_in_groups
 
 
 def _of(expert: nn.Module, x_ND: Tensor) -> Tensor:
@@ -124,19 +124,19 @@ class MoTLayer(nn.Module):
         are read in this pass, which are then given back third. Of the ``last`` block the latent tokens alone are
         wanted: the others come back as they were.
         """
-        text_ND = None
+        text_ND: Tensor | None = None
+        seen: Context | tuple[Context | None, ...]
         if isinstance(before, Tensor):
             assert pictures.texts is not None
-            text_ND = before
-            out, k_BLGD, v_BLGD = self.self_attn.texts(self.input_layernorm(text_ND), pictures.texts, last)
-            before = pictures.texts.seen(k_BLGD, v_BLGD)
-            if out is not None:
-                text_ND = self._understood(text_ND, out)
-            if pictures.texts.unseen and k_BLGD.requires_grad:
+            out, keys, values = self.self_attn.texts(self.input_layernorm(before), pictures.texts, last)
+            text_ND, seen = before if out is None else self._understood(before, out), (keys, values)
+            if pictures.texts.unseen and keys.requires_grad:
                 # Gradients of zero, not none: engines expect the same ones on every rank.
-                und_UD = und_UD + 0 * (k_BLGD.sum() + v_BLGD.sum())
+                und_UD = und_UD + 0 * (keys.sum() + values.sum())
+        else:
+            seen = before
         und, gen = self.self_attn.pictures(
-            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), pictures, before, last
+            self.input_layernorm(und_UD), self.input_layernorm_moe_gen(gen_GD), pictures, seen, last
         )
         if und is not None:
             und_UD = self._understood(und_UD, und)
@@ -229,6 +229,17 @@ class MoTModel(nn.Module):
             before = before if text_ND is None else text_ND
         hidden_GD: Tensor = self.norm_moe_gen(gen_GD)
         return hidden_GD
+
+    def compile_blocks(self) -> None:
+        """Compiles what a block does to pictures, but their attention.
+
+        Its kernel is there already, and its shapes, those of the groups, change with every batch.
+        """
+        apart = torch.compiler.disable(attend_in_groups)
+        for block in self.layers:
+            assert isinstance(block, MoTLayer)
+            block.self_attn.in_groups = apart
+            block.denoise = torch.compile(block.denoise)  # type: ignore[method-assign]
 
     def _through(self, layer: nn.Module, *work: Any) -> Any:
         if self.checkpointing and torch.is_grad_enabled():
