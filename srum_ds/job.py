@@ -248,6 +248,8 @@ def open_model(cfg: Config) -> tuple[UnifiedModel, Engine]:
     if cfg.model.trains == "lora":
         model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
     model.enable_checkpointing(cfg.train.activation_checkpointing)
+    if cfg.train.compile:
+        model.compile_blocks()
     t = cfg.train
     engine = Engine.create(
         model.module,

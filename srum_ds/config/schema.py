@@ -287,6 +287,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     # Recompute each block in backward rather than keep its activations: less memory, a third more work.
     activation_checkpointing: bool = False
+    # Compile what a block does with torch.compile, where the design offers it: pays off in long runs only.
+    compile: bool = False
     # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
     lr: NotNegative = 5e-4
     warmup_steps: Whole = 5

@@ -261,6 +261,10 @@ class Trainable(Protocol):
         """Recomputes each block in backward instead of keeping its activations."""
         ...
 
+    def compile_blocks(self) -> None:
+        """Has ``torch.compile`` compile what is repeated most; nothing where the design has no such part."""
+        ...
+
     def shard_units(self) -> list[type[torch.nn.Module]]:
         """Module classes whose instances ZeRO-3 gathers as one unit, such as a transformer layer."""
         ...

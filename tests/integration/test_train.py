@@ -100,6 +100,18 @@ def test_recomputed_blocks_give_the_same_losses_and_gradients(two_ranks: Path, s
         assert ours["grad_norm"] == pytest.approx(kept["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
+    """Under ZeRO-3 on one rank, recomputing the blocks; captions are dropped, so that groups differ by step."""
+    more = ("train.steps=2", "train.save_every=2", "train.compile=true", "train.activation_checkpointing=true")
+    run_ranks(1, settings(shards, tmp_path / "compiled", *more))
+    compiled = metrics(tmp_path / "compiled")
+    assert len(compiled) == 2
+    for ours, kept in zip(compiled, metrics(two_ranks), strict=False):
+        assert ours["loss"] == pytest.approx(kept["loss"], abs=1e-4)
+        assert ours["grad_norm"] == pytest.approx(kept["grad_norm"], rel=1e-3)
+
+
 def test_a_frozen_copy_judges_the_whole_transformer_on_one_rank_and_two(shards: Path, tmp_path: Path) -> None:
     words = ["model.trains=transformer", "train.steps=3", "log.tensorboard=true", "train.lr=0.002"]
     for ranks in (1, 2):

@@ -179,6 +179,10 @@ class BagelAdapter:
         """Recomputes each block in backward instead of keeping its activations."""
         self.module.enable_checkpointing(enabled)
 
+    def compile_blocks(self) -> None:
+        """Compiles what a block does to noised pictures, in training and drawing; see ``MoTModel.compile_blocks``."""
+        self.module.language_model.model.compile_blocks()
+
     def shard_units(self) -> list[type[torch.nn.Module]]:
         """A transformer layer with both its experts."""
         return [MoTLayer]
