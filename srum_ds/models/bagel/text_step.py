@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srum_ds.kernels.rotary import rotary_factors, rotate
+from srum_ds.models.bagel.attention import backends
 from srum_ds.models.bagel.cache import Cache
 from srum_ds.models.bagel.config import LanguageConfig
 from srum_ds.models.bagel.transformer import MoTLayer, MoTModel
@@ -105,7 +106,8 @@ class _Block:
         # A GPU gets one shape for many tokens, since it may make a plan for each; a CPU only what has been written.
         seen = column + 1 if x_BD.device.type == "cpu" else keys_BGPD.shape[2]
         keys_BGPD, values_BGPD = keys_BGPD[:, :, :seen], values_BGPD[:, :, :seen]
-        seen_BGHD = F.scaled_dot_product_attention(q_BGHD, keys_BGPD, values_BGPD, attn_mask=mask_B11P[..., :seen])
+        with backends(x_BD.device):
+            seen_BGHD = F.scaled_dot_product_attention(q_BGHD, keys_BGPD, values_BGPD, attn_mask=mask_B11P[..., :seen])
         x_BD = x_BD + self.out(seen_BGHD.reshape(len(x_BD), -1).to(x_BD.dtype))
         x_BD = x_BD + self.mlp(self.between(x_BD))
         return x_BD
