@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from srum_ds.models.costs import Device
 from srum_ds.types import Prompt
@@ -71,12 +73,17 @@ def _autoencoder(figures: Figures, made: RandomModel, where: Where) -> None:
         kl.enable_slicing() if one_by_one else kl.disable_slicing()
         latent = made.random(IMAGES, config.z_channels, side, side).to(dtype)
         planned = made.costs.decode_bytes(1 if one_by_one else IMAGES, made.size, Device(latent.element_size(), False))
-        figures[f"decode_{name}"] = _decoded(lambda x=latent: kl.decode(x).sample, planned, where)
+        figures[f"decode_{name}"] = _decoded(partial(_sample, kl, latent), planned, where)
     kl.disable_slicing()
     kl.to(torch.float32)
     # As an image is drawn, whatever the code at hand makes of it.
     tokens_NTC = made.random(IMAGES, made.tokens, made.config.token_channels)
     figures["decode_as_drawn"] = _decoded(lambda: made.model.generator.decode(tokens_NTC, made.grid), None, where)
+
+
+def _sample(kl: Any, latent_NCHW: Tensor) -> Tensor:
+    image_NCHW: Tensor = kl.decode(latent_NCHW).sample
+    return image_NCHW
 
 
 @torch.no_grad()
