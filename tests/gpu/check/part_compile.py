@@ -1,22 +1,22 @@
-"""torch.compile of each block alone: time of a sampler step and of training, and what compiling costs."""
+"""``train.compile``: time of a sampler step and of training with compiled blocks, and what compiling costs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from srum_ds.config.schema import TrainConfig
 from tests.gpu.check.measuring import Figures, Where
 from tests.gpu.check.part_layers import LAYERS, timed
 from tests.gpu.check.random_model import RandomModel, open_random
 
 
 def run(figures: Figures, where: Where) -> None:
-    figures["train_compile_is_a_setting"] = "compile" in {field.name for field in fields(TrainConfig)}
     made = open_random(LAYERS, where)
     made.train_generation()
     kernels, _ = where.working_kernels()
@@ -27,9 +27,9 @@ def run(figures: Figures, where: Where) -> None:
         with where.fused(fused):
             figures[f"eager_{name}"] = _measured(made, where)
     problems: list[str] = []
+    _compile_blocks(made, where)
     for name, fused in variants:
         torch._dynamo.reset()
-        _compile_blocks(made, where)
         with where.fused(fused):
             try:
                 figures[f"compiled_{name}"] = _measured(made, where)
@@ -41,9 +41,9 @@ def run(figures: Figures, where: Where) -> None:
 
 
 def _compile_blocks(made: RandomModel, where: Where) -> None:
-    """Each block by itself, all of one code; in a rehearsal through the compiler's front half alone."""
-    for block in made.module.language_model.model.layers:
-        block.compile(dynamic=False, backend="aot_eager" if where.rehearse else "inductor")
+    """As setting ``train.compile`` does; a rehearsal takes the compiler's front half alone."""
+    with patch("torch.compile", partial(torch.compile, backend="aot_eager")) if where.rehearse else nullcontext():
+        made.model.compile_blocks()
 
 
 def _measured(made: RandomModel, where: Where) -> dict[str, Any]:

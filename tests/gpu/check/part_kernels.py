@@ -26,33 +26,40 @@ def run(figures: Figures, where: Where) -> None:
     checked = check_kernels(where.device)
     figures["self_check"] = {"works": sorted(checked.works), "broken": checked.broken}
     wrong = dict(checked.broken)
-    loaded: dict[str, Function] = {}
+    kernels: dict[str, Function] = {}
     for name in MODULES:
         try:
-            loaded[name] = load_kernel(name)
-            errors = _errors(name, loaded[name], size, where)
+            kernels[name] = load_kernel(name)
+            found = _errors(name, kernels[name], size, where)
         except Exception as error:  # One that does not compile must not hide the others.
-            errors = {"problem": f"{type(error).__name__}: {error}"[:600]}
-            wrong[name] = errors["problem"]
-        figures[f"errors_{name}"] = errors
+            wrong[name] = _problem(error)
+            continue
+        figures[f"errors_{name}"] = found
         for dtype in DTYPES:
-            share = errors.get(_said(dtype), {}).get("fused")
-            if share is not None and not share <= TOLERANCE[dtype]:
+            share = found[_said(dtype)]["fused"]
+            if not share <= TOLERANCE[dtype]:
                 wrong[name] = f"{_said(dtype)} at full size is off by {share:.1e} of the largest"
     times: dict[str, dict[str, Any]] = {}
-    for name, fused in loaded.items():
-        if name not in wrong:
-            times[name] = _times(name, fused, size, where)
-            figures[f"times_{name}"] = times[name]
+    for name in MODULES.keys() - wrong.keys():
+        try:
+            times[name] = _times(name, kernels[name], size, where)
+        except Exception as error:
+            wrong[name] = _problem(error)
+            continue
+        figures[f"times_{name}"] = times[name]
     try:
         figures["adamw_step"] = optimizer_figures(size.elements, where)
     except Exception as error:
-        wrong["adamw_step"] = f"{type(error).__name__}: {error}"[:600]
+        wrong["adamw_step"] = _problem(error)
     # Last, since a compiler's time is not known.
-    for name in times:
+    for name in sorted(times):
         figures[f"times_{name}"] = times[name] | _compiled_times(name, size, where)
     if wrong:
         raise AssertionError(f"kernels that do not do what their formulas do: {wrong}")
+
+
+def _problem(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:600]
 
 
 # ---- errors
@@ -121,7 +128,7 @@ def _compiled_times(name: str, size: Sizes, where: Where) -> dict[str, Any]:
         compiled = torch.compile(REFERENCES[name], dynamic=False, backend=backend)
         return _timed("compiled", compiled, args, where)
     except Exception as error:
-        return {"compiled_problem": f"{type(error).__name__}: {error}"[:600]}
+        return {"compiled_problem": _problem(error)}
 
 
 def _timed(what: str, function: Function, args: Sequence[Any], where: Where) -> dict[str, float]:
