@@ -16,13 +16,21 @@ WORKERS ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
+# What a machine with torch, transformers and triton lacks, as wheels for its Python; deepspeed is built beside them.
+OUT ?= runs/gpu-check
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := annotated-types braceexpand cyclopts diffusers docstring_parser hjson importlib_metadata lazy-importer \
+    omegaconf pydantic pydantic_core rich-rst typing-inspection webdataset
+GPU_PLATFORMS := $(addprefix --platform manylinux_2_,28_x86_64 27_x86_64 17_x86_64) --platform manylinux2014_x86_64
+pin = $(shell sed -n 's/^$(1)==/&/p' constraints.txt)
+
 # Where DeepSpeed's compiled ops live: in the environment, so that they are built once and go with it.
 TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export TORCH_EXTENSIONS_DIR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup train eval test test-fast loss-compare lint bench pretrain clean help
+.PHONY: setup train eval test test-fast loss-compare lint bench pretrain gpu-check gpu-wheels clean help
 
 setup: $(STAMP)  ## make .venv, install, build DeepSpeed's CPU op (PYTHON=python3.12 picks another Python)
 
@@ -69,8 +77,22 @@ bench: setup  ## run every benchmark in benchmarks/
 pretrain: setup  ## make the embedded tiny model again from a seed
 	$(BIN)/python -m srum_ds.worlds.shapes.pretrain $(ARGS)
 
+# No setup: on a borrowed machine there is no network (tests/gpu/check.sh).
+gpu-check:  ## check this machine's GPU in nine minutes (OUT=runs/gpu-check COMMIT=... ARGS="--rehearse")
+	bash tests/gpu/check.sh --out $(OUT) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+
+gpu-wheels: setup  ## fill .whl with what gpu-check needs where there is no network (GPU_PYTHON=3.12)
+	rm -rf .whl
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: \
+	    --python-version $(GPU_PYTHON) --implementation cp $(GPU_PLATFORMS) \
+	    -d .whl $(foreach name,$(GPU_WHEELS),$(call pin,$(name)))
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps \
+	    --no-build-isolation -w .whl $(call pin,deepspeed)
+	@test "$$(ls .whl/*.whl | wc -l)" -eq $(words $(GPU_WHEELS) deepspeed) || { echo ".whl lacks some wheels" >&2; exit 1; }
+	@test "$$(du -sm .whl | cut -f1)" -lt 64 || { echo ".whl is over 64 MiB" >&2; exit 1; }
+
 clean:  ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .whl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find srum_ds tests launch benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## show this
