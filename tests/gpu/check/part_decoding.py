@@ -7,10 +7,14 @@ the first writing and a later one are timed apart.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
-import torch
+from torch.nn.attention import SDPBackend
 
+from srum_ds.models.bagel import attention
 from tests.gpu.check.measuring import Figures, Where
 from tests.gpu.check.random_model import PROMPT, RandomModel, open_random
 
@@ -26,14 +30,22 @@ def run(figures: Figures, where: Where) -> None:
     with where.fused({} if where.rehearse else kernels):
         for batch in (1, 16):
             for name, cudnn in ("not_allowed", False), ("allowed", True):
-                torch.backends.cuda.enable_cudnn_sdp(cudnn)
-                first = written(made, batch, where)
-                again = written(made, batch, where)
+                with cudnn_allowed(cudnn):
+                    first = written(made, batch, where)
+                    again = written(made, batch, where)
                 figures[f"batch_{batch}_cudnn_{name}"] = {"first": first, "again": again}
         for name, cudnn in ("not_allowed", False), ("allowed", True):
-            torch.backends.cuda.enable_cudnn_sdp(cudnn)
-            profiled = where.profiled(lambda: written(made, 1, where, 4))
+            with cudnn_allowed(cudnn):
+                profiled = where.profiled(lambda: written(made, 1, where, 4))
             figures[f"attention_kernels_cudnn_{name}"] = profiled["attention_kernels"]
+
+
+@contextmanager
+def cudnn_allowed(allowed: bool) -> Iterator[None]:
+    """Inside, attention may take cuDNN's kernel, which the code leaves out; or not, as the code has it."""
+    backends = [*attention.BACKENDS, SDPBackend.CUDNN_ATTENTION] if allowed else attention.BACKENDS
+    with patch.object(attention, "BACKENDS", backends):
+        yield
 
 
 def written(made: RandomModel, batch: int, where: Where, tokens: int = TOKENS) -> dict[str, Any]:
