@@ -65,8 +65,8 @@ def train(cfg: Config, run_dir: Path) -> int:
         metrics, asked_to_stop = measure(
             engine, model.token_spec, batches, total, count, clock, job.stop_signal.asked, job.flops(batches)
         )
-        metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label}
-        metrics["staleness"] = job.source.staleness(step)
+        staleness = job.source.staleness(step)
+        metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label, "staleness": staleness}
         reason = job.after_step(step, metrics, asked_to_stop, batches)
         if reason is not None:
             return job.stop(reason, step + 1)

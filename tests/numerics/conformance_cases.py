@@ -29,6 +29,8 @@ from srum_ds.rewards.painting import paper_map
 from tests.numerics.conformance_set import Case, Outputs, as_uint8, picture, released_regions
 from tests.support.bagel_packing import Latents, Packed, Part, Picture, Text, losses, pack, packed_layout
 
+# ---- autoencoder, grids
+
 
 @torch.no_grad()
 def run_vae(model: BagelAdapter, case: Case) -> Outputs:

@@ -66,9 +66,6 @@ def as_uint8(image_CHW: Tensor) -> Tensor:
     return (image_CHW * 255).round().to(torch.uint8).permute(1, 2, 0)
 
 
-# ---- autoencoder, grids
-
-
 def released_regions(records: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[float]]:
     """Boxes in whole pixels and scores of one picture's records, read as the release reads them."""
     boxes: list[list[int]] = []
