@@ -58,7 +58,7 @@ eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="ev
 test: setup  ## run the tests (ARGS="-k config ...")
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-test-fast: setup  ## the tests that start no process, in a minute (ARGS="-k config ...")
+test-fast: setup  ## the tests that start no process, in 90 s on two cores (ARGS="-k config ...")
 	$(BIN)/python -m pytest tests/unit $(WORKERS) $(ARGS)
 
 loss-compare: setup  ## this tree against another commit, bit for bit (REV=138c5fc ARGS=--quick)
