@@ -154,6 +154,8 @@ def test_make_help_documents_every_target() -> None:
         "test-fast",
         "loss-compare",
         "lint",
+        "gpu-check",
+        "gpu-wheels",
         "bench",
         "pretrain",
         "clean",
