@@ -1,42 +1,17 @@
-"""What a conformance set of BAGEL holds: which tensors are inputs, a case as a runner sees it, and its images."""
+"""What a design says of its conformance sets, a case as a runner sees it, and its images."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Outputs = dict[str, Tensor]
-
-INPUTS = {
-    "vae": r"image|eps|z",
-    "train": r"noise|timestep_logits|latent_\d+|text_ids|text_indexes|position_ids|vae_token_indexes"
-    r"|mse_loss_indexes|vit_token_indexes|vit_token_seqlens|ce_loss_indexes|ce_loss_weights|label_ids",
-    "und": r"image_uint8|image_rope_ids|text_ids|text_rope_ids",
-    "t2i": r"init_noise|cfg_rope_ids|packed_rope_ids|text_ids|vae_position_ids",
-    "edit_text": r"(?!)",
-    "edit_image": r"init_noise",
-    "srum": r"bad_latents|good_latents|noise|text_ids|position_ids|timestep_logits",
-    "position_ids": r"(?!)",
-}
-"""Names of the input tensors by kind of case; every other tensor is an output."""
-
-
-def kind_of(case: str) -> str | None:
-    """The kind of a case by its name: ``t2i_batch_global`` is of kind ``t2i``."""
-    fitting = [kind for kind in INPUTS if case == kind or case.startswith(kind + "_")]
-    return max(fitting, key=len, default=None)
-
-
-def is_input(key: str) -> bool:
-    """Whether the tensor ``case/name`` is given to the model; of an unknown case none is."""
-    case, _, name = key.partition("/")
-    kind = kind_of(case)
-    return kind is not None and re.fullmatch(INPUTS[kind], name) is not None
 
 
 @dataclass(frozen=True)
@@ -54,6 +29,40 @@ class Case:
 
     def input(self, name: str) -> Tensor:
         return self.inputs[f"{self.name}/{name}"]
+
+
+@dataclass(frozen=True)
+class ConformanceDesign:
+    """How the sets of one design are opened and run.
+
+    matches: whether a set's ``checkpoint`` folder is of this design. load: (checkpoint folder, the set's settings) ->
+    the model, through the design's public loader. inputs: names of the input tensors (a regular expression) by kind of
+    case; every other tensor is an output, which no runner sees. runners: by kind of case, what computes its outputs by
+    name. problems: (model, settings) -> what the tokenizer makes otherwise than the set says, in words. exact: names
+    of outputs (a regular expression) that must be equal to the bit. loose: largest difference of an output by
+    ``case/name`` where it is not the usual one. settings: cases of cases.json that only hold settings.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    load: Callable[[Path, Mapping[str, Any]], Any]
+    inputs: Mapping[str, str]
+    runners: Mapping[str, Callable[[Any, Case], Outputs]]
+    problems: Callable[[Any, Mapping[str, Any]], list[str]]
+    exact: str = r"(?!)"
+    loose: Mapping[str, float] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+
+    def kind_of(self, case: str) -> str | None:
+        """The kind of a case by its name: ``t2i_batch_global`` is of kind ``t2i``."""
+        fitting = [kind for kind in self.inputs if case == kind or case.startswith(kind + "_")]
+        return max(fitting, key=len, default=None)
+
+    def is_input(self, key: str) -> bool:
+        """Whether the tensor ``case/name`` is given to the model; of an unknown case none is."""
+        case, _, name = key.partition("/")
+        kind = self.kind_of(case)
+        return kind is not None and re.fullmatch(self.inputs[kind], name) is not None
 
 
 def picture(image_HWC: Tensor) -> Tensor:

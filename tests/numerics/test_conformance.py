@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from srum_ds.models.bagel import FAMILY
 from srum_ds.models.bagel.adapter import load_bagel
-from tests.conformance import case_names, load_set_model, main, read_set, run_case
-from tests.numerics.conformance_cases import RUNNERS
-from tests.numerics.conformance_set import Case, is_input, kind_of, picture
+from tests.conformance import DESIGNS, case_names, main, read_set, run_case
+from tests.numerics.bagel_cases import DESIGN, RUNNERS, load_set
+from tests.numerics.conformance_set import Case, picture
 from tests.support.paths import CONFORMANCE
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 
 SHARED = CONFORMANCE
-SETS = sorted(path.parent for path in SHARED.glob("*/cases.json") if FAMILY.matches(path.parent / "checkpoint"))
+SETS = sorted(
+    path.parent
+    for path in SHARED.glob("*/cases.json")
+    if any(design.matches(path.parent / "checkpoint") for design in DESIGNS)
+)
 
 RUN = ("position_ids", "t2i_pair", "und_0", "edit_image", "edit_text", "vae", "train_pair", "train_und", "srum")
 
@@ -29,7 +32,7 @@ def errors_of(path: Path) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-@pytest.mark.skipif(not SETS, reason=f"no conformance sets of BAGEL in {SHARED}")
+@pytest.mark.skipif(not SETS, reason=f"no conformance sets in {SHARED}")
 @pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
 def test_the_official_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "errors.json"
@@ -128,10 +131,10 @@ def own_set(folder: Path) -> Path:
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "tensors": {}}))
     save_file(tensors, folder / "cases.safetensors")
     data = read_set(folder)
-    model = load_set_model(data)
+    model = load_set(folder / "checkpoint", cases)
     for name in RUN:
         wanted = {"tokens": (3,), "grad.vae2llm.bias": (32,)}
-        outputs = RUNNERS[str(kind_of(name))](model, Case(name, cases[name], data.inputs, wanted))
+        outputs = RUNNERS[str(DESIGN.kind_of(name))](model, Case(name, cases[name], data.inputs, wanted))
         found = {f"{name}/{key}": tensor.detach().clone().contiguous() for key, tensor in outputs.items()}
         tensors |= {key: tensor for key, tensor in found.items() if tensor.numel()}
     declared = {key: {"shape": list(tensor.shape)} for key, tensor in tensors.items()}
@@ -165,7 +168,7 @@ def test_altered_expectations_fail(copied_set: Path, tmp_path: Path, capsys: pyt
     path = copied_set / "cases.safetensors"
     tensors = load_file(path)
     for key, tensor in tensors.items():
-        if is_input(key):
+        if DESIGN.is_input(key):
             continue
         changed = tensor.clone()
         step = 2e-4 if tensor.is_floating_point() else 2 if key == "edit_image/image_uint8" else 1
@@ -261,4 +264,4 @@ def test_runners_see_inputs_only(good_set: Path) -> None:
         "und_0/image_uint8",
     }
     assert sorted(case_names(data)) == sorted(RUN)
-    assert run_case(load_set_model(data), data, "position_ids")[0].ok
+    assert run_case(load_set(good_set / "checkpoint", data.settings), data, "position_ids")[0].ok
