@@ -28,6 +28,8 @@ def description() -> str:
 # Lower bounds are releases whose interfaces the code uses; constraints.txt has the exact set that is
 # tested. There are no upper bounds: what a later release breaks is fixed here.
 REQUIRES = [
+    # Builds a library's models without memory.
+    "accelerate>=1.10",
     "annotated-types>=0.7",
     "cyclopts>=5.0",
     "deepspeed>=0.19",

@@ -19,14 +19,14 @@ from srum_ds.models.bagel.config import read_config
 from srum_ds.models.bagel.drop_generation import drop_generation
 from srum_ds.models.bagel.generator import BagelGenerator
 from srum_ds.models.bagel.latents import Autoencoder
-from srum_ds.models.bagel.lora_export import export_adapted
 from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.modes import lora_targets, trained
 from srum_ds.models.bagel.reader import Reader
 from srum_ds.models.bagel.tokenizer import BagelTokenizer
 from srum_ds.models.bagel.transformer import MoTLayer
-from srum_ds.models.bagel.weights import check_weights, export_folder, fill, load_autoencoder, stored_weights
+from srum_ds.models.bagel.weights import check_weights, fill, folder_weights, load_autoencoder, stored_weights
 from srum_ds.models.flow import FlowSampling
+from srum_ds.models.library.export import export_adapted
 from srum_ds.models.lora import Binding, inject, switched_off
 from srum_ds.models.matching import FlowMatching
 from srum_ds.models.protocol import Forward, Materialise, ViewSettings
@@ -204,9 +204,9 @@ class BagelAdapter:
         alone, as peft's files, under ``lora/``.
         """
         if self.lora is None:
-            export_folder(self.folder, folder, names, tensors, dtype)
+            folder_weights(self.folder).export(folder, names, tensors, dtype)
         else:
-            export_adapted(self.folder, folder, self.lora, tensors, dtype)
+            export_adapted(folder_weights(self.folder), folder, self.lora, tensors, dtype)
 
 
 def load_bagel(
