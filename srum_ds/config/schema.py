@@ -258,9 +258,9 @@ class ObjectiveConfig:
     beta: Positive = 1.0
     # `nft`: errors count in proportion to their size instead of its square, and early steps of the sampler more.
     adaptive: bool = True
-    # `signed`: the error at which repulsion has run out. `group`, `awm`: how far a ratio may move. `dpo`:
-    # how much a pair's margin counts.
-    bound: Positive = 2.0
+    # `signed`: the error at which repulsion has run out; null: the design's own (2 for velocities, 1 for codes, where
+    # it makes the loss |w| (p - 1)). `group`, `awm`: how far a ratio may move. `dpo`: how much a pair's margin counts.
+    bound: Positive | None = None
     clip: Annotated[float, Gt(0), Lt(1)] = 0.2
     dpo_beta: Positive = 100.0
     # What holds the generator: the untrained model's prediction, the sampled target, or nothing.

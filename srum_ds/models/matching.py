@@ -1,4 +1,4 @@
-"""How predictions are compared: ``FlowMatching`` for velocities, ``CategoricalTokens`` for logits.
+"""How predictions are compared: ``FlowMatching`` for velocities, ``CategoricalTokens`` for log p of codes.
 
 Both are the ``Matching`` of models/protocol.py. Objectives are written once, on energies and divergences; which of the
 two they compute is the model's affair.
@@ -23,6 +23,9 @@ class FlowMatching:
 
     Source: flow matching, arXiv 2210.02747; rectified flow, arXiv 2209.03003.
     """
+
+    bound: float = 2.0
+    quadratic: bool = True
 
     def energy(self, prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         """|v - target|^2 in float32: [B, T]. Only the prediction receives a gradient."""
@@ -70,25 +73,62 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class CategoricalTokens:
-    """Logits over V codes: the energy of a token is -log p(code), and so a difference of energies a log-ratio."""
+    """Codes: a prediction is log p of the drawn code [B, T], given what the view shows, and its energy is -log p.
 
-    def energy(self, prediction_BTV: Tensor, target_BT: Tensor) -> Tensor:
-        """-log softmax(logits)[code] in float32: [B, T]. target: int64 codes; -1 is no code and has energy 0."""
-        logits_BVT = prediction_BTV.float().transpose(1, 2)
-        return F.cross_entropy(logits_BVT, target_BT.detach(), ignore_index=-1, reduction="none")
+    The module computes it (``Generator.predict``), so that the logits over a vocabulary never leave it: what other
+    policies say of a token costs one number. A difference of energies is a log-ratio, exp(E_old - E) = p / p_old.
 
-    def divergence(self, prediction_BTV: Tensor, other_BTV: Tensor) -> Tensor:
-        """KL(prediction || other) in float32: [B, T]. Only the prediction receives a gradient."""
-        own_BTV = prediction_BTV.float().log_softmax(dim=-1)
-        other_BTV = other_BTV.detach().float().log_softmax(dim=-1)
-        return (own_BTV.exp() * (own_BTV - other_BTV)).sum(dim=-1)
+    floor: smallest factor by which ``mix`` may lower a probability, > 0.
+    """
 
-    def mix(self, old_BTV: Tensor, new_BTV: Tensor, share: float) -> Tensor:
-        """The logits (1 - share) old + share new: a geometric mixture of both distributions; ``old`` is a constant."""
-        return (1 - share) * old_BTV.detach().float() + share * new_BTV.float()
+    floor: float = 0.1
+    bound: float = 1.0
+    quadratic: bool = False
 
-    def inverse_size(self, prediction_BTV: Tensor, target_BT: Tensor, time_B: Tensor | None) -> Tensor:
-        """1 / mean(-log p) of each image, a constant: [B, 1]."""
-        del time_B
-        with torch.no_grad():
-            return 1.0 / self.energy(prediction_BTV, target_BT).mean(dim=1, keepdim=True).clamp(min=1e-5)
+    def energy(self, prediction_BT: Tensor, target_BT: Tensor) -> Tensor:
+        """-log p in float32: [B, T]. The codes of ``target`` are those that the prediction is of already.
+
+        ValueError for logits [B, T, V]: a design predicts log p of its codes.
+        """
+        if prediction_BT.shape != target_BT.shape:
+            raise ValueError(
+                f"predictions {list(prediction_BT.shape)} for codes {list(target_BT.shape)}: "
+                "expected log p of each code"
+            )
+        return -prediction_BT.float()
+
+    def divergence(self, prediction_BT: Tensor, other_BT: Tensor) -> Tensor:
+        """k3 = exp(d) - d - 1 with d = log p_other - log p of the code: [B, T] float32, >= 0, 0 where both agree.
+
+        Over codes that the prediction itself drew its mean is KL(prediction || other). Codes are fixed, so its
+        gradient is that of KL(other || prediction): it holds the prediction to what the other gives these codes.
+
+        Source: the estimator k3 of Schulman, "Approximating KL Divergence"; as a constraint GRPO, arXiv 2402.03300.
+        """
+        log_ratio_BT = other_BT.detach().float() - prediction_BT.float()
+        return torch.expm1(log_ratio_BT) - log_ratio_BT
+
+    def mix(self, old_BT: Tensor, new_BT: Tensor, share: float) -> Tensor:
+        """log((1 - share) p_old + share p_new) in float32: the mixture of both distributions; ``old`` is a constant.
+
+        As log p_old + log max(1 - share + share R, floor), R = p_new / p_old; at the floor the value stands still and
+        the gradient does not. With share -q / (1 - q) it is the implicit negative policy (p_old - q p_new) / (1 - q).
+
+        Source: NFT, arXiv 2505.18116, equations 8 and 10, where q is the share of good samples.
+        """
+        old_BT = old_BT.detach().float()
+        ratio_BT = (new_BT.float() - old_BT).exp()
+        factor_BT = 1 - share + share * ratio_BT
+        factor_BT = factor_BT + (factor_BT.clamp(min=self.floor) - factor_BT).detach()
+        return old_BT + factor_BT.log()
+
+    def inverse_size(self, prediction_BT: Tensor, target_BT: Tensor, time_B: Tensor | None) -> Tensor:
+        """Ones [B, 1]: -log p has no scale that could differ between images, so that nothing is to be divided by."""
+        del target_BT, time_B
+        return torch.ones_like(prediction_BT[:, :1], dtype=torch.float32)
+
+
+def code_logprobs(logits_BTV: Tensor, code_BT: Tensor) -> Tensor:
+    """log softmax(logits)[code] in float32: [B, T], for the ``predict`` of designs that have all logits."""
+    logits_BVT = logits_BTV.float().transpose(1, 2)
+    return -F.cross_entropy(logits_BVT, code_BT, reduction="none")

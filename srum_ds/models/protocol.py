@@ -94,16 +94,26 @@ class ViewSettings:
 class Matching(Protocol):
     """What an objective needs of a family: how far a prediction is from what it should be, or from another one.
 
-    Predictions are what ``Generator.predict`` gives, flattened to B = N * M views: velocities [B, T, C], or logits
-    [B, T, V]. All results are float32; only the first argument receives a gradient.
+    Predictions are what ``Generator.predict`` gives, flattened to B = N * M views: velocities [B, T, C], or log p of
+    the codes [B, T]. All results are float32; only the first argument receives a gradient.
     """
+
+    @property
+    def bound(self) -> float:
+        """The energy at which a bad token is pushed away no further, where a recipe sets none; > 0."""
+        ...
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether energies and divergences are squared errors and distances, so that mixtures have a closed form."""
+        ...
 
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         """How badly each token is matched [B, T], >= 0: squared velocity error, or -log p of the code."""
         ...
 
     def divergence(self, prediction: Tensor, other: Tensor) -> Tensor:
-        """How far a prediction is from another at each token [B, T], >= 0: squared distance, or KL divergence."""
+        """How far a prediction is from another at each token [B, T], >= 0: squared distance, or a KL estimate."""
         ...
 
     def mix(self, old: Tensor, new: Tensor, share: float) -> Tensor:

@@ -3,8 +3,9 @@
 E is the energy of the trained prediction (how badly it matches its target), E_old and E_ref that of the policy that
 drew the samples and of the untrained model, D the divergence of the trained prediction from the old one. What these
 are is the model's affair (``srum_ds/models/matching.py``): a squared error where a model predicts continuous tokens,
--log p and a KL divergence where it predicts codes. Every function is pure and returns [B, T] float32; the caller
-sums and divides by the number of tokens that count on all ranks. Only E, D and mixed predictions carry a gradient.
+-log p and an estimate of the KL divergence where it predicts codes. Every function is pure and returns [B, T] float32;
+the caller sums and divides by the number of tokens that count on all ranks. Only E, D and mixed predictions carry a
+gradient.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def nft(energy_BT: Tensor, old_energy_BT: Tensor, divergence_BT: Tensor, weights
     """Implicit positive and negative policies, token by token: E_old / b + w (E - E_old - D) + b D.
 
     It equals (r E(v+) + (1 - r) E(v-)) / b with r = (w + 1) / 2, v+ = (1 - b) v_old + b v and v- = (1 + b) v_old - b v,
-    wherever E and D are the squared error and the squared distance.
+    where E and D are the squared error and the squared distance (``Matching.quadratic``).
 
     At v = v_old its gradient is w times that of E, so that weight 0 does not move the model. Away
     from v_old it is drawn back by b D at any weight: it is bounded from below.
@@ -68,7 +69,10 @@ def nft(energy_BT: Tensor, old_energy_BT: Tensor, divergence_BT: Tensor, weights
 def nft_of_mixtures(attract_BT: Tensor, repel_BT: Tensor, weights_BT: Tensor, beta: float) -> Tensor:
     """The same from the two policies' own energies: (r E(v+) + (1 - r) E(v-)) / b with r = (w + 1) / 2.
 
-    The adaptive form scales either energy by its image's size first, which no divergence of v from v_old can say.
+    The adaptive form scales either energy by its image's size first, which no divergence of v from v_old can say. For
+    codes it is -(r log p+ + (1 - r) log p-) / b with p+ = (1 - b) p_old + b p and p- = (1 + b) p_old - b p, whose
+    gradient at p = p_old is w times that of E. With b = 1 it is NFT's own loss, arXiv 2505.18116, equation 10, at
+    q = 1/2 and with r for each token.
     """
     probability_BT = (weights_BT + 1) / 2
     return (probability_BT * attract_BT + (1 - probability_BT) * repel_BT) / beta
@@ -153,14 +157,16 @@ def dpo(
 
 def _nft(terms: Terms, settings: ObjectiveConfig) -> Tensor:
     matching, old, beta = terms.matching, terms.old_prediction, settings.beta
-    if not settings.adaptive:
+    if not settings.adaptive and matching.quadratic:
         divergence_BT = matching.divergence(terms.prediction, old)
         return nft(terms.energy, terms.old_energy, divergence_BT, terms.weights, beta)
     energies = []
     for share in (beta, -beta):
         mixed = matching.mix(old, terms.prediction, share)
-        scale_B1 = matching.inverse_size(mixed, terms.target, terms.time_B)
-        energies.append(matching.energy(mixed, terms.target) * scale_B1)
+        energy_BT = matching.energy(mixed, terms.target)
+        if settings.adaptive:
+            energy_BT = energy_BT * matching.inverse_size(mixed, terms.target, terms.time_B)
+        energies.append(energy_BT)
     return nft_of_mixtures(energies[0], energies[1], terms.weights, beta)
 
 
@@ -185,7 +191,7 @@ def _matched(coefficient_BT: Tensor) -> Mixtures:
 NFT = Objective(
     _nft,
     "signed",
-    source="DiffusionNFT, arXiv 2509.16117",
+    source="DiffusionNFT, arXiv 2509.16117; for codes NFT, arXiv 2505.18116",
     needs_old=True,
     compares_samples=True,
     mixtures=_nft_mixtures,
@@ -203,7 +209,9 @@ SFT = Objective(
     mixtures=lambda terms, _: _matched(terms.prediction.new_ones(terms.prediction.shape[:2], dtype=torch.float32)),
 )
 SIGNED = Objective(
-    lambda terms, settings: signed(terms.energy, terms.weights, settings.bound), "signed", source="this project"
+    lambda terms, settings: signed(terms.energy, terms.weights, settings.bound or terms.matching.bound),
+    "signed",
+    source="this project",
 )
 GROUP = Objective(
     lambda terms, settings: group(terms.energy, terms.old_energy, terms.weights, settings.clip),

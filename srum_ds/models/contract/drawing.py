@@ -183,7 +183,7 @@ def corner(subject: Subject) -> str:
     energy_BT = subject.model.matching.energy(prediction, view.target.flatten(0, 1))
     (cell_shares(box, subject.grid).flatten() * energy_BT).sum().backward()
     assert prediction.grad is not None
-    reached_T = prediction.grad.flatten(2).abs().amax(dim=(0, 2)) > 0
+    reached_T = prediction.grad.reshape(*prediction.shape[:2], -1).abs().amax(dim=(0, 2)) > 0
     counts_T = view.counts_NMT.flatten(0, 1).any(dim=0)
     expected_T = torch.zeros(rows * columns, dtype=torch.bool)
     expected_T[: high * columns : columns] = True

@@ -163,7 +163,8 @@ class FolderWeights:
 
         tensors: the (name, tensor) pairs in the order of ``names``, in which each part's stand together, so that a
         caller can stream them one at a time; they are stored in ``dtype`` (None: as the folder stores them), under the
-        names that they have in the folder. Everything else is copied unchanged. UserError for the folder itself as target.
+        names that they have in the folder. Everything else is copied unchanged. UserError for the folder itself as
+        target.
         """
         target = Path(target)
         if self.folder.resolve() == target.resolve():

@@ -13,7 +13,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import OBJECTIVES
 from srum_ds.config.schema import ObjectiveConfig
-from srum_ds.models.matching import CategoricalTokens, FlowMatching
+from srum_ds.models.matching import CategoricalTokens, FlowMatching, code_logprobs
 from srum_ds.objectives import Objective, Terms, get_objective
 from srum_ds.objectives.apply import compute_losses
 from srum_ds.objectives.losses import nft_of_mixtures, weighted
@@ -309,40 +309,83 @@ def test_nft_on_energies_is_nft_of_the_two_policies(beta: float) -> None:
 
 # ---- codes: the same objectives on logits
 
-LOGITS = torch.log(torch.tensor([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]]]))
-OLD_LOGITS = torch.log(torch.tensor([[[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]]]))
 TAKEN = torch.tensor([[1, 0]])
+LOGPROBS = torch.tensor([[0.5, 0.6]]).log()
+OLD_LOGPROBS = torch.tensor([[0.25, 0.5]]).log()
 
 
-def code_losses(name: str, weights: list[float], logits: Tensor = LOGITS, **settings: object) -> Tensor:
-    terms = Terms(CODES, logits, TAKEN, torch.tensor([weights]), OLD_LOGITS, OLD_LOGITS)
+def code_losses(name: str, weights: list[float], logprobs: Tensor = LOGPROBS, **settings: object) -> Tensor:
+    terms = Terms(CODES, logprobs, TAKEN, torch.tensor([weights]), OLD_LOGPROBS, OLD_LOGPROBS)
     given = {"constraint": "none", **settings}
     return compute_losses(get_objective(name), terms, settings_of(name, **given))
 
 
 def test_codes_by_hand() -> None:
-    assert CODES.energy(LOGITS, TAKEN).tolist() == [pytest.approx([-math.log(0.5), -math.log(0.6)])]
-    assert CODES.energy(LOGITS, torch.tensor([[-1, 0]]))[0, 0] == 0
-    kl = sum(p * math.log(p / q) for p, q in zip((0.2, 0.5, 0.3), (0.25, 0.25, 0.5), strict=True))
-    assert float(CODES.divergence(LOGITS, OLD_LOGITS)[0, 0]) == pytest.approx(kl, rel=1e-5)
+    assert CODES.energy(LOGPROBS, TAKEN).tolist() == [pytest.approx([-math.log(0.5), -math.log(0.6)])]
+    # k3 with p = 0.5 against 0.25 and 0.6 against 0.5.
+    expected = [0.5 - math.log(0.5) - 1, 0.5 / 0.6 - math.log(0.5 / 0.6) - 1]
+    assert CODES.divergence(LOGPROBS, OLD_LOGPROBS).tolist() == [pytest.approx(expected, rel=1e-5)]
     # group is GRPO's ratio p / p_old, clipped: 0.5 / 0.25 = 2 and 0.6 / 0.5 = 1.2.
     assert code_losses("group", [1.0, -1.0]).tolist() == [pytest.approx([-1.2, 1.2])]
     assert code_losses("weighted", [0.5, 1.0]).tolist() == [pytest.approx([-0.5 * math.log(0.5), -math.log(0.6)])]
-    # With the bound 1, a negative weight is |w| (p - 1): its gradient is that of p, and fades with it.
-    assert code_losses("signed", [-1.0, -0.5], bound=1.0).tolist() == [pytest.approx([0.5 - 1, 0.5 * (0.6 - 1)])]
-    # A mixture of logits is a geometric one of the distributions.
-    middle = CODES.mix(OLD_LOGITS, LOGITS, 0.5).softmax(-1)[0, 0]
-    roots = torch.tensor([math.sqrt(0.2 * 0.25), math.sqrt(0.5 * 0.25), math.sqrt(0.3 * 0.5)])
-    torch.testing.assert_close(middle, roots / roots.sum())
+    # The design's own bound is 1: a negative weight is |w| (p - 1), whose gradient is that of p and fades with it.
+    assert code_losses("signed", [-1.0, -0.5]).tolist() == [pytest.approx([0.5 - 1, 0.5 * (0.6 - 1)])]
+    assert code_losses("signed", [-1.0, -0.5], bound=2.0).tolist() != [pytest.approx([0.5 - 1, 0.5 * (0.6 - 1)])]
+    # A mixture is one of the probabilities: half of 0.25 and 0.5, and of 0.5 and 0.6.
+    assert CODES.mix(OLD_LOGPROBS, LOGPROBS, 0.5).exp().tolist() == [pytest.approx([0.375, 0.55])]
+    # Beyond the old policy: 2 * 0.5 - 0.6 = 0.4; 2 * 0.25 - 0.5 = 0 stands at the floor, a tenth of 0.25.
+    assert CODES.mix(OLD_LOGPROBS, LOGPROBS, -1.0).exp().tolist() == [pytest.approx([0.025, 0.4])]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_nft_of_codes_by_hand(adaptive: bool) -> None:
+    """NFT's loss -(r log R + (1 - r) log(2 - R)) - log p_old at q = 1/2: b = 1, w = 0.5 means r = 0.75."""
+    found = code_losses("nft", [1.0, 0.5], beta=1.0, adaptive=adaptive)
+    expected = -(0.75 * math.log(1.2) + 0.25 * math.log(0.8)) - math.log(0.5)
+    assert found.tolist() == [pytest.approx([-math.log(0.5), expected])]
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_nft_of_codes_moves_by_its_weights_at_the_old_policy(beta: float) -> None:
+    logprobs = OLD_LOGPROBS.clone().requires_grad_()
+    code_losses("nft", [0.5, -1.0], logprobs, beta=beta).sum().backward()
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.5, 1.0]]))
+
+
+def test_the_negative_policy_keeps_its_gradient_at_the_floor() -> None:
+    """Of log(2 - R) the gradient by log p is -R / floor where 2 - R is below it: here R = 2, floor 0.1."""
+    logprobs = LOGPROBS.clone().requires_grad_()
+    CODES.mix(OLD_LOGPROBS, logprobs, -1.0).sum().backward()
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-2.0 / 0.1, -1.2 / 0.8]]))
+
+
+def test_the_constraint_of_codes_pulls_to_the_reference_and_its_mean_is_the_divergence() -> None:
+    p, reference = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.25, 0.25, 0.5])
+    k3 = CODES.divergence(p.log()[None], reference.log()[None])[0]
+    torch.testing.assert_close((p * k3).sum(), (p * (p / reference).log()).sum())
+    logprobs = LOGPROBS.clone().requires_grad_()
+    code_losses("sft", [0.0, 0.0], logprobs, constraint="reference", constraint_weight=1.0).sum().backward()
+    assert logprobs.grad is not None
+    # -1 of the energy, and 1 - p_ref / p of the constraint.
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.5, -0.5 / 0.6]]))
+
+
+def test_logits_are_no_predictions_of_codes() -> None:
+    with pytest.raises(ValueError, match="log p of each code"):
+        CODES.energy(torch.zeros(1, 2, 3), TAKEN)
+    logits = torch.tensor([[[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]]]).log() + 7.0
+    torch.testing.assert_close(code_logprobs(logits, TAKEN), LOGPROBS)
 
 
 @pytest.mark.parametrize("name", ["nft", "group", "awm", "signed", "weighted"])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_good_codes_become_likelier(name: str, adaptive: bool) -> None:
-    logits = OLD_LOGITS.clone().requires_grad_()
-    code_losses(name, [1.0, 0.5], logits, adaptive=adaptive, bound=1.0).sum().backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0, 1] < 0 and logits.grad[0, 1, 0] < 0
+    logprobs = OLD_LOGPROBS.clone().requires_grad_()
+    code_losses(name, [1.0, 0.5], logprobs, adaptive=adaptive).sum().backward()
+    assert logprobs.grad is not None
+    assert bool((logprobs.grad < 0).all())
 
 
 def test_released_losses() -> None:

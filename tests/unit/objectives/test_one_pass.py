@@ -72,8 +72,8 @@ def test_the_constraint_still_needs_its_reference() -> None:
 
 
 def test_codes_have_no_such_pass() -> None:
-    logits, codes = randn(1).requires_grad_(), torch.zeros(SHAPE[:2], dtype=torch.int64, device=DEVICE)
-    terms = Terms(CategoricalTokens(), logits, codes, randn(4, *SHAPE[:2]).clamp(0, 1))
+    logprobs, codes = randn(1)[..., 0].requires_grad_(), torch.zeros(SHAPE[:2], dtype=torch.int64, device=DEVICE)
+    terms = Terms(CategoricalTokens(), logprobs, codes, randn(4, *SHAPE[:2]).clamp(0, 1))
     settings = ObjectiveConfig(constraint="none")
     with active({"velocity_loss": velocity_loss}, DEVICE):
         assert compute_losses(get_objective("weighted"), terms, settings).shape == SHAPE[:2]
