@@ -1,0 +1,30 @@
+"""Every design with a tiny folder of random weights, for the tests that all of them pass: one entry a design."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.tiny_models import write_tiny_bagel
+
+
+@dataclass(frozen=True)
+class TinyDesign:
+    """A design as the common tests need it.
+
+    write: makes a checkpoint folder. mode: the ``model.trains`` of the tests that take one. words: settings of a recipe
+    that its sampler needs. redraws: (an exported folder) -> how far what the library's own class computes from it lies
+    from
+    what the adapter does, relative; it must be tiny.
+    """
+
+    write: Callable[[Path], Path]
+    mode: str
+    words: tuple[str, ...] = ()
+    redraws: Callable[[Path], float] | None = None
+
+
+DESIGNS: dict[str, TinyDesign] = {
+    "bagel": TinyDesign(write_tiny_bagel, "generation", ("rollout.num_timesteps=3",)),
+}
