@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -36,12 +37,25 @@ def family_of(folder: Path | str, kind: str = AUTO) -> ModelFamily:
     found = [family for family in families if family.matches(folder)]
     if len(found) == 1:
         return found[0]
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+    there = (", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing") + _said_of_itself(folder)
     if found:
         kinds = ", ".join(family.kind for family in found)
         raise UserError(f"{folder} could be of several designs ({kinds}): say which by model.kind.")
     known = "; ".join(f"{family.kind}: {family.contains}" for family in families)
     raise UserError(f"{folder} is of no known design: it holds {there}. Known are {known}.")
+
+
+def _said_of_itself(folder: Path) -> str:
+    """The architecture that a folder's own configuration names, in words; nothing where it names none."""
+    for name, keys in (("model_index.json", ("_class_name",)), ("config.json", ("architectures", "model_type"))):
+        try:
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found = [f"{key} {json.dumps(values[key])}" for key in keys if isinstance(values, dict) and values.get(key)]
+        if found:
+            return f"; its {name} says {' and '.join(found)}"
+    return ""
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from srum_ds.config import Config, load_config
 from srum_ds.config.schema import ObjectiveConfig
@@ -134,3 +136,37 @@ def test_a_run_uses_all_of_them(folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     result = json.loads((folder / "run" / "result.json").read_text())
     assert result["base"]["n"] == 4 and result["settings"]["judge"]["readout"] == "readout.py:margin"
+
+
+# ---- a whole design, installed as a package of its own
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pip has put the example package, beside a folder of random weights of its design."""
+    folder = tmp_path_factory.mktemp("palette")
+    source = shutil.copytree(ROOT / "docs" / "examples" / "palette", folder / "source")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(folder / "site"), str(source)], check=True)
+    shape = {"prompt": (12, 256), "paint": (96, 12), "text": (12, 256), "look": (12, 48), "say": (128, 12)}
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"{name}.weight": 0.3 * torch.randn(size, generator=generator) for name, size in shape.items()}
+    weights |= {f"{name}.bias": 0.3 * torch.randn(size[0], generator=generator) for name, size in shape.items()}
+    (folder / "model").mkdir()
+    save_file(weights, folder / "model" / "model.safetensors")
+    (folder / "model" / "palette.json").write_text('{"colours": 6, "width": 12}')
+    return folder
+
+
+def test_a_design_of_ones_own_is_installed_found_and_keeps_the_contract(installed: Path) -> None:
+    """Its entry point is all that the package says of itself: ``auto`` finds the design by its folder."""
+    assert len((ROOT / "docs/examples/palette/palette.py").read_text().splitlines()) <= 120
+    variables = {**os.environ, "PYTHONPATH": f"{installed / 'site'}:{ROOT}", "COLUMNS": "200"}
+    run = "import sys; from srum_ds.commands.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", run, "check-adapter", "auto", str(installed / "model")]
+    done = subprocess.run(command, cwd=installed, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kind palette, modes generation" in done.stdout and "bit for bit" in done.stdout
+    bare = variables | {"PYTHONPATH": str(ROOT)}
+    without = subprocess.run(command, cwd=installed, env=bare, capture_output=True, text=True)
+    assert without.returncode == 2 and "of no known design" in without.stderr

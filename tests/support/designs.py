@@ -15,8 +15,7 @@ class TinyDesign:
 
     write: makes a checkpoint folder. mode: the ``model.trains`` of the tests that take one. words: settings of a recipe
     that its sampler needs. redraws: (an exported folder) -> how far what the library's own class computes from it lies
-    from
-    what the adapter does, relative; it must be tiny.
+    from what the adapter does, relative; it must be tiny.
     """
 
     write: Callable[[Path], Path]

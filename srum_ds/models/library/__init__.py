@@ -9,5 +9,6 @@ from srum_ds.models.library.building import fill, meta_module
 from srum_ds.models.library.export import export_adapted
 from srum_ds.models.library.folder import FolderWeights, Part
 from srum_ds.models.library.names import library_names
+from srum_ds.models.library.plain import PlainModel
 
-__all__ = ["FolderWeights", "Part", "export_adapted", "fill", "library_names", "meta_module"]
+__all__ = ["FolderWeights", "Part", "PlainModel", "export_adapted", "fill", "library_names", "meta_module"]

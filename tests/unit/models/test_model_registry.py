@@ -22,6 +22,13 @@ def test_a_folder_of_no_known_design_says_what_was_found_and_what_is_known(tmp_p
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match=r"of no known design: it holds model_index\.json.*bagel: .*llm_config\.json"):
         family_of(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(UserError, match=r'its model_index\.json says _class_name "FluxPipeline"\. Known are'):
+        family_of(tmp_path)
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "config.json").write_text('{"architectures": ["LlavaForCausalLM"], "model_type": "llava"}')
+    with pytest.raises(UserError, match=r'says architectures \["LlavaForCausalLM"\] and model_type "llava"'):
+        family_of(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         family_of(tmp_path / "none")
 
