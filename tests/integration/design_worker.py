@@ -57,6 +57,9 @@ def train_step(engine: Any, model: UnifiedModel, sampling: Any, rank: int, ranks
     with engine.gathered():
         tokens, images = model.generate(mine, keys(mine), grid, sampling)
         said = model.answer_logprobs(list(images), questions, ("yes", "no"))
+    with engine.layer_by_layer():
+        # Where no rank can hold the module whole, its parts are fetched as they run.
+        in_layers, _ = model.generate(mine, keys(mine), grid, sampling)
     number = torch.arange(len(mine))
     samples = Samples(mine, number, torch.zeros_like(number), images, tokens, grid)
     view = model.views(samples, VIEWS, SampleKeys(0, 0, tuple((prompt.name, 0) for prompt in mine)))
@@ -68,7 +71,9 @@ def train_step(engine: Any, model: UnifiedModel, sampling: Any, rank: int, ranks
     engine.backward(loss, float(count), 1)
     total = loss.detach().double() / count
     engine.all_reduce(total)
-    return {"loss": float(total), "norm": engine.step(), "tokens": tokens, "images": images, "said": said}
+    same = torch.equal(in_layers, tokens)
+    seen = {"loss": float(total), "norm": engine.step(), "in_layers": float(same)}
+    return {**seen, "tokens": tokens, "images": images, "said": said}
 
 
 def main(folder: Path) -> None:
@@ -100,7 +105,7 @@ def main(folder: Path) -> None:
             save_file(
                 {name: tensor.contiguous() for name, tensor in joined.items()}, folder / f"{mode}_seen.safetensors"
             )
-            found[mode] = {name: [part[name] for part in parts] for name in ("loss", "norm")}
+            found[mode] = {name: [part[name] for part in parts] for name in ("loss", "norm", "in_layers")}
         del engine, model
     if dist.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")

@@ -64,6 +64,7 @@ def test_a_step_on_two_ranks_is_the_step_of_one_process(trained: Path) -> None:
             torch.testing.assert_close(there[name], seen[name], rtol=SAME_LOSS, atol=near)
         assert found[mode]["loss"] == pytest.approx([seen["loss"]] * 2, rel=SAME_LOSS), mode
         assert found[mode]["norm"] == pytest.approx([seen["norm"]] * 2, rel=SAME_LOSS), mode
+        assert found[mode]["in_layers"] == [1.0, 1.0], "drawn layer by layer, the tokens are others"
         weights = load_file(trained / f"{mode}.safetensors")
         after = {name: value for name, value in engine.consolidate() if value is not None}
         assert weights.keys() == after.keys()
