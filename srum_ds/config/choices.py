@@ -60,6 +60,7 @@ MODELS: Registry[Any] = Registry(
     "srum_ds.models",
     {
         "bagel": "srum_ds.models.bagel:FAMILY",
+        "janus": "srum_ds.models.janus:FAMILY",
     },
 )
 

@@ -1,0 +1,224 @@
+"""How each case of a conformance set of Janus is run through the adapter's public functions.
+
+A runner gets a case's settings, its input tensors and the names of the outputs that the set lists. It never
+sees an expected value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srum_ds.models.janus import FAMILY
+from srum_ds.models.janus.adapter import JanusAdapter, load_janus
+from srum_ds.models.janus.generator import padded
+from srum_ds.models.janus.sampling import CodeSampling
+from srum_ds.models.janus.texts import Ids
+from srum_ds.types import Prompt
+from tests.numerics.conformance_set import Case, ConformanceDesign, Outputs, picture
+
+
+@dataclass(frozen=True)
+class JanusSet:
+    """A set's model, and the prompts, which the cases that draw share."""
+
+    model: JanusAdapter
+    prompts: Sequence[str]
+
+    def ids(self, count: int) -> list[Ids]:
+        """Ids of the first ``count`` prompts."""
+        prompts = [Prompt(str(number), text) for number, text in enumerate(self.prompts[:count])]
+        return self.model.generator.prompt_ids(prompts)
+
+    def placed(self, ids: Sequence[Ids], mask_BS: Tensor) -> Tensor:
+        """Ids [B, S] where the mask says that they stand, and pads elsewhere."""
+        out_BS = torch.full(mask_BS.shape, self.model.reader.texts.special.pad)
+        for row, mask_S, own in zip(out_BS, mask_BS.bool(), ids, strict=True):
+            row[mask_S] = torch.tensor(own)
+        return out_BS
+
+
+# ---- drawing
+
+
+def run_prompts(data: JanusSet, case: Case) -> Outputs:
+    mask_BS = case.input("attention_mask")
+    ids = data.ids(len(mask_BS))
+    without = [data.model.reader.texts.without_prompt(own) for own in ids]
+    return {"input_ids": data.placed(ids, mask_BS), "unconditional_ids": data.placed(without, mask_BS)}
+
+
+def run_draw(data: JanusSet, case: Case) -> Outputs:
+    """Greedy, or by the set's uniform numbers where it gives some."""
+    generator = data.model.generator
+    count, tokens = case.wanted["codes"]
+    greedy = f"{case.name}/u" not in case.inputs
+    uniform_NT = torch.zeros(count, tokens) if greedy else case.input("u")
+    temperature = 0.0 if greedy else float(case.settings.get("temperature", 1.0))
+    trace: list[tuple[Tensor, ...]] = []
+    sampling = CodeSampling(float(case.settings["guidance"]), temperature)
+    codes = generator.sample(data.ids(count), uniform_NT, sampling, trace)
+    outputs = {"codes": codes, "image": _channels_last(generator.decode_unclamped(codes))}
+    outputs["image_uint8"] = _channels_last(generator.decode(codes) * 255).round().to(torch.uint8)
+    logits = [torch.stack(of_steps, dim=1) for of_steps in zip(*trace, strict=True)]
+    names = ("conditional_logits", "unconditional_logits") if sampling.guided else ("logits",)
+    return outputs | dict(zip(names, logits, strict=True))
+
+
+def run_vq(data: JanusSet, case: Case) -> Outputs:
+    return {"image": _channels_last(data.model.generator.decode_unclamped(case.input("codes")))}
+
+
+def _channels_last(images_NCHW: Tensor) -> Tensor:
+    return images_NCHW.permute(0, 2, 3, 1)
+
+
+# ---- training
+
+
+def run_train(data: JanusSet, case: Case) -> Outputs:
+    """The pass that trains, with the prompts as they are given, among them one that is dropped."""
+    module, code_BT = data.model.module, case.input("codes")
+    rows = zip(case.input("input_ids"), case.input("attention_mask").bool(), strict=True)
+    ids_BL, length_B = padded([tuple(row[mask].tolist()) for row, mask in rows])
+    module.requires_grad_(True).zero_grad()
+    energy_BT = -module(ids_BL, length_B, code_BT)
+    loss = (case.input("weights") * energy_BT).sum() / energy_BT.numel()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    norms = [_norm(gradients.get(name)) for name in case.settings["grad_norm_names"]]
+    with torch.no_grad():
+        logits = module.logits(ids_BL, length_B, code_BT)
+    outputs = {"cross_entropy": energy_BT, "loss": loss, "logits": logits, "grad_norms": torch.tensor(norms)}
+    for name in case.wanted:
+        gradient = gradients.get(name.removeprefix("grad."))
+        if gradient is not None:
+            outputs[name] = gradient
+    module.requires_grad_(False).zero_grad()
+    return outputs
+
+
+def _norm(gradient: Tensor | None) -> float:
+    """NaN for what gets no gradient, such as the VQ, which is no part of the module."""
+    return float("nan") if gradient is None else float(gradient.double().norm())
+
+
+# ---- looking
+
+
+def run_picture(data: JanusSet, case: Case) -> Outputs:
+    return {"pixel_values": data.model.reader.pixel_values([picture(case.input("image_uint8"))])}
+
+
+def _pictures(case: Case, numbers: Sequence[int]) -> list[Tensor]:
+    return [picture(case.inputs[f"picture_{number}/image_uint8"]) for number in numbers]
+
+
+def run_look(data: JanusSet, case: Case) -> Outputs:
+    """The pictures once each, and all questions about them."""
+    model, questions, picture_of = data.model, case.settings["questions"], case.settings["picture_of"]
+    numbers = sorted(set(picture_of))
+    images, index = _pictures(case, numbers), [numbers.index(number) for number in picture_of]
+    openings = [model.reader.texts.opening(question) for question in questions]
+    features_PTD = model.module.features(model.reader.pixel_values(images))
+    of_questions = "features" in case.wanted and case.wanted["features"][0] == len(questions)
+    return {
+        "input_ids": data.placed(openings, case.input("attention_mask")),
+        "features": features_PTD[index] if of_questions else features_PTD,
+        "next_logprobs": model.answerer.next_logprobs(images, questions, index),
+        "answer_logprobs": model.answer_logprobs(images, questions, case.settings["answers"], index),
+        "greedy_tokens": _written(model, images, questions, case.wanted.get("greedy_tokens", (0, 1))[1], index),
+    }
+
+
+def _written(
+    model: JanusAdapter, images: Sequence[Tensor], questions: Sequence[str], count: int, index: Sequence[int]
+) -> Tensor:
+    """Greedy tokens [Q, count], pads behind an answer's end."""
+    tokens_QT = model.answerer.write(images, questions, count, index)
+    return torch.nn.functional.pad(tokens_QT, (0, count - tokens_QT.shape[1]), value=model.reader.texts.special.pad)
+
+
+def run_text_logprob(data: JanusSet, case: Case) -> Outputs:
+    model, texts = data.model, case.settings["texts"]
+    questions = [case.settings["question"]] * len(texts)
+    images, index = _pictures(case, [case.settings["picture"]]), [0] * len(texts)
+    answers = [model.answerer.answer_ids(question, text) for question, text in zip(questions, texts, strict=True)]
+    whole = [(*model.reader.texts.opening(q), *answer) for q, answer in zip(questions, answers, strict=True)]
+    mask_NS = case.input("attention_mask")
+    logprobs = model.answerer.text_logprobs(images, texts, questions, index)
+    tokens_NS = torch.zeros(mask_NS.shape)
+    for row, mask_S, own in zip(tokens_NS, mask_NS, logprobs, strict=True):
+        row[mask_S.nonzero()[-len(own) :, 0]] = own
+    return {
+        "input_ids": data.placed(whole, mask_NS),
+        "token_logprobs": tokens_NS[:, 1:],
+        "mean_logprob": model.text_logprob(images, texts, questions, index),
+    }
+
+
+RUNNERS: dict[str, Callable[[JanusSet, Case], Outputs]] = {
+    "prompts": run_prompts,
+    "draw_guided": run_draw,
+    "draw_sampled": run_draw,
+    "draw_unguided": run_draw,
+    "vq": run_vq,
+    "train": run_train,
+    "picture": run_picture,
+    "look": run_look,
+    "text_logprob": run_text_logprob,
+}
+
+
+# ---- the design
+
+
+def load_set(checkpoint: Path, settings: Mapping[str, Any]) -> JanusSet:
+    """The set's checkpoint in float32."""
+    return JanusSet(load_janus(checkpoint), settings["prompts"]["prompts"])
+
+
+def special_problems(data: JanusSet, settings: Mapping[str, Any]) -> list[str]:
+    """Ids and counts that the folder says otherwise than the set does, in words."""
+    special, sizes = data.model.reader.texts.special, data.model.reader.settings
+    found = {
+        "bos": special.bos,
+        "eos": special.eos,
+        "pad": special.pad,
+        "begin_of_image": special.image_start,
+        "image_placeholder": special.image,
+        "num_image_tokens": sizes.tokens,
+        "codebook": sizes.codes,
+    }
+    expected = settings.get("prompts", {})
+    return [
+        f"{name} is {value}, expected {expected[name]}"
+        for name, value in found.items()
+        if expected.get(name, value) != value
+    ]
+
+
+DESIGN = ConformanceDesign(
+    name="janus",
+    matches=FAMILY.matches,
+    load=load_set,
+    inputs={
+        "prompts": r"attention_mask",
+        "draw_guided": r"(?!)",
+        "draw_sampled": r"u",
+        "draw_unguided": r"(?!)",
+        "vq": r"codes",
+        "train": r"input_ids|attention_mask|codes|weights",
+        "picture": r"image_uint8",
+        "look": r"attention_mask",
+        "text_logprob": r"attention_mask|label_mask",
+    },
+    runners=RUNNERS,
+    problems=special_problems,
+    exact=r"pixel_values",
+)
