@@ -51,16 +51,16 @@ def build_trees(texts: Sequence[Ids], picture_of: Sequence[int]) -> Trees:
         about.setdefault(picture, {})[ids] = ()
     rows: list[tuple[list[int], list[int], list[int]]] = []
     for columns_of in about.values():
-        ids = list(commonprefix([list(text) for text in columns_of]))
-        shared = len(ids)
+        row = list(commonprefix([list(text) for text in columns_of]))
+        shared = len(row)
         position, branch = list(range(shared)), [0] * shared
         for number, text in enumerate(columns_of, start=1):
             rest = range(shared, len(text))
-            columns_of[text] = (*range(shared), *range(len(ids), len(ids) + len(rest)))
-            ids += text[shared:]
+            columns_of[text] = (*range(shared), *range(len(row), len(row) + len(rest)))
+            row += text[shared:]
             position += rest
             branch += [number] * len(rest)
-        rows.append((ids, position, branch))
+        rows.append((row, position, branch))
     pictures = tuple(about)
     row_of = {picture: row for row, picture in enumerate(pictures)}
     places = tuple((row_of[picture], about[picture][ids]) for ids, picture in zip(texts, picture_of, strict=True))
