@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srum_ds.models.janus import FAMILY
 from srum_ds.models.janus.adapter import JanusAdapter, load_janus
-from srum_ds.models.janus.generator import padded
+from srum_ds.models.janus.generator import levels, padded
 from srum_ds.models.janus.sampling import CodeSampling
 from srum_ds.models.janus.texts import Ids
 from srum_ds.types import Prompt
@@ -63,19 +63,17 @@ def run_draw(data: JanusSet, case: Case) -> Outputs:
     trace: list[tuple[Tensor, ...]] = []
     sampling = CodeSampling(float(case.settings["guidance"]), temperature)
     codes = generator.sample(data.ids(count), uniform_NT, sampling, trace)
-    outputs = {"codes": codes, "image": _channels_last(generator.decode_unclamped(codes))}
-    outputs["image_uint8"] = _channels_last(generator.decode(codes) * 255).round().to(torch.uint8)
+    # In one pass, as the set has it: truncation makes a whole level of the last bit.
+    image_NHWC = generator.decode_unclamped(codes, together=count).permute(0, 2, 3, 1)
+    outputs = {"codes": codes, "image": image_NHWC, "image_uint8": levels(image_NHWC).to(torch.uint8)}
     logits = [torch.stack(of_steps, dim=1) for of_steps in zip(*trace, strict=True)]
     names = ("conditional_logits", "unconditional_logits") if sampling.guided else ("logits",)
     return outputs | dict(zip(names, logits, strict=True))
 
 
 def run_vq(data: JanusSet, case: Case) -> Outputs:
-    return {"image": _channels_last(data.model.generator.decode_unclamped(case.input("codes")))}
-
-
-def _channels_last(images_NCHW: Tensor) -> Tensor:
-    return images_NCHW.permute(0, 2, 3, 1)
+    codes = case.input("codes")
+    return {"image": data.model.generator.decode_unclamped(codes, together=len(codes)).permute(0, 2, 3, 1)}
 
 
 # ---- training

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.tiny_janus import janus_redraws, write_tiny_janus
 from tests.support.tiny_models import write_tiny_bagel
 
 
@@ -26,4 +27,5 @@ class TinyDesign:
 
 DESIGNS: dict[str, TinyDesign] = {
     "bagel": TinyDesign(write_tiny_bagel, "generation", ("rollout.num_timesteps=3",)),
+    "janus": TinyDesign(write_tiny_janus, "transformer", ("rollout.sampler.guidance=3.0",), janus_redraws),
 }

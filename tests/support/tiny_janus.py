@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     JanusConfig,
@@ -20,12 +21,25 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from srum_ds.models.janus.adapter import load_janus
+from srum_ds.models.janus.sampling import CodeSampling
+from srum_ds.types import Prompt
 from tests.support.tiny_models import randomise
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE, IMAGE_START, IMAGE_END = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
 SPECIAL = (BOS, EOS, PAD, IMAGE, IMAGE_START, IMAGE_END, "<|User|>", "<|Assistant|>")
-MERGES = (("Ġ", "a"), ("Ġ", "r"), ("Ġr", "e"), ("Ġre", "d"), ("Ġ", "y"), ("Ġy", "e"), ("Ġye", "s"), ("Ġ", "n"), ("Ġn", "o"))
+MERGES = (
+    ("Ġ", "a"),
+    ("Ġ", "r"),
+    ("Ġr", "e"),
+    ("Ġre", "d"),
+    ("Ġ", "y"),
+    ("Ġy", "e"),
+    ("Ġye", "s"),
+    ("Ġ", "n"),
+    ("Ġn", "o"),
+)
 
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -155,6 +169,28 @@ def write_tiny_janus(folder: Path, seed: int = 0, sizes: TinyJanus = TinyJanus()
     )
     processor.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def janus_redraws(folder: Path) -> float:
+    """How far what the library's own class draws from a folder lies from what the adapter draws: share of the codes."""
+    texts = ("a red circle", "two dogs", "a")
+    adapter = load_janus(folder)
+    prompts = [Prompt(str(number), text) for number, text in enumerate(texts)]
+    greedy = CodeSampling(guidance=3.0, temperature=0.0)
+    codes, _ = adapter.generate(prompts, [("any", 0)] * len(texts), adapter.grid(*adapter.default_size()), greedy)
+    return float((codes != library_codes(folder, texts, greedy.guidance)).float().mean())
+
+
+def library_codes(folder: Path, texts: Sequence[str], guidance: float) -> Tensor:
+    """Codes [N, T] that the library's own class draws, greedy, under a guidance above 1."""
+    library = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = JanusProcessor.from_pretrained(folder)
+    chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
+    rendered = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+    batch = processor(text=rendered, generation_mode="image", return_tensors="pt", padding=True)
+    codes: Tensor = library.generate(**batch, generation_mode="image", do_sample=False, guidance_scale=guidance)
+    return codes
 
 
 @torch.no_grad()

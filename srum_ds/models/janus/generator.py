@@ -19,7 +19,7 @@ from srum_ds.models.protocol import Forward, ViewSettings
 from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
 DECODED_TOGETHER = 16
-"""Most pictures that an accelerator decodes at once; a CPU decodes one at a time, which takes it no longer."""
+"""Most pictures that an accelerator decodes in one pass."""
 
 
 class JanusGenerator:
@@ -166,17 +166,25 @@ class JanusGenerator:
         return torch.stack(codes, dim=1)
 
     @torch.no_grad()
-    def decode_unclamped(self, code_NT: Tensor) -> Tensor:
-        """The VQ's pixels [N, 3, H, W], about [-1, 1], of codes."""
+    def decode_unclamped(self, code_NT: Tensor, together: int | None = None) -> Tensor:
+        """The VQ's pixels [N, 3, H, W], about [-1, 1], of codes.
+
+        together: how many are decoded in one pass. Sums of a larger pass may be taken in another order, so that a CPU
+        decodes one picture at a time: it is then the same to the bit in any batch.
+        """
         vq = self.reader.vq
-        together = 1 if vq.device.type == "cpu" else DECODED_TOGETHER
+        together = together or (1 if vq.device.type == "cpu" else DECODED_TOGETHER)
         parts: list[Tensor] = [vq.decode(part) for part in code_NT.to(vq.device).split(together)]
         return torch.cat(parts).float()
 
-    @torch.no_grad()
     def decode(self, code_NT: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] in [0, 1] of codes, multiples of 1/255, truncated as the release does."""
-        return ((self.decode_unclamped(code_NT) + 1) / 2 * 255).clamp(0, 255).floor() / 255
+        """Pictures [N, 3, H, W] in [0, 1] of codes, multiples of 1/255."""
+        return levels(self.decode_unclamped(code_NT)) / 255
+
+
+def levels(pixels: Tensor) -> Tensor:
+    """Whole numbers 0 to 255 (as floats) of the VQ's pixels in [-1, 1], truncated as the release does."""
+    return ((pixels + 1) / 2 * 255).clamp(0, 255).floor()
 
 
 def padded(ids: Sequence[Ids]) -> tuple[Tensor, Tensor]:
@@ -190,4 +198,4 @@ def _no_edits() -> UserError:
 
 
 def _no_plans() -> UserError:
-    return UserError("Janus writes no plans: leave them out (rollout.think, --think), or choose a model that plans.")
+    return UserError("Janus writes no plans: leave them out (rollout.think or --think), or choose a model that plans.")
