@@ -60,6 +60,7 @@ MODELS: Registry[Any] = Registry(
     "srum_ds.models",
     {
         "bagel": "srum_ds.models.bagel:FAMILY",
+        "showo": "srum_ds.models.showo:FAMILY",
     },
 )
 
