@@ -180,9 +180,9 @@ def run_look(loaded: Loaded, case: Case) -> Outputs:
 
 def run_text_logprob(loaded: Loaded, case: Case) -> Outputs:
     answerer = loaded.adapter.answerer
-    image, text, question = _shown(case), case.settings["text"], case.settings.get("question")
+    image, text, question = _shown(case), case.settings["text"], case.settings.get("question") or ""
     ids, _ = answerer.text_ids(text, question)
-    questions = None if question is None else [question]
+    questions = [question] if question else None
     return {
         "input_ids": answerer.rows([image], [ids], [0]).ids_BL,
         "token_logprobs": answerer.text_logprobs([image], [text], questions)[0],

@@ -48,7 +48,7 @@ class ShowoAnswerer:
         """Ids of an answer as it follows a question, with a space before it."""
         return self.reader.tokenizer.encode(answer_text(answer))
 
-    def text_ids(self, text: str, question: str | None) -> tuple[list[int], int]:
+    def text_ids(self, text: str, question: str = "") -> tuple[list[int], int]:
         """``bos question text eos``, or ``bos text eos`` without a question, and where in it the text begins."""
         if not text.strip():
             raise UserError("a text is empty; give it at least one character.")
@@ -128,10 +128,8 @@ class ShowoAnswerer:
         image_of = _image_of(images, texts, image_index, "texts")
         if not texts:
             return []
-        wrapped = [
-            self.text_ids(text, question)
-            for text, question in zip(texts, questions or [None] * len(texts), strict=True)
-        ]
+        asked = questions or [""] * len(texts)
+        wrapped = [self.text_ids(text, question) for text, question in zip(texts, asked, strict=True)]
         lengths = [len(ids) - start for ids, start in wrapped]
         hidden = self._last_hidden(images, [ids[:-1] for ids, _ in wrapped], image_of, lengths)
         expected = torch.tensor([token for ids, start in wrapped for token in ids[start:]], device=hidden.device)
@@ -203,7 +201,7 @@ class ShowoAnswerer:
         choose: Chooser,
         to_the_end: bool = False,
     ) -> Tensor:
-        """The tokens [Q, N] (int64, CPU) of answers; see ``decoding.write``. UserError where there is no room for them."""
+        """The tokens [Q, N] (int64, CPU) of answers; see ``decoding.write``. UserError where there is no room."""
         self.reader.require_whole()
         module, vocabulary = self.reader.module, self.reader.tokenizer.vocabulary
         device = module.device
@@ -224,10 +222,9 @@ class ShowoAnswerer:
         hidden_QLD = module.hidden(ids_QL, seen_QLK, (start + place_L)[None], reading)
         last_QD = hidden_QLD[torch.arange(len(asked), device=device), length_Q - 1]
         seen_QK = torch.cat([picture_QLP[:, 0], place_L < length_Q[:, None]], dim=1)
-        first = module.logits(last_QD)
-        return write(
-            self.reader, first, Room(reading.read), seen_QK, start + length_Q, max_new_tokens, choose, to_the_end
-        )
+        first_QV, room = module.logits(last_QD), Room(reading.read)
+        position_Q = start + length_Q
+        return write(self.reader, first_QV, room, seen_QK, position_Q, max_new_tokens, choose, to_the_end)
 
     def _read_pictures(self, codes_IT: Tensor) -> Prefix:
         """Keys and values of ``<mmu> <soi>`` codes ``<eoi>``, all of which see each other."""

@@ -64,7 +64,7 @@ class MagvitConfig:
     @property
     def downsample(self) -> int:
         """Side in pixels of the square that one code stands for."""
-        return 2 ** (len(self.encoder_ch_mult) - 1)
+        return 1 << (len(self.encoder_ch_mult) - 1)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _check_vocabulary(facts: ShowoFacts, where: Path) -> None:
 
 
 def find_llm(folder: Path, llm_model_path: str) -> Path:
-    """The folder that ``llm_model_path`` names, relative to the checkpoint's or absolute; UserError where it is none."""
+    """The folder that ``llm_model_path`` names, absolute or in the checkpoint's; UserError where it is not there."""
     given = Path(llm_model_path)
     # An absolute path stands for itself when it is joined to another.
     path = Path(folder) / given

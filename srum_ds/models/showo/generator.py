@@ -150,7 +150,8 @@ class ShowoGenerator:
             if not guided:
                 return module.code_logits(picture_NS, prompts, pad_BP)
             logits = module.code_logits(picture_NS.repeat(2, 1), prompts, pad_BP)
-            return guide(*logits.chunk(2), guidance)
+            conditional, unconditional = logits.chunk(2)
+            return guide(conditional, unconditional, guidance)
 
         return logits_of
 

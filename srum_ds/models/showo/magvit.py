@@ -16,7 +16,7 @@ PIXELS_AT_ONCE = 2**20
 
 
 def codes_of(latent_NCHW: Tensor) -> Tensor:
-    """Codes [N, H W] (int64, row-major) of latents: bit i, the most significant first, says whether channel i is > 0."""
+    """Codes [N, H W] (int64, row-major) of latents: bit i, most significant first, says whether channel i is > 0."""
     bits_NCT = (latent_NCHW.flatten(2) > 0).long()
     channels = bits_NCT.shape[1]
     weights_C = 2 ** torch.arange(channels - 1, -1, -1, device=latent_NCHW.device)
@@ -112,10 +112,15 @@ class _Level(nn.Module):
         super().__init__()
         widths = [inputs] + [outputs] * blocks
         self.block = nn.ModuleList(_Residual(widths[number], widths[number + 1]) for number in range(blocks))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
+        for leads_on in (self.downsample, self.upsample):
+            if leads_on is not None:
+                x = leads_on(x)
         return x
 
 
@@ -157,8 +162,6 @@ class _Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
         latent: Tensor = self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
         return latent
 
@@ -183,7 +186,5 @@ class _Decoder(nn.Module):
         x: Tensor = self.mid(self.conv_in(self.post_quant_conv(z)))
         for level in reversed(self.up):
             x = level(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
         picture: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return picture

@@ -118,7 +118,7 @@ class Showo(nn.Module):
         return logp_BT
 
     def picture_logits(self, ids_BL: Tensor) -> Tensor:
-        """Logits [B, T + 2, vocabulary] (float32) at the picture's part of drawing sequences, ``<soi>`` to ``<eoi>``."""
+        """Logits [B, T + 2, vocabulary] (float32) from ``<soi>`` to ``<eoi>`` of drawing sequences."""
         return self.logits(self._drawing(ids_BL)[:, -self.codes - AROUND :])
 
     def _drawing(self, ids_BL: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class ShowoTokenizer:
             raise UserError(f"the tokenizer in {folder} has no bos or no eos token: copy the release's own there.")
         self._inner.add_special_tokens({"pad_token": PAD})
         self._inner.add_tokens(list(ADDED))
-        self.special = {name: int(self._inner.convert_tokens_to_ids(name)) for name in ADDED}
+        known = self._inner.get_vocab()
+        self.special: dict[str, int] = {name: known[name] for name in ADDED}
         ids = self.special
         first = config.first_code
         self.vocabulary = Vocabulary(
@@ -73,7 +74,7 @@ class ShowoTokenizer:
             codes=config.facts.codebook_size,
             mask=config.mask_id,
         )
-        largest = max(self._inner.get_vocab().values())
+        largest = max(known.values())
         if largest >= first:
             raise UserError(
                 f"the tokenizer in {folder} with Show-o's special tokens reaches id {largest}, but config.json says "

@@ -36,11 +36,14 @@ def _refuse_pickles(folder: Path) -> None:
         return
     pickled = folder / "pytorch_model.bin"
     if pickled.exists():
+        code = (
+            "import torch, safetensors.torch as s; "
+            f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
+            f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{folder / WEIGHTS[0]}')"
+        )
         raise UserError(
             f"{folder} holds its weights as pytorch_model.bin alone, which is not read, since opening it can run code. "
-            f'Where you trust its source, write {WEIGHTS[0]} beside it: python -c "import torch, safetensors.torch as s; '
-            f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
-            f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{folder / WEIGHTS[0]}')\""
+            f'Where you trust its source, write {WEIGHTS[0]} beside it: python -c "{code}"'
         )
 
 
