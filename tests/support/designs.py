@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.tiny_models import write_tiny_bagel
+from tests.support.tiny_showo import showo_redraws, write_tiny_showo
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,7 @@ class TinyDesign:
 
 DESIGNS: dict[str, TinyDesign] = {
     "bagel": TinyDesign(write_tiny_bagel, "generation", ("rollout.num_timesteps=3",)),
+    "showo": TinyDesign(
+        write_tiny_showo, "transformer", ("rollout.sampler.steps=4", "rollout.sampler.guidance=2.0"), showo_redraws
+    ),
 }

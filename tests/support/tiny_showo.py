@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
+from srum_ds.models.showo.adapter import load_showo
 from srum_ds.models.showo.config import SPECIAL_TOKENS, MagvitConfig
+from srum_ds.models.showo.layout import AROUND, drawing_mask
 from srum_ds.models.showo.magvit import Magvit
 
 END = "<|endoftext|>"
@@ -96,6 +98,31 @@ def write_magvit(folder: Path, seed: int) -> None:
     stored["quantize.power_vals"] = 2 ** torch.arange(bits - 1, -1, -1)
     stored["quantize.embedding"] = torch.zeros(2**bits, bits)
     save_file(stored, folder / "pytorch_model.safetensors")
+
+
+def library_model(folder: Path) -> PhiForCausalLM:
+    """The language model of a folder in transformers' own class: the file's keys without their prefix, strictly."""
+    facts = json.loads((folder / "config.json").read_text())
+    config = PhiConfig.from_pretrained(str(folder / facts["llm_model_path"]))
+    config.vocab_size = facts["vocab_size"]
+    config.qk_layernorm = True
+    model = PhiForCausalLM(config)
+    stored = load_file(folder / "pytorch_model.safetensors")
+    model.load_state_dict({key.removeprefix("showo."): tensor.float() for key, tensor in stored.items()}, strict=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def showo_redraws(folder: Path) -> float:
+    """How far the logits of transformers' class lie from the adapter's on masked pictures, relative to the largest."""
+    model = load_showo(folder)
+    codes_NT = torch.arange(2 * model.module.codes).view(2, -1) % model.token_spec.size
+    ids_BL = model.generator.sequence_ids(["a red circle", ""], torch.where(codes_NT % 3 == 0, codes_NT, -1))
+    seen_BLL = drawing_mask(ids_BL == model.module.vocabulary.pad, model.module.codes + AROUND)
+    theirs = library_model(folder)(input_ids=ids_BL, attention_mask=seen_BLL[:, None], use_cache=False).logits
+    ours = model.module.picture_logits(ids_BL)
+    theirs = theirs[:, -ours.shape[1] :]
+    return float((theirs - ours).abs().max() / theirs.abs().max())
 
 
 def write_tokenizer(folder: Path) -> int:

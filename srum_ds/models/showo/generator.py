@@ -126,8 +126,10 @@ class ShowoGenerator:
         sampling: MaskedSampling,
         trace: list[SamplerStep] | None = None,
     ) -> Tensor:
-        """Codes [N, T] of texts, from given uniform numbers; see ``sampling.unmask``."""
-        self.reader.require_whole()
+        """Codes [N, T] of texts, from given uniform numbers; see ``sampling.unmask``.
+
+        It makes 1 + ``sampling.steps`` passes whatever the texts are, so that ranks may hold the weights in shards.
+        """
         logits_of = self._guided_logits(texts, sampling.guidance)
         return unmask(logits_of, uniform_N2ST.to(self.reader.module.device), sampling, trace)
 

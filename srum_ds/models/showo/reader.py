@@ -40,4 +40,4 @@ class Reader:
         """RuntimeError where a weight is in shards: ranks would gather it unequally often, and hang."""
         for name, parameter in self.module.named_parameters():
             if parameter.numel() == 0 and not is_adapter(name):
-                raise RuntimeError(f"drawing and judging take whole weights, inside engine.gathered(); {name} is not")
+                raise RuntimeError(f"judging takes whole weights, inside engine.gathered(); {name} is in shards")
