@@ -101,9 +101,12 @@ class ShowoGenerator:
     ) -> tuple[Tensor, Tensor]:
         """Draws one picture per prompt, picture n from the uniform numbers that ``keys[n]`` seeds.
 
-        Returns the codes [N, T] (int64) and the pictures [N, 3, H, W] in [0, 1], 8-bit values. The same prompt and key
-        give the same codes in any batch in float32, where a batch changes the last bits of a probability; in bfloat16 a
-        rounding can turn a code and all that follow. UserError for edits, plans and another grid than the model's.
+        Returns the codes [N, T] (int64) and the pictures [N, 3, H, W] in [0, 1], 8-bit values. UserError for edits,
+        plans and another grid than the model's.
+
+        The same prompt and key give the same codes in any batch, in float32 and, as all sequences have one length, in
+        bfloat16 too: measured on a CPU. A GPU may choose its kernels by the size of a batch; in bfloat16 their
+        roundings can then turn a code and what follows it.
         """
         if edits is not None:
             raise _no_edits()

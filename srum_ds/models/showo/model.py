@@ -39,11 +39,11 @@ class Head(nn.Module):
         """
         stop = None if count is None else first + count
         weight, bias = self.weight[first:stop], self.bias[first:stop]
+        # As rows: a slice of a batch would take a path of other roundings than the one sequence of a batch of one.
+        hidden_ND = hidden.reshape(-1, hidden.shape[-1])
         if target is None:
-            return F.linear(hidden, weight, bias)
-        return -linear_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), weight, target.reshape(-1), bias).view(
-            target.shape
-        )
+            return F.linear(hidden_ND, weight, bias).view(*hidden.shape[:-1], len(bias))
+        return -linear_cross_entropy(hidden_ND, weight, target.reshape(-1), bias).view(target.shape)
 
 
 class Showo(nn.Module):
