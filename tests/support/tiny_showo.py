@@ -92,7 +92,8 @@ def write_magvit(folder: Path, seed: int) -> None:
     (folder / "config.json").write_text(json.dumps({"_class_name": "MAGVITv2", **TINY_MAGVIT}, indent=1))
     bits = TINY_MAGVIT["z_channels"]
     known = {name: value for name, value in TINY_MAGVIT.items() if name != "codebook_dim"}
-    magvit = Magvit(MagvitConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()}))
+    sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
+    magvit = Magvit(MagvitConfig(**sizes))
     _randomise(magvit, seed)
     stored = {name: p.detach().clone().contiguous() for name, p in magvit.named_parameters()}
     stored["quantize.power_vals"] = 2 ** torch.arange(bits - 1, -1, -1)

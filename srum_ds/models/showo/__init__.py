@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.protocol import Materialise, ModelFamily
 from srum_ds.models.showo.sampling import MaskedSampling
 
@@ -49,6 +50,12 @@ def _inspect(folder: Path) -> tuple[Mapping[str, Any], str]:
     return facts, inspection_text(facts)
 
 
+def _costs(folder: Path | None) -> ModelCosts:
+    from srum_ds.models.showo.costs import costs_of_folder
+
+    return costs_of_folder(folder)
+
+
 FAMILY = ModelFamily(
     kind="showo",
     modes=("transformer", "lora"),
@@ -60,4 +67,5 @@ FAMILY = ModelFamily(
     ),
     load=_load,
     inspect=_inspect,
+    costs=_costs,
 )
