@@ -61,6 +61,7 @@ MODELS: Registry[Any] = Registry(
     {
         "bagel": "srum_ds.models.bagel:FAMILY",
         "janus": "srum_ds.models.janus:FAMILY",
+        "showo": "srum_ds.models.showo:FAMILY",
     },
 )
 

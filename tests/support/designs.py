@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.support.tiny_janus import janus_redraws, write_tiny_janus
 from tests.support.tiny_models import write_tiny_bagel
+from tests.support.tiny_showo import showo_redraws, write_tiny_showo
 
 
 @dataclass(frozen=True)
@@ -28,4 +29,7 @@ class TinyDesign:
 DESIGNS: dict[str, TinyDesign] = {
     "bagel": TinyDesign(write_tiny_bagel, "generation", ("rollout.num_timesteps=3",)),
     "janus": TinyDesign(write_tiny_janus, "transformer", ("rollout.sampler.guidance=3.0",), janus_redraws),
+    "showo": TinyDesign(
+        write_tiny_showo, "transformer", ("rollout.sampler.steps=4", "rollout.sampler.guidance=2.0"), showo_redraws
+    ),
 }
