@@ -61,8 +61,8 @@ def is_qwen_image(checkpoint: Path) -> bool:
 def run_prompts(data: QwenImageSet, case: Case) -> Outputs:
     generator = data.model.generator
     ids, mask = generator.dry.prompt_ids(data.prompts)
-    embedded = generator.conditions(data.prompts, data.grid)
-    empty = generator.conditions([""], data.grid)
+    (embedded,) = data.model.module.conditions(data.prompts, data.grid)
+    (empty,) = data.model.module.conditions([""], data.grid)
     return {
         "input_ids": ids,
         "attention_mask": mask,

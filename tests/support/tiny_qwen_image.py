@@ -134,6 +134,8 @@ def randomise(module: nn.Module, seed: int) -> None:
 
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
+            if not parameter.numel():
+                continue
             if parameter.squeeze().ndim < 2:
                 start = 0.0 if name.endswith("bias") else 1.0
                 parameter.copy_(start + 0.1 * normal(parameter))

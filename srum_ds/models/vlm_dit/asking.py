@@ -18,10 +18,13 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models.vlm_dit.config import SCHEDULER, PipelineFolder
 from srum_ds.models.vlm_dit.sampling import GUIDES
-from srum_ds.models.vlm_dit.stand_ins import AsDecoded, Denoiser, DryEncoder, Encoder, Heard, NoSteps
+from srum_ds.models.vlm_dit.stand_ins import AsDecoded, Denoiser, DryEncoder, Encoder, Heard, NoSteps, TextProcessor
 
 DRY_SIZE = (64, 128)
 """Pixels (height, width) of dry runs that are about no size: whole tokens in every pipeline, and no square."""
+
+USUAL_SIDE = 1024
+"""Pixels of a side where a pipeline does not say."""
 
 NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict")
 
@@ -29,13 +32,11 @@ Conditions = Mapping[str, Any]
 """What a denoiser is called with beside its tokens and their time."""
 
 
-def build_pipeline(folder: PipelineFolder, text: Any, **parts: Any) -> Any:
-    """A pipeline of the folder's class from components; ``text`` is its tokenizer or processor."""
-    with_text = dict(parts)
-    for name in folder.components:
-        if name in ("tokenizer", "processor", "text_processor"):
-            with_text[name] = text
-    pipeline = folder.pipeline_class()(**with_text)
+def build_pipeline(folder: PipelineFolder, tokenizer: Any, **parts: Any) -> Any:
+    """A pipeline of the folder's class from components; a further processor beside a tokenizer is left out."""
+    texts = {"tokenizer": tokenizer, "processor": TextProcessor(tokenizer), "text_processor": None}
+    texts = {name: value for name, value in texts.items() if name in folder.components}
+    pipeline = folder.pipeline_class()(**parts, **texts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -53,12 +54,12 @@ class Conditioner:
     It runs inside the module's forward, where a sharded encoder is gathered layer by layer, and on a gathered module.
     """
 
-    def __init__(self, folder: PipelineFolder, transformer: Any, text_encoder: Any, vae: Any, text: Any) -> None:
+    def __init__(self, folder: PipelineFolder, transformer: Any, text_encoder: Any, vae: Any, tokenizer: Any) -> None:
         self.facts = folder.pipeline
         self.denoiser = Denoiser(transformer)
         self.pipeline = build_pipeline(
             folder,
-            text,
+            tokenizer,
             transformer=self.denoiser,
             text_encoder=Encoder(text_encoder),
             vae=vae,
@@ -81,15 +82,15 @@ class DryRun:
     ``GUIDES`` of its guidance. UserError where it does what this package does not know.
     """
 
-    def __init__(self, folder: PipelineFolder, transformer: Any, text_encoder: Any, vae: Any, text: Any) -> None:
+    def __init__(self, folder: PipelineFolder, transformer: Any, text_encoder: Any, vae: Any, tokenizer: Any) -> None:
         self.folder = folder
         self.facts = folder.pipeline
         self.denoiser = Denoiser(transformer)
         self.encoder = DryEncoder(text_encoder)
         parts = {"transformer": self.denoiser, "text_encoder": self.encoder, "vae": vae}
         self.scheduler = fresh_scheduler(folder)
-        self.pipeline = build_pipeline(folder, text, **parts, scheduler=self.scheduler)
-        self.decoder = build_pipeline(folder, text, **parts, scheduler=NoSteps(self.scheduler))
+        self.pipeline = build_pipeline(folder, tokenizer, **parts, scheduler=self.scheduler)
+        self.decoder = build_pipeline(folder, tokenizer, **parts, scheduler=NoSteps(self.scheduler))
         self.decoder.image_processor = AsDecoded()
         self.grid = lru_cache(maxsize=256)(self._grid)
         self.sigmas = lru_cache(maxsize=256)(self._sigmas)
@@ -112,7 +113,8 @@ class DryRun:
     @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels: the pipeline's own, or the largest square that its noise levels are made for."""
-        usual = int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+        sample = getattr(self.pipeline, "default_sample_size", None)
+        usual = int(sample * self.pipeline.vae_scale_factor) if sample else USUAL_SIDE
         most = int(self.scheduler.config.get("max_image_seq_len", 4096))
         side = min(usual // self.unit, int(most**0.5)) * self.unit
         return side, side
@@ -191,8 +193,12 @@ class DryRun:
 
         def answer(given: Mapping[str, Any]) -> Tensor:
             tokens: Tensor = given["hidden_states"]
-            said.append(torch.randn(tokens.shape, generator=generator).to(tokens))
-            return said[-1]
+            numbers = torch.randn(tokens.shape, generator=generator).to(tokens)
+            if said:
+                # Guided, every other token is longer than without, and the rest are shorter.
+                numbers[:, ::2] = 1.2 * said[0][:, ::2]
+            said.append(numbers)
+            return numbers
 
         def step(model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> None:
             seen.append(model_output.clone())

@@ -14,7 +14,7 @@ from srum_ds.common.seeds import Key, SampleKeys
 from srum_ds.models.flow import initial_noise, noised_views
 from srum_ds.models.matching import FlowMatching
 from srum_ds.models.protocol import Forward, ViewSettings
-from srum_ds.models.vlm_dit.asking import Conditions, DryRun
+from srum_ds.models.vlm_dit.asking import DryRun
 from srum_ds.models.vlm_dit.model import VlmDit, as_bytes
 from srum_ds.models.vlm_dit.sampling import GUIDES, PipelineSampling, euler
 from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
@@ -32,12 +32,12 @@ class SamplerStep:
 
 
 class VlmDitGenerator:
-    """The drawing half of a pipeline. ``text`` is its tokenizer, or a processor that has one."""
+    """The drawing half of a pipeline."""
 
-    def __init__(self, module: VlmDit, dry: DryRun, text: Any) -> None:
+    def __init__(self, module: VlmDit, dry: DryRun, tokenizer: Any) -> None:
         self.module = module
         self.dry = dry
-        self.text = text
+        self.tokenizer = tokenizer
 
     @property
     def token_spec(self) -> TokenSpec:
@@ -64,7 +64,7 @@ class VlmDitGenerator:
         for prompt in prompts:
             if not prompt.text.strip():
                 raise UserError(f"prompt {prompt.id!r} is empty; give it a text.")
-            length = len(self.text(prompt.text, add_special_tokens=False).input_ids)
+            length = len(self.tokenizer(prompt.text, add_special_tokens=False).input_ids)
             if length > longest:
                 raise UserError(
                     f"prompt {prompt.id!r} is too long: {length} tokens, of which {self.dry.folder.name} takes "
@@ -127,11 +127,6 @@ class VlmDitGenerator:
     # ---- sampling
 
     @torch.no_grad()
-    def conditions(self, texts: Sequence[str], grid: tuple[int, int]) -> Conditions:
-        """What the transformer is told of each text ("": no prompt) for images of a grid."""
-        return self.module.conditioner(texts, self.dry.size_of(grid))
-
-    @torch.no_grad()
     def sample(
         self,
         noise_NTC: Tensor,
@@ -146,8 +141,8 @@ class VlmDitGenerator:
         ``SamplerStep`` a step.
         """
         module, guide = self.module, GUIDES[self.dry.guide]
-        prompted = self.conditions(texts, grid)
-        empty = self.conditions([""] * len(texts), grid) if sampling.guided else None
+        prompted = module.conditions(texts, grid)
+        empty = module.conditions([""] * len(texts), grid) if sampling.guided else None
 
         def velocity(x_BTC: Tensor, sigma: float) -> Tensor:
             time_B = torch.full((len(x_BTC),), sigma)
@@ -165,13 +160,16 @@ class VlmDitGenerator:
 
     @torch.no_grad()
     def decode_unclamped(self, tokens_NTC: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The autoencoder's output [N, 3, H, W] (float32), about [-1, 1], for latent tokens."""
+        """The autoencoder's output [N, 3 or 4, H, W] (float32), about [-1, 1], for latent tokens."""
         return self.dry.decode(tokens_NTC, grid)
 
     @torch.no_grad()
     def decode(self, tokens_NTC: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] of latent tokens, rounded to 8 bits."""
+        """Images [N, 3, H, W] in [0, 1] of latent tokens, rounded to 8 bits; what is transparent lies on white."""
         image = (self.decode_unclamped(tokens_NTC, grid) * 0.5 + 0.5).clamp(0, 1)
+        if image.shape[1] == 4:
+            opaque = image[:, 3:]
+            image = image[:, :3] * opaque + (1 - opaque)
         return (image * 255).round() / 255
 
 

@@ -66,24 +66,35 @@ class VlmDit(nn.Module):
             for dropped in row
         ]
         rows, columns = grid_2.tolist()
-        with torch.no_grad():
-            conditions = self.conditioner(texts, self.dry.size_of((rows, columns)))
+        conditions = self.conditions(texts, (rows, columns))
         v_BTC = self.velocity(x_NMTC.flatten(0, 1), time_NM.flatten(), conditions)
         return v_BTC.reshape(x_NMTC.shape)
 
-    def velocity(self, x_BTC: Tensor, time_B: Tensor, conditions: Conditions) -> Tensor:
-        """Velocities [B, T, C] (float32) of tokens at times in [0, 1] under the conditions of as many texts.
+    @torch.no_grad()
+    def conditions(self, texts: Sequence[str], grid: tuple[int, int]) -> list[Conditions]:
+        """What the transformer is told of images of a grid, one for each text ("": no prompt).
+
+        All in one, or one by one where the pipeline makes an image depend on the prompts beside it.
+        """
+        size = self.dry.size_of(grid)
+        if self.dry.facts.alone:
+            return [self.conditioner([text], size) for text in texts]
+        return [self.conditioner(texts, size)]
+
+    def velocity(self, x_BTC: Tensor, time_B: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+        """Velocities [B, T, C] (float32) of tokens at times in [0, 1] under the ``conditions`` of as many texts.
 
         The time is given in float32, in training and in drawing: what it becomes in a lower precision is the
         transformer's affair. The pipeline itself would round 1000 t first, which in bfloat16 is another number.
         """
-        output: Tensor = self.transformer(
-            hidden_states=x_BTC.to(self.device, self.dtype),
-            timestep=time_B.to(self.device, torch.float32) * self.dry.time_scale,
-            return_dict=False,
-            **conditions,
-        )[0]
-        v_BTC: Tensor = self.dry.sign * output.float()
+        x_BTC = x_BTC.to(self.device, self.dtype)
+        time_B = time_B.to(self.device, torch.float32) * self.dry.time_scale
+        found = []
+        for x, time, told in zip(x_BTC.chunk(len(conditions)), time_B.chunk(len(conditions)), conditions, strict=True):
+            output: Tensor = self.transformer(hidden_states=x, timestep=time, return_dict=False, **told)[0]
+            # What stands before the image's own tokens, where there is anything, is no velocity.
+            found.append(output[:, -x.shape[1] :].float())
+        v_BTC: Tensor = self.dry.sign * torch.cat(found)
         return v_BTC
 
 

@@ -66,6 +66,23 @@ class DryEncoder(StandIn):
         return SimpleNamespace(hidden_states=(states_BLD,) * (text.num_hidden_layers + 1))
 
 
+class TextProcessor(StandIn):
+    """A processor of texts alone, on a tokenizer: the library's own would need torchvision for its images."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any, images: None = None, **options: Any) -> Any:
+        """The tokenizer's ids and mask, as the library's processor gives them for texts."""
+        return self.tokenizer(text, **options)
+
+    def apply_chat_template(self, conversation: Any, tokenize: bool = False, **options: Any) -> Any:
+        """The tokenizer's; ids of one conversation are those of a batch of one."""
+        found = self.tokenizer.apply_chat_template(conversation, tokenize=tokenize, **options)
+        return [found] if tokenize else found
+
+
 class NoSteps(StandIn):
     """A scheduler without steps: the pipeline decodes the latents that it is given."""
 
