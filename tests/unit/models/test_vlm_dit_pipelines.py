@@ -20,7 +20,7 @@ from tests.support.tiny_pipelines import TINY_PIPELINES
 TEXTS = ("a red circle", "two blue squares and a green triangle")
 
 # Which sign, guidance and empty prompt each of them has, from its code.
-FACTS = {
+FACTS: dict[str, tuple[float, str, str, dict[str, Any]]] = {
     "NucleusMoEImagePipeline": (-1.0, "rescaled", "guidance_scale", {}),
     "QwenImage21Pipeline": (1.0, "plain", "true_cfg_scale", {"negative_prompt": " "}),
     "LongCatImagePipeline": (1.0, "shortened", "guidance_scale", {"enable_prompt_rewrite": False}),
@@ -66,7 +66,7 @@ def test_its_pipeline_draws_the_same_from_the_same_noise(folder: Path, scale: fl
     found = model.generator.sample(noise, grid, PipelineSampling(5, scale), TEXTS)
     pipeline = library_pipeline(folder)
     for text, start, tokens in zip(TEXTS, noise, found, strict=True):
-        given = {setting: scale, "height": 32, "width": 64, "num_inference_steps": 4, **options}
+        given: dict[str, Any] = {setting: scale, "height": 32, "width": 64, "num_inference_steps": 4, **options}
         latents = pipeline(text, latents=start[None], output_type="latent", **given).images
         torch.testing.assert_close(tokens[None], latents, rtol=1e-5, atol=1e-5)
         picture = pipeline(text, latents=start[None], output_type="pt", **given).images
