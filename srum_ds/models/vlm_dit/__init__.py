@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.protocol import Materialise, ModelFamily
 from srum_ds.models.vlm_dit.sampling import PipelineSampling
 
@@ -44,6 +45,12 @@ def _inspect(folder: Path) -> tuple[Mapping[str, Any], str]:
     return facts, inspection_text(facts)
 
 
+def _costs(folder: Path | None) -> ModelCosts | None:
+    from srum_ds.models.vlm_dit.costs import costs_of_folder
+
+    return costs_of_folder(folder)
+
+
 FAMILY = ModelFamily(
     kind="vlm_dit",
     modes=("generation", "lora"),
@@ -52,4 +59,5 @@ FAMILY = ModelFamily(
     contains="model_index.json of a diffusers pipeline with transformer, text_encoder, vae, scheduler and tokenizer",
     load=_load,
     inspect=_inspect,
+    costs=_costs,
 )
