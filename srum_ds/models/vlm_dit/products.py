@@ -99,8 +99,8 @@ class VlmShape:
     @cached_property
     def layer(self) -> float:
         """One token's products in a layer of the language model."""
-        text = self.config.text_config
-        return 2.0 * int(text.hidden_size) * (2 * int(text.hidden_size) + 2 * self.keys + 3 * int(text.intermediate_size))
+        width, inner = int(self.config.text_config.hidden_size), int(self.config.text_config.intermediate_size)
+        return 2.0 * width * (2 * width + 2 * self.keys + 3 * inner)
 
     @cached_property
     def head(self) -> float:
