@@ -308,7 +308,7 @@ class ModelFamily:
     where no design matches. load: (folder, dtype, device, materialise, only_judges) -> the model; only_judges: its
     drawing half may be left out. inspect: a folder's facts (JSON) and the same as text, from its configuration alone.
     costs: what the work of a folder's model costs, or of the released model where there is no folder; None for a design
-    that does not say, which can neither be planned nor accounted for.
+    or a folder that does not say, which can neither be planned nor accounted for.
     """
 
     kind: str
@@ -319,4 +319,4 @@ class ModelFamily:
     load: Callable[[Path, torch.dtype, torch.device | str, Materialise | None, bool], UnifiedModel]
     inspect: Callable[[Path], tuple[Mapping[str, Any], str]]
     edit_sampling: Mapping[str, Any] | None = None
-    costs: Callable[[Path | None], ModelCosts] | None = None
+    costs: Callable[[Path | None], ModelCosts | None] | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.support.tiny_janus import janus_redraws, write_tiny_janus
 from tests.support.tiny_models import write_tiny_bagel
 from tests.support.tiny_showo import showo_redraws, write_tiny_showo
+from tests.support.tiny_qwen_image import pipeline_redraws, write_tiny_qwen_image
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,10 @@ DESIGNS: dict[str, TinyDesign] = {
     "janus": TinyDesign(write_tiny_janus, "transformer", ("rollout.sampler.guidance=3.0",), janus_redraws),
     "showo": TinyDesign(
         write_tiny_showo, "transformer", ("rollout.sampler.steps=4", "rollout.sampler.guidance=2.0"), showo_redraws
+    "vlm_dit": TinyDesign(
+        write_tiny_qwen_image,
+        "generation",
+        ("rollout.num_timesteps=4", "rollout.text_scale=3.0"),
+        pipeline_redraws,
     ),
 }
