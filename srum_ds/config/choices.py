@@ -60,6 +60,7 @@ MODELS: Registry[Any] = Registry(
     "srum_ds.models",
     {
         "bagel": "srum_ds.models.bagel:FAMILY",
+        "vlm_dit": "srum_ds.models.vlm_dit:FAMILY",
     },
 )
 
