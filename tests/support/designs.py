@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.tiny_models import write_tiny_bagel
+from tests.support.tiny_qwen_image import pipeline_redraws, write_tiny_qwen_image
 
 
 @dataclass(frozen=True)
@@ -27,4 +28,10 @@ class TinyDesign:
 
 DESIGNS: dict[str, TinyDesign] = {
     "bagel": TinyDesign(write_tiny_bagel, "generation", ("rollout.num_timesteps=3",)),
+    "vlm_dit": TinyDesign(
+        write_tiny_qwen_image,
+        "generation",
+        ("rollout.num_timesteps=4", "rollout.text_scale=3.0"),
+        pipeline_redraws,
+    ),
 }

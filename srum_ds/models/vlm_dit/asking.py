@@ -7,6 +7,7 @@ numbers, so that this package repeats nothing of a pipeline's code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -263,7 +264,7 @@ def _call(
 
 
 def _side_of_token(size_hw: tuple[int, int], tokens: int) -> int:
-    side = round((size_hw[0] * size_hw[1] / max(tokens, 1)) ** 0.5)
+    side = round(math.sqrt(size_hw[0] * size_hw[1] / max(tokens, 1)))
     if tokens * side**2 != size_hw[0] * size_hw[1]:
         raise UserError(f"{tokens} tokens for {size_hw[0]} x {size_hw[1]} pixels are no squares.")
     return side

@@ -33,12 +33,17 @@ class VlmDit(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(self.text_encoder.parameters()).device
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return next(self.text_encoder.parameters()).dtype
+        return self._first.dtype
+
+    @property
+    def _first(self) -> nn.Parameter:
+        first: nn.Parameter = next(self.text_encoder.parameters())
+        return first
 
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block of the transformer in backward instead of keeping its activations."""
@@ -64,7 +69,7 @@ class VlmDit(nn.Module):
         with torch.no_grad():
             conditions = self.conditioner(texts, self.dry.size_of((rows, columns)))
         v_BTC = self.velocity(x_NMTC.flatten(0, 1), time_NM.flatten(), conditions)
-        return v_BTC.unflatten(0, x_NMTC.shape[:2])
+        return v_BTC.reshape(x_NMTC.shape)
 
     def velocity(self, x_BTC: Tensor, time_B: Tensor, conditions: Conditions) -> Tensor:
         """Velocities [B, T, C] (float32) of tokens at times in [0, 1] under the conditions of as many texts.
@@ -78,7 +83,8 @@ class VlmDit(nn.Module):
             return_dict=False,
             **conditions,
         )[0]
-        return self.dry.sign * output.float()
+        v_BTC: Tensor = self.dry.sign * output.float()
+        return v_BTC
 
 
 def as_bytes(texts: Sequence[str]) -> tuple[Tensor, Tensor]:

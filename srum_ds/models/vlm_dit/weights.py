@@ -1,4 +1,4 @@
-"""A pipeline's folder as the weights of one module: ``transformer/`` and ``text_encoder/``, each by its library's names."""
+"""A pipeline's folder as the weights of one module: ``transformer/`` and ``text_encoder/``, each in its own names."""
 
 from __future__ import annotations
 
