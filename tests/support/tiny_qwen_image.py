@@ -148,7 +148,8 @@ def tiny_encoder(tokenizer: Any, sizes: TinyQwenImage = TinyQwenImage(), seed: i
     encoder = Qwen2_5_VLForConditionalGeneration(encoder_config(tokenizer, sizes))
     randomise(encoder, seed)
     with torch.no_grad():
-        encoder.lm_head.weight.mul_(2)
+        # A head that is the embedding is longer, and its logits are as large.
+        encoder.lm_head.weight.mul_(0.3 if sizes.tied else 2.0)
     return encoder.eval()
 
 
