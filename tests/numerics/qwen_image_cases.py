@@ -184,8 +184,10 @@ def run_look(data: QwenImageSet, case: Case) -> Outputs:
     if "greedy_tokens" in case.wanted:
         length = case.wanted["greedy_tokens"][1]
         written = answerer.answer_tokens(images, questions, length, shown)
-        tokens = [[*row, answerer.chat.end][:length] for row in written]
-        outputs["greedy_tokens"] = _padded([[*t, *[answerer.chat.pad] * (length - len(t))] for t in tokens], 0, False)
+        # The library writes the token that ends a text, and paddings up to the end of the longest.
+        outputs["greedy_tokens"] = torch.tensor(
+            [[*row, answerer.chat.end, *[answerer.chat.pad] * length][:length] for row in written]
+        )
     for name in case.wanted:
         if match := re.fullmatch(r"features_of_picture_(\d+)", name):
             outputs[name] = answerer.features([images[int(match[1])]])[0]

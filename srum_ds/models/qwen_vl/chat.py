@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,14 +46,28 @@ def open_tokenizer(folder: Path) -> Any:
         ) from error
 
 
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """The ids at which the library stops writing: ``eos_token_id`` of the folder's generation_config.json, if any."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return ()
+    try:
+        found = json.loads(path.read_text()).get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        return tuple(int(number) for number in ids)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy it again from the release.") from None
+
+
 class Chat:
     """Renders questions about one image by a tokenizer's own template, and reads ids back.
 
-    picture: the id of the placeholder as the model's configuration has it (``image_token_id``). UserError where the
-    tokenizer has another one, or no id for the end of a text.
+    picture: the id of the placeholder as the model's configuration has it (``image_token_id``). ends: ids that end a
+    written text (``read_ends``); none: the tokenizer's eos and padding. UserError where the tokenizer has another
+    placeholder, or no eos.
     """
 
-    def __init__(self, tokenizer: Any, picture: int) -> None:
+    def __init__(self, tokenizer: Any, picture: int, ends: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.picture = picture
         found = tokenizer.convert_tokens_to_ids(PICTURE)
@@ -65,14 +80,10 @@ class Chat:
             raise UserError("the tokenizer has no eos_token: copy tokenizer_config.json from the release.")
         self.end = int(tokenizer.eos_token_id)
         self.pad = int(self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self.ends = tuple(ends) or (self.end, self.pad)
         # The same questions come again for thousands of images.
         self.opening = lru_cache(maxsize=65536)(self._opening)
         self.encode = lru_cache(maxsize=65536)(self._encode)
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """The ids that end a written text."""
-        return self.end, self.pad
 
     def rendered(self, question: str) -> str:
         """The template's text for a question about one image, up to where the answer begins; "" asks nothing.

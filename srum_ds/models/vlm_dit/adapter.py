@@ -19,7 +19,7 @@ from srum_ds.models.lora import Binding, inject, switched_off
 from srum_ds.models.matching import FlowMatching
 from srum_ds.models.protocol import Forward, Materialise, ViewSettings
 from srum_ds.models.qwen_vl.answerer import QwenVLAnswerer
-from srum_ds.models.qwen_vl.chat import Chat, open_tokenizer
+from srum_ds.models.qwen_vl.chat import Chat, open_tokenizer, read_ends
 from srum_ds.models.qwen_vl.pictures import PictureReader, read_settings
 from srum_ds.models.vlm_dit.asking import Conditioner, DryRun
 from srum_ds.models.vlm_dit.config import PipelineFolder, read_folder
@@ -249,7 +249,7 @@ def load_vlm_dit(
     settings = read_settings(found.path("processor"), found.text_folder, found.path("text_encoder"), found.folder)
     answerer = QwenVLAnswerer(
         text_encoder,
-        Chat(tokenizer, text_encoder.config.image_token_id),
+        Chat(tokenizer, text_encoder.config.image_token_id, read_ends(found.path("text_encoder"))),
         PictureReader(text_encoder.config.vision_config, settings),
     )
     return VlmDitAdapter(found, weights, VlmDitGenerator(module, dry, tokenizer), answerer)

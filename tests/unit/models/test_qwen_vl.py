@@ -13,7 +13,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models.qwen_vl import answerer as answering
 from srum_ds.models.qwen_vl.answerer import QwenVLAnswerer
-from srum_ds.models.qwen_vl.chat import PICTURE, Chat, open_tokenizer
+from srum_ds.models.qwen_vl.chat import PICTURE, Chat, open_tokenizer, read_ends
 from srum_ds.models.qwen_vl.pictures import PictureReader, read_settings
 from tests.support.tiny_models import random_picture
 from tests.support.tiny_qwen_image import TinyQwenImage, tiny_encoder, tiny_tokenizer
@@ -37,7 +37,7 @@ def images() -> list[Tensor]:
 def judge(request: pytest.FixtureRequest) -> QwenVLAnswerer:
     tokenizer = tiny_tokenizer()
     module = tiny_encoder(tokenizer, VARIANTS[request.param], seed=5)
-    chat = Chat(tokenizer, module.config.image_token_id)
+    chat = Chat(tokenizer, module.config.image_token_id, [tokenizer.eos_token_id])
     return QwenVLAnswerer(module, chat, PictureReader(module.config.vision_config))
 
 
@@ -192,6 +192,20 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         Chat(tiny_tokenizer(), 7)
     with pytest.raises(UserError, match=r"tokenizer_config\.json"):
         open_tokenizer(tmp_path)
+
+
+def test_a_text_ends_where_the_release_says(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    picture = tokenizer.convert_tokens_to_ids(PICTURE)
+    assert read_ends(tmp_path) == ()
+    assert Chat(tokenizer, picture).ends == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    for written, ends in (("5", (5,)), ("[5, 6]", (5, 6)), ("null", ())):
+        (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {written}}}')
+        assert read_ends(tmp_path) == ends
+    assert Chat(tokenizer, picture, (5, 6)).ends == (5, 6)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config\.json"):
+        read_ends(tmp_path)
 
 
 def test_a_processors_file_sets_how_large_images_are_seen(tmp_path: Path) -> None:
