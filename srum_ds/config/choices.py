@@ -62,6 +62,7 @@ MODELS: Registry[Any] = Registry(
         "bagel": "srum_ds.models.bagel:FAMILY",
         "janus": "srum_ds.models.janus:FAMILY",
         "showo": "srum_ds.models.showo:FAMILY",
+        "blip3o": "srum_ds.models.blip3o:FAMILY",
         "vlm_dit": "srum_ds.models.vlm_dit:FAMILY",
     },
 )
