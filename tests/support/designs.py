@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.tiny_blip3o import parts_redraw, write_tiny_blip3o
 from tests.support.tiny_janus import janus_redraws, write_tiny_janus
 from tests.support.tiny_models import write_tiny_bagel
-from tests.support.tiny_showo import showo_redraws, write_tiny_showo
-from tests.support.tiny_blip3o import parts_redraw, write_tiny_blip3o
-from tests.support.tiny_models import write_tiny_bagel
 from tests.support.tiny_qwen_image import pipeline_redraws, write_tiny_qwen_image
+from tests.support.tiny_showo import showo_redraws, write_tiny_showo
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ DESIGNS: dict[str, TinyDesign] = {
     "janus": TinyDesign(write_tiny_janus, "transformer", ("rollout.sampler.guidance=3.0",), janus_redraws),
     "showo": TinyDesign(
         write_tiny_showo, "transformer", ("rollout.sampler.steps=4", "rollout.sampler.guidance=2.0"), showo_redraws
+    ),
     "blip3o": TinyDesign(
         write_tiny_blip3o,
         "generation",
