@@ -85,7 +85,11 @@ def read_set(folder: Path) -> ConformanceSet:
     # An output that neither file holds has no shape; it is reported as missing.
     shapes = {key: declared.get(key, ()) for key in sorted(outputs)}
     expected = {key: tensors[key] for key in shapes if key in tensors}
-    inputs = {key: tensor for key, tensor in tensors.items() if design.is_input(key) and key not in shapes}
+    inputs = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if design.is_input(key) and (key not in shapes or re.fullmatch(design.given, key))
+    }
     return ConformanceSet(folder, design, facts["cases"], inputs, expected, shapes)
 
 

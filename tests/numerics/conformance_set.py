@@ -41,6 +41,8 @@ class ConformanceDesign:
     name. problems: (model, settings) -> what the tokenizer makes otherwise than the set says, in words. exact: names
     of outputs (a regular expression) that must be equal to the bit. loose: largest difference of an output by
     ``case/name`` where it is not the usual one. settings: cases of cases.json that only hold settings.
+    given: names (a regular expression for ``case/name``) of inputs that the sets list among the outputs; a runner
+    proves them by what they lead to.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ConformanceDesign:
     exact: str = r"(?!)"
     loose: Mapping[str, float] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    given: str = r"(?!)"
 
     def kind_of(self, case: str) -> str | None:
         """The kind of a case by its name: ``t2i_batch_global`` is of kind ``t2i``."""
