@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     JanusConfig,
@@ -100,7 +101,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(sizes: TinyJanus, words: PreTrainedTokenizerFast) -> JanusConfig:
     """The library's configuration of a tiny model."""
-    bos, eos, pad, image = (words.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD, IMAGE))
+    ids: list[Any] = [words.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD, IMAGE)]
+    bos, eos, pad, image = ids
     text = LlamaConfig(
         vocab_size=len(words),
         hidden_size=sizes.hidden,
@@ -185,7 +187,7 @@ def janus_redraws(folder: Path) -> float:
 def library_codes(folder: Path, texts: Sequence[str], guidance: float) -> Tensor:
     """Codes [N, T] that the library's own class draws, greedy, under a guidance above 1."""
     library = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = JanusProcessor.from_pretrained(folder)
+    processor: Any = JanusProcessor.from_pretrained(folder)
     chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
     rendered = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
     batch = processor(text=rendered, generation_mode="image", return_tensors="pt", padding=True)
@@ -194,7 +196,7 @@ def library_codes(folder: Path, texts: Sequence[str], guidance: float) -> Tensor
 
 
 @torch.no_grad()
-def _spread(model: nn.Module) -> None:
+def _spread(model: Any) -> None:
     """Logits far enough apart that prompts and pictures are felt, and codes still vary."""
-    model.model.generation_head.vision_head.weight.mul_(2)  # type: ignore[union-attr]
-    model.lm_head.weight.mul_(1.5)  # type: ignore[union-attr]
+    model.model.generation_head.vision_head.weight.mul_(2)
+    model.lm_head.weight.mul_(1.5)

@@ -56,6 +56,6 @@ def choose(logits_NV: Tensor, uniform_N: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits_NV.argmax(dim=-1)
     share_NV = (logits_NV.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    code_N1 = torch.searchsorted(share_NV, uniform_N.double()[:, None], right=True)
+    code_N1 = torch.searchsorted(share_NV, uniform_N.double()[:, None].contiguous(), right=True)
     # The last sum may stay below 1 by rounding.
     return code_N1[:, 0].clamp(max=logits_NV.shape[-1] - 1)
