@@ -108,7 +108,8 @@ def run_train(loaded: Loaded, case: Case) -> Outputs:
     normed = list(case.settings.get("grad_norm_names", []))
     single = [name.removeprefix("grad.") for name in case.wanted if name.startswith("grad.")]
     names = list(dict.fromkeys([*normed, *single]))
-    parameters = {name: dict(module.named_parameters())[name] for name in names}
+    known = dict(module.named_parameters(remove_duplicate=False))
+    parameters = {name: known[name] for name in names}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     whole_BT = -module(ids_BL, code_BT, True)

@@ -113,7 +113,7 @@ class ShowoCosts:
     def draw_flops(
         self, prompt: str, images: int, size_hw: tuple[int, int], sampling: MaskedSampling, adapter: int = 0
     ) -> float:
-        """The prompt, padded, is read once for its images, as is the empty one; a guided step runs every picture twice."""
+        """The prompt, padded, is read once for its images, as is the empty one; a guided step runs both."""
         shape, rows = self.shape, self.picture + AROUND
         branches = 2 if sampling.guidance > 0 else 1
         reading = branches * (shape.blocks(self.prompt, self.prompt) + 2.0 * adapter * self.prompt)
@@ -211,13 +211,13 @@ class ShowoCosts:
     def draw_bytes(
         self, images: int, size_hw: tuple[int, int], sampling: MaskedSampling, prompt_tokens: int, device: Device
     ) -> Mapping[str, int]:
-        """Every branch's prompt, padded, and of a step one layer's arrays, or the logits and what codes are drawn by."""
+        """Every branch's prompt, padded, and of a step one layer's arrays, or its logits."""
         branches = 2 if sampling.guidance > 0 else 1
         rows = self.picture + AROUND
         held = branches * images * self.shape.pass_numbers(rows, self.prompt + rows) * device.element
-        # Logits as the head gives them and in float32; then probabilities, and their sums in float64.
+        # Logits as the head gives them and in float32, their two parts of guidance, and what they become.
         numbers = images * self.picture * self.shape.codes
-        held = max(held, numbers * max(branches * (device.element + 4) + 8, 4 + 8 + 8 + 1))
+        held = max(held, numbers * (branches * (device.element + 4) + 4 * branches))
         return {"KV cache": self.cache_bytes(branches * images * self.prompt, device), "activations": held}
 
     def decode_bytes(self, images: int, size_hw: tuple[int, int], device: Device) -> int:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PhiConfig, PhiForCausalLM
 
 from srum_ds.kernels.cross_entropy import linear_cross_entropy
+from srum_ds.models.showo import attention
 from srum_ds.models.showo.cache import Prefix, Reading, Room
 from srum_ds.models.showo.layout import AROUND, drawing_mask
 from srum_ds.models.showo.tokenizer import Vocabulary
@@ -54,6 +55,7 @@ class Showo(nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.codes = codes
+        config._attn_implementation = attention.NAME
         self.showo: Any = PhiForCausalLM(config)  # transformers' modules are untyped
         self.showo.lm_head = Head(config.hidden_size, config.vocab_size)
 
@@ -66,7 +68,7 @@ class Showo(nn.Module):
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block in backward instead of keeping its activations."""
         for layer in self.showo.model.layers:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
             layer.gradient_checkpointing = enabled
             # transformers asks for it; there is no dropout that it could switch on.
             layer.training = enabled

@@ -132,7 +132,9 @@ def unmask(
         if trace is not None:
             trace.append(SamplerStep(seen_NT, probability_NTV))
         unknown_NT = seen_NT == MASKED
-        drawn_NT = torch.where(unknown_NT, code_of(probability_NTV, uniform_N2ST[:, 0, step]), seen_NT)
+        # One picture at a time: the sums are in double precision.
+        chosen = [code_of(p_TV, u_T) for p_TV, u_T in zip(probability_NTV, uniform_N2ST[:, 0, step], strict=True)]
+        drawn_NT = torch.where(unknown_NT, torch.stack(chosen), seen_NT)
         chance_NT = probability_NTV.gather(2, drawn_NT[..., None])[..., 0]
         temperature *= 1.0 - (step + 1) / steps
         still = staying_masked(step, steps, tokens)
