@@ -60,6 +60,7 @@ MODELS: Registry[Any] = Registry(
     "srum_ds.models",
     {
         "bagel": "srum_ds.models.bagel:FAMILY",
+        "blip3o": "srum_ds.models.blip3o:FAMILY",
         "vlm_dit": "srum_ds.models.vlm_dit:FAMILY",
     },
 )

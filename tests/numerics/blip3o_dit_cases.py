@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.models.blip3o.denoiser import TIME_SCALE, Denoiser, denoiser_key, load_denoiser
+from srum_ds.models.blip3o.denoiser import Denoiser, denoiser_key, load_denoiser
 from srum_ds.models.blip3o.drawing import DrawingStep, draw_features, velocity
 from srum_ds.models.blip3o.sampling import noise_levels, passed_timesteps, to_map, to_tokens
+from srum_ds.models.blip3o.settings import TIME_SCALE
 from srum_ds.models.matching import FlowMatching
 from tests.numerics.conformance_set import Case, ConformanceDesign, Outputs
 

@@ -21,10 +21,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.models.blip3o.config_values import read_json
 from srum_ds.models.library import FolderWeights, Part, fill, meta_module
 
-TIME_SCALE = 1000.0
-"""What the transformer is given of time 1, which is noise alone."""
-
-_SECOND_NAME = "a tensor of no transformer: "
+_STRANGER = "a tensor of no transformer: "
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.caption_projection = PixArtAlphaTextProjection(config.latent_embedding_size, config.dim)
-        self.transformer = LuminaNextDiT2DModel(
+        transformer: Any = LuminaNextDiT2DModel(
             sample_size=config.input_size,
             patch_size=config.patch_size,
             in_channels=config.in_channels,
@@ -120,7 +117,8 @@ class Denoiser(nn.Module):
             cross_attention_dim=config.dim,
         )
         # The library never uses it, and no file holds it.
-        del self.transformer.pad_token
+        del transformer.pad_token
+        self.transformer: Any = transformer
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -160,7 +158,7 @@ def denoiser_name(key: str) -> str | None:
     ``model.caption_projection.*`` stand beside the transformer here, all else is inside it.
     """
     if not key.startswith("model."):
-        return _SECOND_NAME + key
+        return _STRANGER + key
     inner = key.removeprefix("model.")
     if inner == "pad_token":
         return None
