@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.tiny_blip3o import parts_redraw, write_tiny_blip3o
 from tests.support.tiny_models import write_tiny_bagel
 from tests.support.tiny_qwen_image import pipeline_redraws, write_tiny_qwen_image
 
@@ -27,6 +28,12 @@ class TinyDesign:
 
 DESIGNS: dict[str, TinyDesign] = {
     "bagel": TinyDesign(write_tiny_bagel, "generation", ("rollout.num_timesteps=3",)),
+    "blip3o": TinyDesign(
+        write_tiny_blip3o,
+        "generation",
+        ("rollout.num_timesteps=4", "rollout.decoder_timesteps=3"),
+        parts_redraw,
+    ),
     "vlm_dit": TinyDesign(
         write_tiny_qwen_image,
         "generation",
