@@ -23,7 +23,6 @@ from srum_ds.models.vlm_dit.sampling import PipelineSampling
 from srum_ds.types import Prompt, TrainView
 from tests.numerics.conformance_set import Case, ConformanceDesign, Outputs, picture
 
-
 ENCODED = 1e-4
 """How far encoded latents may lie from the recorded ones."""
 

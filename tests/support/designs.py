@@ -37,7 +37,7 @@ DESIGNS: dict[str, TinyDesign] = {
     "blip3o": TinyDesign(
         write_tiny_blip3o,
         "generation",
-        ("rollout.num_timesteps=4", "rollout.decoder_timesteps=3"),
+        ("rollout.num_timesteps=4", "rollout.text_scale=3.0", "rollout.sampler.decoder_timesteps=3"),
         parts_redraw,
     ),
     "vlm_dit": TinyDesign(
