@@ -26,6 +26,10 @@ PRELOADED = [
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "srum_ds.train",
     "srum_ds.models.bagel.adapter",
+    "srum_ds.models.blip3o.adapter",
+    "srum_ds.models.janus.adapter",
+    "srum_ds.models.showo.adapter",
+    "srum_ds.models.vlm_dit.adapter",
     "srum_ds.commands.main",
 ]
 TRAIN = "launch/train.sh"

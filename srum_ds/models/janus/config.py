@@ -52,6 +52,9 @@ _WHOLE = {
 }
 """Whole numbers above 0, as the library's classes know them."""
 
+MAY_BE_NONE = ("num_res_blocks",)
+"""Of them, those that may be 0: the decoder has one block more at every size."""
+
 GROUPS = 32
 """Groups of the VQ's group norms, which the library fixes."""
 
@@ -126,9 +129,10 @@ def _part(name: str, values: Mapping[str, Any], path: Path) -> Any:
         )
     for key in _WHOLE[name]:
         value = part.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        least = 0 if key in MAY_BE_NONE else 1
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UserError(
-                f"{path}: {name}.{key} is {value!r}, expected a whole number above 0. Put the release's value there."
+                f"{path}: {name}.{key} is {value!r}, expected a whole number from {least}. Put the release's value there."
             )
     return _built(lambda: _PARTS[name](**part), path, f"{name}: ")
 

@@ -179,7 +179,7 @@ def test_weights_of_another_shape_are_named(folder: Path, tmp_path: Path, key: s
     ("change", "words"),
     [
         ({"text_config.num_attention_heads": "four"}, "text_config.num_attention_heads is 'four'"),
-        ({"text_config.hidden_size": 0}, "text_config.hidden_size is 0, expected a whole number above 0"),
+        ({"text_config.hidden_size": 0}, "text_config.hidden_size is 0, expected a whole number from 1"),
         ({"text_config.model_type": "gemma"}, "text_config.model_type is 'gemma', expected 'llama'"),
         ({"text_config.num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads"),
         ({"text_config.hidden_act": "sillu"}, "text_config.hidden_act 'sillu' is unknown"),
