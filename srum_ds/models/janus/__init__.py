@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.janus.sampling import CodeSampling
 from srum_ds.models.protocol import Materialise, ModelFamily
 
@@ -50,6 +51,12 @@ def _inspect(folder: Path) -> tuple[Mapping[str, Any], str]:
     return facts, inspection_text(facts)
 
 
+def _costs(folder: Path | None) -> ModelCosts:
+    from srum_ds.models.janus.costs import costs_of_folder
+
+    return costs_of_folder(folder)
+
+
 FAMILY = ModelFamily(
     kind="janus",
     modes=MODES,
@@ -58,4 +65,5 @@ FAMILY = ModelFamily(
     contains="config.json with model_type janus, model.safetensors, the tokenizer's and the processor's files",
     load=_load,
     inspect=_inspect,
+    costs=_costs,
 )

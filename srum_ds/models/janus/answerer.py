@@ -57,7 +57,7 @@ class JanusAnswerer:
         self, images: Sequence[Tensor], questions: Sequence[str], image_index: Sequence[int] | None = None
     ) -> Tensor:
         """Log-probabilities [Q, V] (float32) of every token that an answer may begin with."""
-        hidden_PSD, trees, _ = self._read(images, self._openings(questions), questions, image_index, "questions")
+        hidden_PSD, trees = self._read(images, self._openings(questions), questions, image_index, "questions")
         return self._logits(_last(hidden_PSD, trees)).log_softmax(-1)
 
     @torch.no_grad()
@@ -101,8 +101,8 @@ class JanusAnswerer:
                 raise ValueError(f"sampling {len(questions)} answers needs as many seeds")
             drawn = [randomness.generator("answer", seed) for seed in seeds]
             uniform_QT = torch.stack([torch.rand(max_new_tokens, generator=g, dtype=torch.float64) for g in drawn])
-        openings = self._openings(questions, max_new_tokens)
-        hidden_PSD, trees, kept = self._read(images, openings, questions, image_index, "questions")
+        openings, kept = self._openings(questions, max_new_tokens), KeysValues()
+        hidden_PSD, trees = self._read(images, openings, questions, image_index, "questions", kept)
         module, ends = self.reader.module, torch.tensor(sorted(self.reader.texts.ends))
         uniform_QT, ends = uniform_QT.to(module.device), ends.to(module.device)
         pad = torch.tensor(self.reader.texts.special.pad, device=module.device)
@@ -156,7 +156,7 @@ class JanusAnswerer:
         whole = [(*opening, *answer) for opening, answer in zip(openings, answers, strict=True)]
         for number, ids in enumerate(whole):
             self.reader.check_room(len(ids), 0, f"text {number}")
-        hidden_PSD, trees, _ = self._read(images, [ids[:-1] for ids in whole], texts, image_index, "texts")
+        hidden_PSD, trees = self._read(images, [ids[:-1] for ids in whole], texts, image_index, "texts")
         rows = [
             (row, column)
             for (row, columns), answer in zip(trees.places, answers, strict=True)
@@ -191,8 +191,12 @@ class JanusAnswerer:
         named: Sequence[str],
         image_index: Sequence[int] | None,
         what: str,
-    ) -> tuple[Tensor, Trees, KeysValues]:
-        """Normed hidden states [P, S, D] of all texts behind their pictures, where they stand, and keys and values."""
+        kept: KeysValues | None = None,
+    ) -> tuple[Tensor, Trees]:
+        """Normed hidden states [P, S, D] of all texts behind their pictures, and where they stand.
+
+        kept: receives keys and values, for what goes on from there.
+        """
         if image_index is None and len(images) != len(named):
             raise ValueError(f"{len(named)} {what} about {len(images)} images need image_index")
         module = self.reader.module
@@ -204,9 +208,7 @@ class JanusAnswerer:
         x_PSD = x_PSD.masked_scatter(place_PS1, features_PTD.to(x_PSD.dtype))
         mask = trees.mask(module.dtype)
         mask = None if mask is None else mask.to(module.device)
-        kept = KeysValues()
-        hidden_PSD = run_layers(module.language, x_PSD, trees.position_PS.to(module.device), mask, kept)
-        return hidden_PSD, trees, kept
+        return run_layers(module.language, x_PSD, trees.position_PS.to(module.device), mask, kept), trees
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits of the text head, float32."""

@@ -92,6 +92,15 @@ class JanusSettings:
         levels = len(self.library.vq_config.channel_multiplier)
         return self.per_side * int(2 ** (levels - 1))
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Codes (rows, columns) of a picture in pixels; UserError for any size but the one that the model draws."""
+        if (height, width) != (self.side, self.side):
+            raise UserError(
+                f"{height} x {width} pixels cannot be drawn: this model draws {self.side} x {self.side} pixels alone. "
+                "Ask for that size."
+            )
+        return self.per_side, self.per_side
+
     @property
     def longest(self) -> int:
         """Most tokens of a sequence."""

@@ -40,13 +40,7 @@ class JanusGenerator:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Codes (rows, columns); UserError for any size but the one that the model draws."""
-        settings = self.reader.settings
-        if (height, width) != (settings.side, settings.side):
-            raise UserError(
-                f"{height} x {width} pixels cannot be drawn: this model draws {settings.side} x {settings.side} pixels "
-                "alone. Ask for that size."
-            )
-        return settings.per_side, settings.per_side
+        return self.reader.settings.grid(height, width)
 
     def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
         """(height, width) in pixels of every picture. UserError for an image to edit."""

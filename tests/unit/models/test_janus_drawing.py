@@ -156,7 +156,7 @@ def test_predictions_are_log_probabilities_with_and_without_the_prompt(model: Ja
 
     def forward(*tensors: Tensor) -> Tensor:
         rows.append(len(tensors[0]))
-        return model.module(*tensors)  # type: ignore[no-any-return]
+        return model.module(*tensors)
 
     found = model.predict(forward, PROMPTS, view, GRID)
     assert found.shape == (6, 3, 16) and found.dtype == torch.float32

@@ -91,7 +91,12 @@ def test_each_answer_is_the_same_alone(model: JanusAdapter) -> None:
 def test_a_picture_is_read_once_for_all_its_questions(model: JanusAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     inner = model.module.features
-    monkeypatch.setattr(model.module, "features", lambda pixels: seen.append(len(pixels)) or inner(pixels))
+
+    def counting(pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        return inner(pixels)
+
+    monkeypatch.setattr(model.module, "features", counting)
     model.answer_logprobs(PICTURES, QUESTIONS, ("yes", "no"), ABOUT)
     model.answer(PICTURES, QUESTIONS[:2], 2, [1, 1])
     assert seen == [3, 1]
