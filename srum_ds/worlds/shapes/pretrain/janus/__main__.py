@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain_janus"), help="folder for stages and state")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain_janus/tiny_janus"), help="checkpoint folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=40000)
-    parser.add_argument("--worn", type=int, default=16000)
+    parser.add_argument("--scenes", type=int, default=32000)
+    parser.add_argument("--worn", type=int, default=8000)
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--altered", type=float, default=Plan.altered, help="share of untrue captions")
     parser.add_argument("--threads", type=int, default=2)
@@ -40,13 +40,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     size = Size()
     config = vq_config(size.codes, size.code_dim, size.hidden)
-    if not (work / "vq.json").exists():
-        make_vq(config, work, VqSchedule(), args.seed)
     if not (work / "drawing.safetensors").exists():
-        vq = load_vq(config, work)
-        compile_parts(vq)
-        build_pool(work, vq, args.scenes, args.worn, args.seed)
-    model, wording = build(size, load_file(work / "vq.safetensors"), args.seed)
+        build_pool(work, args.scenes, args.worn, args.seed)
+    model, wording = build(size, None, args.seed)
     looking = [load_looking(work / "fresh.safetensors"), load_looking(work / "worn.safetensors")]
     plan = Plan(steps=args.steps, altered=args.altered, seed=args.seed + 1)
     train(model, wording, load_drawing(work / "drawing.safetensors"), looking, plan, work)

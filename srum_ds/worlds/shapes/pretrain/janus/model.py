@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from srum_ds.worlds.shapes.pretrain.janus.prompting import IMAGE, Wording, build_tokenizer, vocabulary_size
-from srum_ds.worlds.shapes.pretrain.janus.vq import SIDE, vq_config
+from srum_ds.worlds.shapes.pretrain.janus.patches import SIDE
+from srum_ds.worlds.shapes.pretrain.janus.vq import vq_config
 from srum_ds.worlds.shapes.world import PICTURE
 
 Janus = Any
@@ -30,16 +31,16 @@ CODES = SIDE * SIDE
 class Size:
     """Widths and depths."""
 
-    hidden: int = 192
-    intermediate: int = 512
-    layers: int = 6
-    heads: int = 6
-    key_value_heads: int = 2
+    hidden: int = 160
+    intermediate: int = 448
+    layers: int = 5
+    heads: int = 5
+    key_value_heads: int = 5
     vision_hidden: int = 128
-    vision_layers: int = 4
+    vision_layers: int = 3
     vision_heads: int = 4
-    codes: int = 256
-    code_dim: int = 8
+    codes: int = 193
+    code_dim: int = 32
 
 
 def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
@@ -177,9 +178,7 @@ def question_mask(prefix: int, each: int, width: int) -> Tensor:
     return (same & causal)[None, None]
 
 
-def answer_logits(
-    model: Janus, wording: Wording, pixels_BCHW: Tensor, ids_BQW: Tensor, length_BQ: Tensor
-) -> Tensor:
+def answer_logits(model: Janus, wording: Wording, pixels_BCHW: Tensor, ids_BQW: Tensor, length_BQ: Tensor) -> Tensor:
     """Vocabulary logits [B, Q, V] of the answers' first tokens; the Q questions of a picture share its reading."""
     batch, each, width = ids_BQW.shape
     embed = model.model.language_model.embed_tokens

@@ -24,7 +24,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.worlds.shapes import questions
 from srum_ds.worlds.shapes.checker import detect
-from srum_ds.worlds.shapes.pretrain.janus.vq import Vq, decode, encode
+from srum_ds.worlds.shapes.pretrain.janus.patches import looked_up, painted, undisturbed
 from srum_ds.worlds.shapes.render import render_arrays
 from srum_ds.worlds.shapes.world import ShapePrompt, has_held_out_pair, random_prompt
 
@@ -117,7 +117,7 @@ def load_looking(path: Path) -> Looking:
     return Looking(strings, stored["pictures"], stored["crop_box"], question, answer)
 
 
-def build_pool(folder: Path, vq: Vq, scenes: int, worn: int, seed: int, processes: int = 2) -> None:
+def build_pool(folder: Path, scenes: int, worn: int, seed: int, processes: int = 2) -> None:
     """Writes ``drawing``, ``fresh`` and ``worn`` ``.safetensors`` into ``folder``."""
     counts = [len(part) for part in np.array_split(np.arange(scenes), CHUNKS)]
     # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
@@ -132,31 +132,24 @@ def build_pool(folder: Path, vq: Vq, scenes: int, worn: int, seed: int, processe
         for family in LOOKING_FIELDS
         for name in (f"{family}_question", f"{family}_answer")
     }
-    tensors["pictures"] = torch.from_numpy(np.concatenate([chunk["shown"] for chunk in chunks]))
+    tensors["pictures"] = undisturbed(torch.from_numpy(np.concatenate([chunk["shown"] for chunk in chunks])))
     tensors["crop_box"] = torch.from_numpy(np.concatenate([chunk["crop_box"] for chunk in chunks]))
     _save(folder / "fresh.safetensors", tensors, list(strings.number))
 
     generator = torch.Generator().manual_seed(seed)
     shown = tensors["pictures"][torch.randperm(scenes, generator=generator)[:worn]]
-    codes = torch.cat([encode(vq, render_arrays(part)) for part in _full(shown)])[:worn]
-    foreign = exchange_codes(codes, generator)
-    again = torch.cat([decode(vq, part) for part in _full(foreign)])[:worn]
+    codes = torch.cat([looked_up(render_arrays(part)) for part in shown.split(BATCH)])
+    again = painted(exchange_codes(codes, generator))
     save_looking(folder / "worn.safetensors", again, seed)
 
     strings = _Strings()
-    scene = torch.from_numpy(np.concatenate([chunk["scene"] for chunk in chunks]))
+    scene = undisturbed(torch.from_numpy(np.concatenate([chunk["scene"] for chunk in chunks])))
     tensors = {
         "caption": strings.index([row for chunk in chunks for row in chunk["caption"]]),
         "altered": strings.index([row for chunk in chunks for row in chunk["altered"]]),
-        "codes": torch.cat([encode(vq, render_arrays(part)) for part in _full(scene)])[:scenes].to(torch.int16),
+        "codes": torch.cat([looked_up(render_arrays(part)) for part in scene.split(BATCH)]).to(torch.int16),
     }
     _save(folder / "drawing.safetensors", tensors, list(strings.number))
-
-
-def _full(rows: Tensor) -> Sequence[Tensor]:
-    """Batches of one size (compiled code is made for a shape), the last filled up with its first row again."""
-    short = -len(rows) % BATCH
-    return torch.cat([rows, rows[:1].expand(short, *rows.shape[1:])]).split(BATCH)
 
 
 def exchange_codes(codes_NT: Tensor, generator: torch.Generator) -> Tensor:

@@ -32,11 +32,14 @@ from srum_ds.worlds.shapes.pretrain.janus.model import (
 )
 from srum_ds.worlds.shapes.pretrain.janus.pool import Drawing, Looking, load_looking, save_looking
 from srum_ds.worlds.shapes.pretrain.janus.prompting import Wording, pixel_values
-from srum_ds.worlds.shapes.pretrain.janus.vq import decode
+from srum_ds.worlds.shapes.pretrain.janus.patches import painted
 from srum_ds.worlds.shapes.pretrain.stage import Schedule, Stage
 from srum_ds.worlds.shapes.world import PICTURE, random_prompt
 
 NAME = "joint"
+
+NOISE = 0.06
+"""Most noise in the pictures that questions are about; a pixel's standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,36 @@ class Plan(Schedule):
     which own pictures are asked about, and how often they are drawn anew. snapshot_every: steps between kept averages.
     """
 
-    steps: int = 2400
-    captions: int = 64
+    steps: int = 1300
+    captions: int = 40
     noise_copies: int = 1
     lr: float = 3e-3
     warmup: int = 100
     flat_share: float = 0.4
-    altered: float = 0.15
+    altered: float = 0.3
     caption_dropout: float = 0.1
     ema_decay: float = 0.998
     max_grad_norm: float = 2.0
     seed: int = 1
-    snapshot_every: int = 300
-    altered_late: float = 0.1
-    pictures: int = 24
-    crops: int = 24
+    snapshot_every: int = 200
+    altered_late: float = 0.25
+    pictures: int = 20
+    crops: int = 14
     code_weight: float = 1.0
     match_weight: float = 1.0
     exist_weight: float = 0.4
     open_weight: float = 0.6
     crop_weight: float = 0.5
-    own_from: int = 1200
-    own_every: int = 400
-    own_pictures: int = 3000
+    own_from: int = 700
+    own_every: int = 250
+    own_pictures: int = 900
     own_guidance: tuple[float, ...] = (1.0, 1.5, 2.5)
+
+
+def disturbed(images_NCHW: Tensor, g: torch.Generator) -> Tensor:
+    """Pictures with a little noise, each of its own strength: the autoencoder paints patches only nearly."""
+    strength = NOISE * torch.rand(len(images_NCHW), 1, 1, 1, generator=g)
+    return (images_NCHW + strength * torch.randn(images_NCHW.shape, generator=g)).clamp(0, 1)
 
 
 class Captions:
@@ -114,12 +123,12 @@ class Questions:
             return torch.cat([of["match"][index], of["exist"][index].gather(1, third), open_], dim=1)
 
         question = asked(self.pool.question)
-        return self._row(self.pool.images(index), question, asked(self.pool.answer), g)
+        return self._row(disturbed(self.pool.images(index), g), question, asked(self.pool.answer), g)
 
     def crops(self, index: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same of one crop of each picture, brought to the pictures' size: four questions."""
         boxes = self.pool.crop_box_N4[index] / PICTURE
-        images = crop_pictures(self.pool.images(index), boxes, PICTURE)
+        images = crop_pictures(disturbed(self.pool.images(index), g), boxes, PICTURE)
         return self._row(images, self.pool.question["crop"][index], self.pool.answer["crop"][index], g)
 
     def _row(
@@ -181,7 +190,7 @@ def draw_own(model: Janus, wording: Wording, plan: Plan, averaged: Mapping[str, 
                 part = asked[start : start + 250]
                 uniform = torch.rand(len(part), CODES, generator=generator, dtype=torch.float64)
                 codes = draw_codes(model, wording, [p.text() for p in part], guidance, 1.0, uniform)
-                images += [decode(model.model.vqmodel, some) for some in codes.split(50)]
+                images.append(painted(codes))
             prompts += asked
     with torch.no_grad():
         for name, p in live.items():
@@ -214,7 +223,7 @@ def train(
     out: Path,
     compiled: bool = True,
 ) -> None:
-    """Trains everything but the autoencoder, and leaves the model with the averages; ``Stage`` says what ``out`` holds."""
+    """Trains all but the autoencoder, and leaves the model with the averages; ``Stage`` says what ``out`` holds."""
     captions = Captions(drawing, wording)
     pools = [Questions(pool, wording) for pool in looking]
     if compiled:
