@@ -38,8 +38,8 @@ class Size:
     vision_hidden: int = 128
     vision_layers: int = 4
     vision_heads: int = 4
-    codes: int = 256
-    code_dim: int = 8
+    codes: int = 320
+    code_dim: int = 32
 
 
 def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
@@ -177,9 +177,7 @@ def question_mask(prefix: int, each: int, width: int) -> Tensor:
     return (same & causal)[None, None]
 
 
-def answer_logits(
-    model: Janus, wording: Wording, pixels_BCHW: Tensor, ids_BQW: Tensor, length_BQ: Tensor
-) -> Tensor:
+def answer_logits(model: Janus, wording: Wording, pixels_BCHW: Tensor, ids_BQW: Tensor, length_BQ: Tensor) -> Tensor:
     """Vocabulary logits [B, Q, V] of the answers' first tokens; the Q questions of a picture share its reading."""
     batch, each, width = ids_BQW.shape
     embed = model.model.language_model.embed_tokens

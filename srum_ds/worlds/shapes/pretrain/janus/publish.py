@@ -23,7 +23,9 @@ def publish(work: Path, snapshot: Path, out: Path, size: Size, guidance: float) 
     averaged = load_file(snapshot)
     wanted = {name: p for name, p in model.named_parameters() if not name.startswith("model.vqmodel.")}
     if set(averaged) != set(wanted):
-        raise UserError(f"{snapshot} holds other weights than a model of this size: {sorted(set(averaged) ^ set(wanted))}")
+        raise UserError(
+            f"{snapshot} holds other weights than a model of this size: {sorted(set(averaged) ^ set(wanted))}"
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(averaged[name])

@@ -214,7 +214,7 @@ def train(
     out: Path,
     compiled: bool = True,
 ) -> None:
-    """Trains everything but the autoencoder, and leaves the model with the averages; ``Stage`` says what ``out`` holds."""
+    """Trains all but the autoencoder, and leaves the model with the averages; ``Stage`` says what ``out`` holds."""
     captions = Captions(drawing, wording)
     pools = [Questions(pool, wording) for pool in looking]
     if compiled:

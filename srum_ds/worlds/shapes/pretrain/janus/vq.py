@@ -34,35 +34,35 @@ Vq = Any
 SIDE = 8
 """Codes along a side of a picture: a quarter of an object each."""
 
-OCCUPANCY = (0.12, 0.25, 0.4)
-"""Shares of cells that hold an object: the norms see one channel of a whole picture, so both kinds are needed."""
+OCCUPANCY = (0.2, 1.0)
+"""Least and largest share of cells that hold an object: the norms see whole pictures, emptier and fuller ones."""
 
-COMMITMENT = 0.25
+KEPT_BATCHES = 40
+"""Whose vectors the codebook is made of."""
+
 L1_WEIGHT = 0.3
+WIDTH = 64
+STEADY = 8.0
+"""Height of the pattern that keeps the norms steady."""
+
+FLAWED = 0.04
+"""Share of broken objects: with many of them, the codebook would be spent on mixtures."""
 
 
 @dataclass(frozen=True)
 class VqSchedule:
-    """Steps on 32x32 crops, then on whole pictures, under one cosine.
+    """Steps, pictures a step, and rates, under one cosine.
 
-    Codes are used from step ``free_steps`` on, and unused ones moved until ``settled``.
+    For ``free_steps`` steps nothing is quantised; then the codebook is the k-means of the last of them, encoder and
+    codebook stay, and the decoder alone goes on.
     """
 
-    crop_steps: int = 1500
-    full_steps: int = 400
-    crop_pictures: int = 4
-    full_pictures: int = 9
-    lr: float = 2e-3
+    steps: int = 1200
+    pictures: int = 4
+    lr: float = 3e-3
     warmup: int = 30
-    free_steps: int = 500
-    settled: float = 0.7
-    decay: float = 0.985
+    free_steps: int = 450
     compiled: bool = True
-
-    @property
-    def steps(self) -> int:
-        """Of both kinds."""
-        return self.crop_steps + self.full_steps
 
 
 def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
@@ -71,8 +71,7 @@ def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
         embed_dim=embed_dim,
         num_embeddings=codes,
         latent_channels=32,
-        # The library normalises in 32 groups: with one channel a group, the share of black ground would set the scale.
-        base_channels=64,
+        base_channels=WIDTH,
         channel_multiplier=[1, 1, 1, 1],
         num_res_blocks=0,
         num_patches=SIDE,
@@ -85,14 +84,50 @@ def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
 
 @torch.no_grad()
 def initialise(vq: Vq) -> None:
-    """Convolutions of about unit gain, those that end a residual branch smaller: the library's 0.02 learns nothing."""
+    """Weights under which the norms hardly normalise, and black as the first answer.
+
+    The library normalises in 32 groups, here of two channels, over a whole picture that is mostly black: how bright an
+    object comes out would depend on how many there are, and what does not occur would be amplified. So every second
+    channel carries one strong pattern, the same in every picture: constant inside and cut off at a border by the
+    convolutions' zero padding. It makes each group's variance nearly constant, and nothing reads it at first.
+    """
     for name, sub in vq.named_modules():
-        if isinstance(sub, nn.Conv2d):
-            nn.init.kaiming_normal_(sub.weight, nonlinearity="linear")
-            if name.endswith(("block_1.conv2", "block_2.conv2", "proj_out")) or ".block." in name and "conv2" in name:
-                sub.weight.mul_(0.3)
-            nn.init.zeros_(sub.bias)
-    vq.decoder.conv_out.weight.mul_(0.1)
+        last = name.rsplit(".", 1)[-1]
+        if isinstance(sub, nn.GroupNorm):
+            sub.weight.fill_(2.0)
+            sub.bias.normal_(0.0, 0.7)
+            sub.weight[1::2] = 0.0
+            sub.bias[1::2] = 3.0 if last in ("norm1", "norm2") else 0.0
+        elif isinstance(sub, nn.Conv2d):
+            wide = sub.in_channels == WIDTH
+            fan = sub.weight[0].numel() / (2 if wide else 1)
+            gain = {"conv1": 1.5, "conv2": 0.5, "proj_out": 0.3}.get(last, 1.0)
+            sub.weight.normal_(0.0, gain * fan**-0.5)
+            sub.bias.zero_()
+            if wide:
+                sub.weight[:, 1::2] = 0.0
+            if sub.out_channels == WIDTH:
+                sub.weight[1::2] = 0.0
+    steady = torch.arange(1, WIDTH, 2)
+    for name, sub in vq.named_modules():
+        if name.endswith("conv1"):
+            # What a norm leaves of the pattern is a constant; padding cuts it off at the left.
+            into = STEADY / F.silu(torch.tensor(3.0))
+            sub.weight[steady, steady, 1, 1] = into
+            sub.weight[steady, steady, 1, 0] = -into
+        elif name.endswith("upsample.conv"):
+            sub.weight[steady, steady, 1, 1] = 1.0
+        elif name.endswith("downsample.conv"):
+            sub.weight[steady, steady, 1, 1] = 1.0
+    vq.encoder.conv_in.bias[steady] = STEADY
+    vq.encoder.down[2].downsample.conv.weight[steady, steady, 1, 2] = -1.0
+    vq.post_quant_conv.weight[0] = 0.0
+    vq.post_quant_conv.bias[0] = 1.0
+    vq.decoder.conv_in.weight[:, 0] = 0.0
+    vq.decoder.conv_in.weight[steady, 0, 1, 1] = STEADY
+    vq.decoder.conv_in.weight[steady, 0, 1, 0] = -STEADY
+    vq.decoder.conv_out.weight.mul_(0.3)
+    vq.decoder.conv_out.bias.fill_(-1.0)
 
 
 def compile_parts(vq: Vq) -> None:
@@ -118,39 +153,8 @@ def decoded(vq: Vq, quantised_NhwC: Tensor) -> Tensor:
     return pixels
 
 
-class Codebook:
-    """Unit vectors that follow the mean of what falls to them, weighted like the last steps; idle ones are moved."""
-
-    def __init__(self, vectors_TC: Tensor, codes: int, generator: torch.Generator) -> None:
-        self.generator = generator
-        self.unit_KC = _spread(vectors_TC, codes, generator)
-        self.count_K = torch.ones(codes)
-        self.sum_KC = self.unit_KC.clone()
-
-    @torch.no_grad()
-    def follow(self, vectors_TC: Tensor, code_T: Tensor, decay: float) -> None:
-        """Moves every vector towards the mean of its share."""
-        one_KT = F.one_hot(code_T, len(self.unit_KC)).float().T
-        self.count_K.lerp_(one_KT.sum(1), 1 - decay)
-        self.sum_KC.lerp_(one_KT @ vectors_TC, 1 - decay)
-        moved = self.sum_KC / self.count_K.clamp(min=1e-6)[:, None]
-        self.unit_KC = torch.where(self.count_K[:, None] > 1e-3, F.normalize(moved, dim=-1), self.unit_KC)
-
-    @torch.no_grad()
-    def revive(self, vectors_TC: Tensor, code_T: Tensor, least: float = 0.05) -> int:
-        """Puts codes that hardly occur where vectors are worst served; returns how many."""
-        idle = (self.count_K < least).nonzero().flatten()
-        if len(idle):
-            error_T = 1 - (vectors_TC * self.unit_KC[code_T]).sum(-1)
-            chosen = torch.multinomial(error_T.clamp(min=1e-8), len(idle), generator=self.generator)
-            self.unit_KC[idle] = vectors_TC[chosen]
-            self.sum_KC[idle] = vectors_TC[chosen]
-            self.count_K[idle] = 1.0
-        return len(idle)
-
-
 @torch.no_grad()
-def _spread(vectors_TC: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+def spread(vectors_TC: Tensor, codes: int, generator: torch.Generator) -> Tensor:
     """Well separated members of a set (k-means++ seeding), then ten rounds of spherical k-means."""
     chosen = [int(torch.randint(len(vectors_TC), (1,), generator=generator))]
     distance = 1 - vectors_TC @ vectors_TC[chosen[0]]
@@ -165,14 +169,10 @@ def _spread(vectors_TC: Tensor, codes: int, generator: torch.Generator) -> Tenso
     return unit_KC
 
 
-def _pictures(schedule: VqSchedule, step: int, generator: torch.Generator) -> Tensor:
-    if step < schedule.crop_steps:
-        images = render_arrays(random_arrays(schedule.crop_pictures, generator)) * 2 - 1
-        return torch.cat([half for row in images.split(32, dim=2) for half in row.split(32, dim=3)])
-    count = schedule.full_pictures
-    each = count // len(OCCUPANCY)
-    arrays = [random_arrays(each, generator, occupied) for occupied in OCCUPANCY]
-    return render_arrays(torch.cat(arrays)) * 2 - 1
+def _pictures(count: int, generator: torch.Generator) -> Tensor:
+    """Random pictures in [-1, 1], each with its own share of occupied cells."""
+    shares = OCCUPANCY[0] + (OCCUPANCY[1] - OCCUPANCY[0]) * torch.rand(count, generator=generator)
+    return render_arrays(torch.cat([random_arrays(1, generator, float(share), FLAWED) for share in shares])) * 2 - 1
 
 
 def train_vq(
@@ -184,55 +184,58 @@ def train_vq(
     vq.requires_grad_(True)
     codebook_weight.requires_grad_(False)
     live = [p for p in vq.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(live, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    book: Codebook | None = None
+    edges = ("conv_in.weight", "conv_out.weight", "quant_conv.weight")
+    filters = [p for n, p in vq.named_parameters() if p.ndim == 4 and not n.endswith(edges)]
+    rest = [p for n, p in vq.named_parameters() if p.requires_grad and (p.ndim < 4 or n.endswith(edges))]
+    # Muon takes matrices: each filter bank as one, sharing its memory.
+    matrices = [nn.Parameter(p.detach().flatten(1)) for p in filters]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=schedule.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    codebook = torch.empty(0)
     curve: list[dict[str, float]] = []
     recent: list[Tensor] = []
     start = time.time()
     for step in range(schedule.steps):
         warm = min(1.0, (step + 1) / schedule.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * step / schedule.steps)))
-        pixels = _pictures(schedule, step, generator)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = schedule.lr * warm * (0.01 + 0.495 * (1 + math.cos(math.pi * step / schedule.steps)))
+        pixels = _pictures(schedule.pictures, generator)
         with torch.autocast("cpu", torch.bfloat16):
             free = vectors(vq, pixels)
             flat = free.detach().flatten(0, 2)
+            quantised = free
+            if step == schedule.free_steps:
+                codebook = spread(torch.cat(recent), len(codebook_weight), generator)
+                vq.encoder.requires_grad_(False)
+                vq.quant_conv.requires_grad_(False)
             if step < schedule.free_steps:
-                recent = [*recent[-31:], flat]
-                quantised, commitment = free, torch.zeros(())
+                recent = [*recent[-KEPT_BATCHES:], flat]
             else:
-                if book is None:
-                    book = Codebook(torch.cat(recent), len(codebook_weight), generator)
-                code = nearest(book.unit_KC, flat)
-                target = book.unit_KC[code].view_as(free)
-                commitment = (free - target).square().sum(-1).mean()
-                quantised = free + (target - free).detach()
+                quantised = codebook[nearest(codebook, flat)].view_as(free)
             output = decoded(vq, quantised).float()
         error = output - pixels
-        loss = error.square().mean() + L1_WEIGHT * error.abs().mean() + COMMITMENT * commitment
-        optimizer.zero_grad()
+        loss = error.square().mean() + L1_WEIGHT * error.abs().mean()
+        vq.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(live, 1.0)
-        optimizer.step()
-        revived = 0
-        if book is not None:
-            book.follow(flat, code, schedule.decay)
-            if step < schedule.settled * schedule.steps and step % 20 == 0:
-                revived = book.revive(flat, code)
+        for matrix, bank in zip(matrices, filters, strict=True):
+            matrix.grad = None if bank.grad is None else bank.grad.flatten(1)
+        for optimizer in optimizers:
+            optimizer.step()
         if step % 50 == 0 or step == schedule.steps - 1:
             point = {
                 "step": step,
                 "seconds": round(time.time() - start, 1),
                 "mse": round(error.square().mean().item(), 5),
                 "mse_share": round((error.square().mean() / pixels.var()).item(), 4),
-                "commitment": round(commitment.item(), 4),
-                "moved_codes": revived,
+                "code_error": round((flat - quantised.detach().flatten(0, 2)).square().sum(-1).mean().item(), 4),
             }
             curve.append(point)
             report(point)
-    assert book is not None
     with torch.no_grad():
-        codebook_weight.copy_(book.unit_KC)
+        codebook_weight.copy_(codebook)
     vq.eval().requires_grad_(False)
     return curve
 
@@ -273,8 +276,8 @@ def measure(vq: Vq, seed: int, pictures: int = 600) -> dict[str, Any]:
     }
 
 
-def make_vq(config: JanusVQVAEConfig, out: Path, schedule: VqSchedule, seed: int) -> None:
-    """Trains, measures and writes ``vq.safetensors`` and ``vq.json`` into ``out``."""
+def make_vq(config: JanusVQVAEConfig, out: Path, schedule: VqSchedule, seed: int, pictures: int = 600) -> None:
+    """Trains, measures on ``pictures`` and writes ``vq.safetensors`` and ``vq.json`` into ``out``."""
     torch.manual_seed(seed)
     vq = JanusVQVAE(config)
     initialise(vq)
@@ -284,7 +287,7 @@ def make_vq(config: JanusVQVAEConfig, out: Path, schedule: VqSchedule, seed: int
     curve = train_vq(vq, schedule, seed, lambda point: print(json.dumps(point), flush=True))
     # What is published is rounded: everything after this sees the rounded weights.
     vq.to(torch.bfloat16).float()
-    facts = measure(vq, seed) | {"seed": seed, "seconds": round(time.time() - start, 1), "curve": curve}
+    facts = measure(vq, seed, pictures) | {"seed": seed, "seconds": round(time.time() - start, 1), "curve": curve}
     save_file({name: t.contiguous() for name, t in vq.state_dict().items()}, out / "vq.safetensors")
     (out / "vq.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(json.dumps({key: value for key, value in facts.items() if key != "curve"}), flush=True)
