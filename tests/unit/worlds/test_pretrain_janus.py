@@ -44,10 +44,10 @@ PLAN = umm.Plan(steps=2, captions=4, pictures=3, crops=3, own_from=1, own_pictur
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an autoencoder that hardly learned, and a pool of a few examples."""
     folder = tmp_path_factory.mktemp("pretrain_janus")
-    schedule = VqSchedule(1, 1, crop_pictures=1, full_pictures=3, free_steps=1, compiled=False)
+    schedule = VqSchedule(steps=2, pictures=2, free_steps=1, compiled=False)
     config = vq_config(SIZE.codes, SIZE.code_dim, SIZE.hidden)
     make_vq(config, folder, schedule, seed=0, pictures=4)
-    build_pool(folder, load_vq(config, folder), 12, 6, seed=5, processes=1)
+    build_pool(folder, load_vq(config, folder), 12, 6, seed=5, processes=0)
     return folder
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,8 +95,6 @@ def _save(path: Path, tensors: Mapping[str, Tensor], strings: Sequence[str]) -> 
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    from safetensors import safe_open
-
     if not path.is_file():
         raise UserError(f"{path} is missing: run `python -m srum_ds.worlds.shapes.pretrain.janus` first.")
     with safe_open(path, "pt") as stored:
@@ -118,13 +117,16 @@ def load_looking(path: Path) -> Looking:
 
 
 def build_pool(folder: Path, vq: Vq, scenes: int, worn: int, seed: int, processes: int = 2) -> None:
-    """Writes ``drawing``, ``fresh`` and ``worn`` ``.safetensors`` into ``folder``."""
-    counts = [len(part) for part in np.array_split(np.arange(scenes), CHUNKS)]
-    # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
-        seeds = [(seed + 100) * CHUNKS + i for i in range(CHUNKS)]
-        chunks = list(workers.map(questions.build_examples, seeds, counts))
+    """Writes ``drawing``, ``fresh`` and ``worn`` ``.safetensors`` into ``folder``; ``processes`` 0 starts none."""
+    counts = [len(part) for part in np.array_split(np.arange(scenes), min(CHUNKS, scenes))]
+    seeds = [(seed + 100) * CHUNKS + i for i in range(len(counts))]
+    if processes == 0:
+        chunks = [questions.build_examples(*chunk) for chunk in zip(seeds, counts, strict=True)]
+    else:
+        # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
+            chunks = list(workers.map(questions.build_examples, seeds, counts))
 
     strings = _Strings()
     tensors = {
@@ -154,9 +156,10 @@ def build_pool(folder: Path, vq: Vq, scenes: int, worn: int, seed: int, processe
 
 
 def _full(rows: Tensor) -> Sequence[Tensor]:
-    """Batches of one size (compiled code is made for a shape), the last filled up with its first row again."""
-    short = -len(rows) % BATCH
-    return torch.cat([rows, rows[:1].expand(short, *rows.shape[1:])]).split(BATCH)
+    """Batches of one size (compiled code is made for a shape), the last filled up with the first row again."""
+    size = min(BATCH, len(rows))
+    short = -len(rows) % size
+    return torch.cat([rows, rows[:1].expand(short, *rows.shape[1:])]).split(size)
 
 
 def exchange_codes(codes_NT: Tensor, generator: torch.Generator) -> Tensor:
