@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,8 +95,6 @@ def _save(path: Path, tensors: Mapping[str, Tensor], strings: Sequence[str]) -> 
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    from safetensors import safe_open
-
     if not path.is_file():
         raise UserError(f"{path} is missing: run `python -m srum_ds.worlds.shapes.pretrain.janus` first.")
     with safe_open(path, "pt") as stored:

@@ -154,6 +154,8 @@ def looking_losses(
     parts = []
     for number, pool in enumerate(pools):
         share = count // len(pools) + (number < count % len(pools))
+        if share == 0:
+            continue
         index = torch.randint(len(pool.pool), (share,), generator=g)
         images, ids, length, answer = getattr(pool, kind)(index, g)
         width = WIDTH[kind]
