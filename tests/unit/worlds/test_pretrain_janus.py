@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import JanusProcessor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -19,11 +18,12 @@ from srum_ds.worlds.shapes.pretrain.janus import umm
 from srum_ds.worlds.shapes.pretrain.janus.draw import draw_codes
 from srum_ds.worlds.shapes.pretrain.janus.measure import Bare
 from srum_ds.worlds.shapes.pretrain.janus.model import Size, answer_logits, build, code_logits, generation_config
+from srum_ds.worlds.shapes.pretrain.janus.patches import alphabet, looked_up, painted, undisturbed
 from srum_ds.worlds.shapes.pretrain.janus.pool import build_pool, exchange_codes, load_drawing, load_looking
 from srum_ds.worlds.shapes.pretrain.janus.prompting import build_processor, pixel_values
 from srum_ds.worlds.shapes.pretrain.janus.publish import publish
-from srum_ds.worlds.shapes.pretrain.janus.vq import VqSchedule, encode, load_vq, make_vq, nearest, spread, vq_config
-from srum_ds.worlds.shapes.render import render_arrays
+from srum_ds.worlds.shapes.pretrain.janus.vq import VqSchedule, code_maps, decoded, load_vq, make_vq, vq_config
+from srum_ds.worlds.shapes.render import random_arrays, render_arrays
 from srum_ds.worlds.shapes.world import has_held_out_pair
 
 SIZE = Size(
@@ -31,11 +31,12 @@ SIZE = Size(
     intermediate=48,
     layers=2,
     heads=4,
+    key_value_heads=2,
     vision_hidden=16,
     vision_layers=1,
     vision_heads=2,
-    codes=16,
-    code_dim=8,
+    codes=193,
+    code_dim=16,
 )
 PLAN = umm.Plan(steps=2, captions=4, pictures=3, crops=3, own_from=1, own_pictures=3, snapshot_every=2)
 
@@ -44,21 +45,28 @@ PLAN = umm.Plan(steps=2, captions=4, pictures=3, crops=3, own_from=1, own_pictur
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an autoencoder that hardly learned, and a pool of a few examples."""
     folder = tmp_path_factory.mktemp("pretrain_janus")
-    schedule = VqSchedule(steps=2, pictures=2, free_steps=1, compiled=False)
-    config = vq_config(SIZE.codes, SIZE.code_dim, SIZE.hidden)
-    make_vq(config, folder, schedule, seed=0, pictures=4)
-    build_pool(folder, load_vq(config, folder), 12, 6, seed=5, processes=0)
+    schedule = VqSchedule(steps=2, encoder_steps=1, pictures=2, compiled=False)
+    make_vq(vq_config(SIZE.codes, SIZE.code_dim, SIZE.hidden), folder, schedule, seed=0, pictures=4)
+    build_pool(folder, 12, 6, seed=5, processes=0)
     return folder
 
 
-def test_codes_are_what_the_library_makes_of_the_same_pictures(work: Path) -> None:
+def test_the_alphabet_paints_every_undisturbed_picture() -> None:
+    patches_K3hw, kinds = alphabet()
+    assert len(patches_K3hw) == 193 and kinds.shape == (48, 4)
+    arrays = undisturbed(random_arrays(40, torch.Generator().manual_seed(0), 0.4, 0.3).to(torch.int8))
+    images = render_arrays(arrays)
+    codes_NT = looked_up(images)
+    assert torch.equal(painted(codes_NT), images)
+    assert torch.equal(looked_up(painted(codes_NT)), codes_NT)
+
+
+def test_decoding_is_the_library_s_own(work: Path) -> None:
     vq: JanusVQVAE = load_vq(vq_config(SIZE.codes, SIZE.code_dim, SIZE.hidden), work)
-    images = render_arrays(load_looking(work / "fresh.safetensors").pictures[:3])
-    codes_NT = encode(vq, images, autocast=False)
-    assert codes_NT.shape == (3, 64)
+    codes_NT = code_maps(3, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        library = vq.encode(images * 2 - 1).image_tokens.view(3, 64)
-    assert (codes_NT == library).float().mean() > 0.98
+        library = vq.decode(codes_NT)
+    torch.testing.assert_close(decoded(vq, codes_NT), library)
 
 
 def test_pool_holds_codes_of_true_pictures_and_what_the_checker_sees(work: Path) -> None:
@@ -82,16 +90,6 @@ def test_foreign_codes_stand_where_something_is_drawn() -> None:
     assert 0.25 < (~differs.any(1)).float().mean() < 0.6
     assert differs[:, :16].float().mean() > 3 * differs[:, 16:].float().mean()
     assert set(changed[differs].tolist()) <= set(range(1, 9))
-
-
-def test_a_codebook_spreads_over_what_occurs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres_KC = torch.eye(4)
-    vectors_TC = F.normalize(centres_KC.repeat(50, 1) + 0.01 * torch.randn(200, 4, generator=generator), dim=-1)
-    codebook = spread(vectors_TC, 4, generator)
-    assert torch.allclose(codebook.norm(dim=-1), torch.ones(4))
-    assert nearest(codebook, centres_KC).unique().numel() == 4
-    assert (vectors_TC * codebook[nearest(codebook, vectors_TC)]).sum(-1).min() > 0.99
 
 
 def test_training_resumes_to_the_same_bits_and_its_folder_is_the_library_s_own(

@@ -123,7 +123,9 @@ class Stage:
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata()
         plan, progress = json.loads(metadata["plan"]), json.loads(metadata["progress"])
-        changed = [key for key, value in asdict(self.plan).items() if plan.get(key) != value]
+        # As the file has it: a tuple has become a list.
+        own = json.loads(json.dumps(asdict(self.plan)))
+        changed = [key for key, value in own.items() if plan.get(key) != value]
         if changed:
             raise UserError(f"{path} was made with another {', '.join(changed)}: choose another --work folder.")
         tensors = load_file(path)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from srum_ds.worlds.shapes.pretrain.janus.model import Size, build
 from srum_ds.worlds.shapes.pretrain.janus.pool import build_pool, load_drawing, load_looking
 from srum_ds.worlds.shapes.pretrain.janus.publish import publish
-from srum_ds.worlds.shapes.pretrain.janus.umm import NAME, Plan, train
-from srum_ds.worlds.shapes.pretrain.janus.vq import VqSchedule, compile_parts, load_vq, make_vq, vq_config
+from srum_ds.worlds.shapes.pretrain.janus.umm import JUDGE, JUDGE_PLAN, Plan, train
+from srum_ds.worlds.shapes.pretrain.janus.vq import VqSchedule, make_vq, vq_config
 
 GUIDANCE = 1.5
 
@@ -33,20 +33,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--altered", type=float, default=Plan.altered, help="share of untrue captions")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--snapshot", type=int, help="publish the averages of this step instead of the last")
     args = parser.parse_args()
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     size = Size()
-    config = vq_config(size.codes, size.code_dim, size.hidden)
+    if not (work / "vq.json").exists():
+        make_vq(vq_config(size.codes, size.code_dim, size.hidden), work, VqSchedule(), args.seed)
     if not (work / "drawing.safetensors").exists():
         build_pool(work, args.scenes, args.worn, args.seed)
-    model, wording = build(size, None, args.seed)
+    model, wording = build(size, load_file(work / "vq.safetensors"), args.seed)
+    drawing = load_drawing(work / "drawing.safetensors")
     looking = [load_looking(work / "fresh.safetensors"), load_looking(work / "worn.safetensors")]
-    plan = Plan(steps=args.steps, altered=args.altered, seed=args.seed + 1)
-    train(model, wording, load_drawing(work / "drawing.safetensors"), looking, plan, work)
-    publish(work, work / f"{NAME}-{args.snapshot or args.steps}.safetensors", args.out, size, GUIDANCE)
+    train(model, wording, drawing, looking, Plan(steps=args.steps, altered=args.altered, seed=args.seed + 1), work)
+    train(model, wording, drawing, looking, JUDGE_PLAN, work, name=JUDGE)
+    publish(work, work / f"{JUDGE}-{JUDGE_PLAN.steps}.safetensors", args.out, size, GUIDANCE)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from transformers import (
     LlamaConfig,
 )
 
-from srum_ds.worlds.shapes.pretrain.janus.prompting import IMAGE, Wording, build_tokenizer, vocabulary_size
 from srum_ds.worlds.shapes.pretrain.janus.patches import SIDE
+from srum_ds.worlds.shapes.pretrain.janus.prompting import IMAGE, Wording, build_tokenizer, vocabulary_size
 from srum_ds.worlds.shapes.pretrain.janus.vq import vq_config
 from srum_ds.worlds.shapes.world import PICTURE
 

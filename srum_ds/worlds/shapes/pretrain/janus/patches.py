@@ -1,7 +1,7 @@
 """The alphabet of the tiny Janus: the 8x8 patches that pictures of undisturbed objects are made of.
 
-An object fills a cell of 2 x 2 patches, and without jitter there are only so many: 6 colours x 4 shapes x 2 textures x 4
-quadrants, less those that look alike, and black. So a picture's codes are a matter of looking its patches up.
+An object fills a cell of 2 x 2 patches, and without jitter there are only so many: 6 colours x 4 shapes x 2 textures
+x 4 quadrants, and black. So a picture's codes are a matter of looking its patches up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALIKE = 1e-3
 
 @cache
 def alphabet() -> tuple[Tensor, Tensor]:
-    """(patches [K, 3, 8, 8] float32 in [0, 1], the first black; codes [kinds, 4] of each kind of object's quadrants)."""
+    """(patches [K, 3, 8, 8] float32 in [0, 1], the first black; codes [kinds, 4] of the quadrants of objects)."""
     patches = [torch.zeros(3, PATCH, PATCH)]
     kinds = []
     for color in range(len(COLORS)):

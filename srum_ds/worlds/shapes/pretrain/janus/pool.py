@@ -1,8 +1,8 @@
 """The pretraining set of the tiny Janus: captions with their codes, and questions about pictures of three origins.
 
-Fresh pictures come from the renderer. Worn ones went through the autoencoder, most with some codes taken from
-elsewhere. Own ones were drawn by the model in training. What is true of the latter two is read off their pixels by
-the checker, since a foreign code may break an object or make another one of it.
+Fresh pictures come from the renderer. Of worn ones, most have some codes taken from elsewhere. Own ones were drawn by
+the model in training. What is true of the latter two is read off their pixels by the checker, since a foreign code may
+break an object or make another one of it.
 """
 
 from __future__ import annotations
@@ -117,13 +117,16 @@ def load_looking(path: Path) -> Looking:
 
 
 def build_pool(folder: Path, scenes: int, worn: int, seed: int, processes: int = 2) -> None:
-    """Writes ``drawing``, ``fresh`` and ``worn`` ``.safetensors`` into ``folder``."""
-    counts = [len(part) for part in np.array_split(np.arange(scenes), CHUNKS)]
-    # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
-        seeds = [(seed + 100) * CHUNKS + i for i in range(CHUNKS)]
-        chunks = list(workers.map(questions.build_examples, seeds, counts))
+    """Writes ``drawing``, ``fresh`` and ``worn`` ``.safetensors`` into ``folder``; ``processes`` 0 starts none."""
+    counts = [len(part) for part in np.array_split(np.arange(scenes), min(CHUNKS, scenes))]
+    seeds = [(seed + 100) * CHUNKS + i for i in range(len(counts))]
+    if processes == 0:
+        chunks = [questions.build_examples(*chunk) for chunk in zip(seeds, counts, strict=True)]
+    else:
+        # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
+            chunks = list(workers.map(questions.build_examples, seeds, counts))
 
     strings = _Strings()
     tensors = {

@@ -30,13 +30,15 @@ from srum_ds.worlds.shapes.pretrain.janus.model import (
     compile_layers,
     trained_names,
 )
+from srum_ds.worlds.shapes.pretrain.janus.patches import painted
 from srum_ds.worlds.shapes.pretrain.janus.pool import Drawing, Looking, load_looking, save_looking
 from srum_ds.worlds.shapes.pretrain.janus.prompting import Wording, pixel_values
-from srum_ds.worlds.shapes.pretrain.janus.patches import painted
 from srum_ds.worlds.shapes.pretrain.stage import Schedule, Stage
 from srum_ds.worlds.shapes.world import PICTURE, random_prompt
 
 NAME = "joint"
+JUDGE = "judge"
+"""The stages: all at once, then mostly questions about whole pictures, which are learned last."""
 
 NOISE = 0.06
 """Most noise in the pictures that questions are about; a pixel's standard deviation."""
@@ -61,7 +63,7 @@ class Plan(Schedule):
     ema_decay: float = 0.998
     max_grad_norm: float = 2.0
     seed: int = 1
-    snapshot_every: int = 200
+    snapshot_every: int = 100
     altered_late: float = 0.25
     pictures: int = 20
     crops: int = 14
@@ -80,6 +82,23 @@ def disturbed(images_NCHW: Tensor, g: torch.Generator) -> Tensor:
     """Pictures with a little noise, each of its own strength: the autoencoder paints patches only nearly."""
     strength = NOISE * torch.rand(len(images_NCHW), 1, 1, 1, generator=g)
     return (images_NCHW + strength * torch.randn(images_NCHW.shape, generator=g)).clamp(0, 1)
+
+
+JUDGE_PLAN = Plan(
+    steps=600,
+    captions=14,
+    lr=1.5e-3,
+    warmup=30,
+    flat_share=0.3,
+    altered=0.25,
+    ema_decay=0.995,
+    seed=11,
+    pictures=24,
+    crops=4,
+    match_weight=1.5,
+    own_from=0,
+    own_every=300,
+)
 
 
 class Captions:
@@ -224,6 +243,7 @@ def train(
     plan: Plan,
     out: Path,
     compiled: bool = True,
+    name: str = NAME,
 ) -> None:
     """Trains all but the autoencoder, and leaves the model with the averages; ``Stage`` says what ``out`` holds."""
     captions = Captions(drawing, wording)
@@ -231,14 +251,14 @@ def train(
     if compiled:
         compile_layers(model)
     model.train()
-    stage = Stage(NAME, trained_names(model), plan, out, snapshot_every=plan.snapshot_every)
+    stage = Stage(name, trained_names(model), plan, out, snapshot_every=plan.snapshot_every)
     own: Questions | None = None
     own_step = -1
     while stage.step < plan.steps:
         due = stage.step - plan.own_from
         if due >= 0 and own_step != plan.own_from + due // plan.own_every * plan.own_every:
             own_step = plan.own_from + due // plan.own_every * plan.own_every
-            path = out / f"own-{own_step}.safetensors"
+            path = out / f"own-{name}-{own_step}.safetensors"
             if not path.exists():
                 draw_own(model, wording, plan, stage.averaged, own_step, path)
             own = Questions(load_looking(path), wording)

@@ -1,8 +1,11 @@
-"""Trains the embedded Janus's VQ autoencoder on random pictures (about seven minutes on two cores).
+"""Trains the tiny Janus's autoencoder: a codebook, and the decoder that paints its patches (about ten minutes).
 
-The library's own ``JanusVQVAE`` cannot train: its forward pass decodes from the codes, through which no gradient
-flows. Here its parts are called one by one, with the straight-through estimate in between. ``decode`` normalises a
-code's vector and ``encode`` normalises nothing, so the codebook is kept at unit length: the two then agree.
+Codes of a picture are looked up (``patches``), so that the decoder learns by plain regression from codes to pixels, and
+the codebook with it; the encoder, which nothing here or in training reads, then learns to give the codebook's vectors.
+Two things let it learn in minutes. The library normalises one or two channels over a whole picture, mostly black, so
+that the scale would depend on how many objects there are: constants of either sign, far larger than what varies, are
+put into every channel before a norm. And nothing tells an upsampled pixel where in its patch it is but its neighbours:
+codes begin with vectors that say on which side of an object they lie, and of what kind it is.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,43 +28,28 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from srum_ds.common.errors import UserError
 from srum_ds.worlds.shapes.checker import check
-from srum_ds.worlds.shapes.render import random_arrays, render_arrays, render_scenes
+from srum_ds.worlds.shapes.pretrain.janus.patches import SIDE, alphabet, looked_up, painted, undisturbed
+from srum_ds.worlds.shapes.render import PALETTE, render_arrays, scene_array
+from srum_ds.worlds.shapes.vocabulary import COLORS, SHAPES, TEXTURES
 from srum_ds.worlds.shapes.world import random_prompt, random_scene
 
 Vq = Any
 """transformers' JanusVQVAE, whose methods the library hides from type checkers."""
 
-SIDE = 8
-"""Codes along a side of a picture: a quarter of an object each."""
-
-OCCUPANCY = (0.2, 1.0)
-"""Least and largest share of cells that hold an object: the norms see whole pictures, emptier and fuller ones."""
-
-KEPT_BATCHES = 40
-"""Whose vectors the codebook is made of."""
-
 L1_WEIGHT = 0.3
-WIDTH = 64
-STEADY = 8.0
-"""Height of the pattern that keeps the norms steady."""
-
-FLAWED = 0.04
-"""Share of broken objects: with many of them, the codebook would be spent on mixtures."""
+CONSTANT = 3.0
+"""The constants before a norm, in standard deviations of what varies."""
 
 
 @dataclass(frozen=True)
 class VqSchedule:
-    """Steps, pictures a step, and rates, under one cosine.
+    """Steps of the decoder and of the encoder, pictures a step, and the rate, under one cosine each."""
 
-    For ``free_steps`` steps nothing is quantised; then the codebook is the k-means of the last of them, encoder and
-    codebook stay, and the decoder alone goes on.
-    """
-
-    steps: int = 1200
+    steps: int = 3000
+    encoder_steps: int = 300
     pictures: int = 4
-    lr: float = 3e-3
+    lr: float = 4e-3
     warmup: int = 30
-    free_steps: int = 450
     compiled: bool = True
 
 
@@ -71,7 +59,7 @@ def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
         embed_dim=embed_dim,
         num_embeddings=codes,
         latent_channels=32,
-        base_channels=WIDTH,
+        base_channels=64,
         channel_multiplier=[1, 1, 1, 1],
         num_res_blocks=0,
         num_patches=SIDE,
@@ -82,197 +70,184 @@ def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
     )
 
 
-@torch.no_grad()
-def initialise(vq: Vq) -> None:
-    """Weights under which the norms hardly normalise, and black as the first answer.
+def code_maps(count: int, generator: torch.Generator) -> Tensor:
+    """Random codes [count, T] of objects on black, a few of them broken: quadrants of another kind, or missing."""
+    kinds = alphabet()[1]
+    shape = (count, SIDE * SIDE // 4)
 
-    The library normalises in 32 groups, here of two channels, over a whole picture that is mostly black: how bright an
-    object comes out would depend on how many there are, and what does not occur would be amplified. So every second
-    channel carries one strong pattern, the same in every picture: constant inside and cut off at a border by the
-    convolutions' zero padding. It makes each group's variance nearly constant, and nothing reads it at first.
-    """
+    def some() -> Tensor:
+        return kinds[torch.randint(len(kinds), shape, generator=generator)]
+
+    def chance(share: float, *more: int) -> Tensor:
+        return torch.rand(*shape, *more, generator=generator) < share
+
+    occupied = torch.rand(count, 1, generator=generator) * 0.4 + 0.05
+    quadrants = torch.where(chance(0.1, 1) & chance(0.5, 4), some(), some())
+    quadrants = torch.where(chance(0.03, 4), 0, quadrants)
+    present = torch.rand(shape, generator=generator) < occupied
+    half = SIDE // 2
+    cells = torch.where(present[..., None], quadrants, 0).view(count, half, half, 2, 2)
+    return cells.permute(0, 1, 3, 2, 4).reshape(count, -1)
+
+
+@torch.no_grad()
+def initialise(vq: Vq, generator: torch.Generator) -> None:
+    """Filters of unit gain; the codebook's structure; constants before norms; norms by what passes them."""
+    _structure(vq.quantize.embedding.weight)
     for name, sub in vq.named_modules():
-        last = name.rsplit(".", 1)[-1]
-        if isinstance(sub, nn.GroupNorm):
-            sub.weight.fill_(2.0)
-            sub.bias.normal_(0.0, 0.7)
-            sub.weight[1::2] = 0.0
-            sub.bias[1::2] = 3.0 if last in ("norm1", "norm2") else 0.0
-        elif isinstance(sub, nn.Conv2d):
-            wide = sub.in_channels == WIDTH
-            fan = sub.weight[0].numel() / (2 if wide else 1)
-            gain = {"conv1": 1.5, "conv2": 0.5, "proj_out": 0.3}.get(last, 1.0)
-            sub.weight.normal_(0.0, gain * fan**-0.5)
-            sub.bias.zero_()
-            if wide:
-                sub.weight[:, 1::2] = 0.0
-            if sub.out_channels == WIDTH:
-                sub.weight[1::2] = 0.0
-    steady = torch.arange(1, WIDTH, 2)
-    for name, sub in vq.named_modules():
-        if name.endswith("conv1"):
-            # What a norm leaves of the pattern is a constant; padding cuts it off at the left.
-            into = STEADY / F.silu(torch.tensor(3.0))
-            sub.weight[steady, steady, 1, 1] = into
-            sub.weight[steady, steady, 1, 0] = -into
-        elif name.endswith("upsample.conv"):
-            sub.weight[steady, steady, 1, 1] = 1.0
-        elif name.endswith("downsample.conv"):
-            sub.weight[steady, steady, 1, 1] = 1.0
-    vq.encoder.conv_in.bias[steady] = STEADY
-    vq.encoder.down[2].downsample.conv.weight[steady, steady, 1, 2] = -1.0
-    vq.post_quant_conv.weight[0] = 0.0
-    vq.post_quant_conv.bias[0] = 1.0
-    vq.decoder.conv_in.weight[:, 0] = 0.0
-    vq.decoder.conv_in.weight[steady, 0, 1, 1] = STEADY
-    vq.decoder.conv_in.weight[steady, 0, 1, 0] = -STEADY
-    vq.decoder.conv_out.weight.mul_(0.3)
+        if isinstance(sub, nn.Conv2d):
+            nn.init.kaiming_normal_(sub.weight, nonlinearity="linear")
+            nn.init.zeros_(sub.bias)
+            if name.endswith(("conv2", "proj_out")):
+                sub.weight.mul_(0.5)
+    codes = code_maps(16, generator)
+    for half, run in (
+        (vq.decoder, lambda: decoded(vq, codes)),
+        (vq.encoder, lambda: vq.encoder(painted(codes) * 2 - 1)),
+    ):
+        hooks = [
+            sub.register_forward_hook(_normalise if isinstance(sub, nn.GroupNorm) else _add_constants)
+            for name, sub in half.named_modules()
+            if isinstance(sub, nn.GroupNorm) or name == "conv_in" or name.endswith(("conv1", "sample.conv"))
+        ]
+        run()
+        for hook in hooks:
+            hook.remove()
+    # Black is the first answer.
+    vq.decoder.conv_out.weight.mul_(0.1)
     vq.decoder.conv_out.bias.fill_(-1.0)
 
 
-def compile_parts(vq: Vq) -> None:
-    """Compiles the halves in place: a training step takes 0.25 s instead of 1 s, after a minute of compiling."""
-    vq.encoder.compile(dynamic=False)
-    vq.decoder.compile(dynamic=False)
+def _structure(codebook_KC: Tensor) -> None:
+    """Vectors of codes: black has a direction of its own; others say side, colour, shape, texture."""
+    codebook_KC.normal_(0, 0.05)
+    codebook_KC[0, 0] = 3.0
+    kinds = ((color, shape, texture) for color in COLORS for shape in SHAPES for texture in TEXTURES)
+    for (color, shape, texture), quadrants in zip(kinds, alphabet()[1].tolist(), strict=True):
+        for place, code in enumerate(quadrants):
+            vector = codebook_KC[code]
+            vector[1], vector[2], vector[3] = 1.5, 1.5 - 3 * (place % 2), 1.5 - 3 * (place // 2)
+            vector[4:7] = PALETTE[COLORS.index(color)] * 2 - 1
+            if len(vector) >= 12:
+                vector[7 + SHAPES.index(shape)] = 1.5
+                vector[11] = 1.5 - 3 * TEXTURES.index(texture)
 
 
-def vectors(vq: Vq, pixels_NCHW: Tensor) -> Tensor:
-    """What ``vq`` would quantise, at unit length: [N, h, w, C] float32 of pictures in [-1, 1]."""
-    hidden = vq.quant_conv(vq.encoder(pixels_NCHW))
-    return F.normalize(hidden.float().permute(0, 2, 3, 1), dim=-1)
+def _add_constants(conv: Any, _: Any, output: Tensor) -> Tensor:
+    sign = torch.ones(output.shape[1])
+    sign[1::2] = -1
+    conv.bias.copy_(CONSTANT * output.std() * sign)
+    return output + conv.bias[:, None, None]
 
 
-def nearest(codebook_KC: Tensor, vectors_TC: Tensor) -> Tensor:
-    """The code [T] of each vector; both of unit length."""
-    return (vectors_TC @ codebook_KC.T).argmax(-1)
+def _normalise(norm: Any, _: Any, output: Tensor) -> Tensor:
+    mean, std = output.mean((0, 2, 3)), output.std((0, 2, 3)).clamp(min=1e-3)
+    norm.weight.copy_(1 / std)
+    norm.bias.copy_(-mean / std)
+    return (output - mean[:, None, None]) / std[:, None, None]
 
 
-def decoded(vq: Vq, quantised_NhwC: Tensor) -> Tensor:
-    """Pictures [N, 3, H, W], about [-1, 1], of quantised vectors."""
-    pixels: Tensor = vq.decoder(vq.post_quant_conv(quantised_NhwC.permute(0, 3, 1, 2).contiguous()))
+def decoded(vq: Vq, codes_NT: Tensor) -> Tensor:
+    """Pictures [N, 3, H, W], about [-1, 1], of codes; with a gradient for decoder and codebook."""
+    vectors = F.normalize(vq.quantize.embedding(codes_NT), dim=-1).view(len(codes_NT), SIDE, SIDE, -1)
+    pixels: Tensor = vq.decoder(vq.post_quant_conv(vectors.permute(0, 3, 1, 2).contiguous()))
     return pixels
 
 
-@torch.no_grad()
-def spread(vectors_TC: Tensor, codes: int, generator: torch.Generator) -> Tensor:
-    """Well separated members of a set (k-means++ seeding), then ten rounds of spherical k-means."""
-    chosen = [int(torch.randint(len(vectors_TC), (1,), generator=generator))]
-    distance = 1 - vectors_TC @ vectors_TC[chosen[0]]
-    for _ in range(codes - 1):
-        chosen.append(int(torch.multinomial(distance.clamp(min=1e-8), 1, generator=generator)))
-        distance = torch.minimum(distance, 1 - vectors_TC @ vectors_TC[chosen[-1]])
-    unit_KC = vectors_TC[chosen].clone()
-    for _ in range(10):
-        one_KT = F.one_hot(nearest(unit_KC, vectors_TC), codes).float().T
-        mean = one_KT @ vectors_TC
-        unit_KC = torch.where(one_KT.sum(1, keepdim=True) > 0, F.normalize(mean, dim=-1), unit_KC)
-    return unit_KC
+class _Optimizers:
+    """Muon for filter banks, each as one matrix, AdamW for the rest, under one cosine."""
 
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], schedule: VqSchedule, steps: int) -> None:
+        pairs = list(named)
+        edges = ("conv_in.weight", "conv_out.weight", "quant_conv.weight")
+        self.filters = [p for name, p in pairs if p.ndim == 4 and not name.endswith(edges)]
+        self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in self.filters]
+        self.all = [p for _, p in pairs]
+        rest = [p for name, p in pairs if p.ndim < 4 or name.endswith(edges)]
+        self.schedule, self.steps = schedule, steps
+        self.optimizers = [
+            torch.optim.Muon(self.matrices, lr=schedule.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
 
-def _pictures(count: int, generator: torch.Generator) -> Tensor:
-    """Random pictures in [-1, 1], each with its own share of occupied cells."""
-    shares = OCCUPANCY[0] + (OCCUPANCY[1] - OCCUPANCY[0]) * torch.rand(count, generator=generator)
-    return render_arrays(torch.cat([random_arrays(1, generator, float(share), FLAWED) for share in shares])) * 2 - 1
+    def step(self, loss: Tensor, step: int) -> None:
+        """One step down ``loss``, the ``step``-th of all."""
+        warm = min(1.0, (step + 1) / self.schedule.warmup)
+        rate = self.schedule.lr * warm * (0.01 + 0.495 * (1 + math.cos(math.pi * step / self.steps)))
+        for parameter in self.all:
+            parameter.grad = None
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.all, 1.0)
+        for matrix, bank in zip(self.matrices, self.filters, strict=True):
+            matrix.grad = None if bank.grad is None else bank.grad.flatten(1)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
 
 
 def train_vq(
     vq: Vq, schedule: VqSchedule, seed: int, report: Callable[[dict[str, float]], None]
 ) -> list[dict[str, float]]:
-    """Trains ``vq`` in place and leaves its codebook at unit length; returns the curve, a point every 50 steps."""
+    """Trains ``vq`` in place, the decoder first; returns the curve, a point every 50 steps."""
     generator = torch.Generator().manual_seed(seed)
-    codebook_weight = vq.quantize.embedding.weight
     vq.requires_grad_(True)
-    codebook_weight.requires_grad_(False)
-    live = [p for p in vq.parameters() if p.requires_grad]
-    edges = ("conv_in.weight", "conv_out.weight", "quant_conv.weight")
-    filters = [p for n, p in vq.named_parameters() if p.ndim == 4 and not n.endswith(edges)]
-    rest = [p for n, p in vq.named_parameters() if p.requires_grad and (p.ndim < 4 or n.endswith(edges))]
-    # Muon takes matrices: each filter bank as one, sharing its memory.
-    matrices = [nn.Parameter(p.detach().flatten(1)) for p in filters]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=schedule.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    codebook = torch.empty(0)
     curve: list[dict[str, float]] = []
-    recent: list[Tensor] = []
     start = time.time()
+
+    def note(step: int, last: int, **values: float) -> None:
+        if step % 50 == 0 or step == last:
+            point = {"step": step, "seconds": round(time.time() - start, 1)}
+            curve.append({**point, **{name: round(value, 5) for name, value in values.items()}})
+            report(curve[-1])
+
+    painting = [(n, p) for n, p in vq.named_parameters() if n.startswith(("decoder", "post_quant", "quantize"))]
+    optimizers = _Optimizers(painting, schedule, schedule.steps)
     for step in range(schedule.steps):
-        warm = min(1.0, (step + 1) / schedule.warmup)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = schedule.lr * warm * (0.01 + 0.495 * (1 + math.cos(math.pi * step / schedule.steps)))
-        pixels = _pictures(schedule.pictures, generator)
+        codes = code_maps(schedule.pictures, generator)
+        pixels = painted(codes) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
-            free = vectors(vq, pixels)
-            flat = free.detach().flatten(0, 2)
-            quantised = free
-            if step == schedule.free_steps:
-                codebook = spread(torch.cat(recent), len(codebook_weight), generator)
-                vq.encoder.requires_grad_(False)
-                vq.quant_conv.requires_grad_(False)
-            if step < schedule.free_steps:
-                recent = [*recent[-KEPT_BATCHES:], flat]
-            else:
-                quantised = codebook[nearest(codebook, flat)].view_as(free)
-            output = decoded(vq, quantised).float()
-        error = output - pixels
-        loss = error.square().mean() + L1_WEIGHT * error.abs().mean()
-        vq.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(live, 1.0)
-        for matrix, bank in zip(matrices, filters, strict=True):
-            matrix.grad = None if bank.grad is None else bank.grad.flatten(1)
-        for optimizer in optimizers:
-            optimizer.step()
-        if step % 50 == 0 or step == schedule.steps - 1:
-            point = {
-                "step": step,
-                "seconds": round(time.time() - start, 1),
-                "mse": round(error.square().mean().item(), 5),
-                "mse_share": round((error.square().mean() / pixels.var()).item(), 4),
-                "code_error": round((flat - quantised.detach().flatten(0, 2)).square().sum(-1).mean().item(), 4),
-            }
-            curve.append(point)
-            report(point)
-    with torch.no_grad():
-        codebook_weight.copy_(codebook)
+            error = decoded(vq, codes).float() - pixels
+        optimizers.step(error.square().mean() + L1_WEIGHT * error.abs().mean(), step)
+        mse = error.square().mean().item()
+        note(step, schedule.steps - 1, mse=mse, mse_share=mse / pixels.var().item())
+
+    reading = [(n, p) for n, p in vq.named_parameters() if n.startswith(("encoder", "quant_conv"))]
+    optimizers = _Optimizers(reading, schedule, schedule.encoder_steps)
+    for step in range(schedule.encoder_steps):
+        codes = code_maps(schedule.pictures, generator)
+        target = F.normalize(vq.quantize.embedding.weight.detach()[codes], dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = vq.quant_conv(vq.encoder(painted(codes) * 2 - 1)).flatten(2).transpose(1, 2).float()
+        loss = (found - target).square().sum(-1).mean()
+        optimizers.step(loss, step)
+        note(step, schedule.encoder_steps - 1, code_error=loss.item())
     vq.eval().requires_grad_(False)
     return curve
-
-
-@torch.no_grad()
-def encode(vq: Vq, images_NCHW: Tensor, autocast: bool = True) -> Tensor:
-    """Codes [N, T] int64, row-major, of pictures in [0, 1]."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = vectors(vq, images_NCHW * 2 - 1)
-    code = nearest(F.normalize(vq.quantize.embedding.weight, dim=-1), found.flatten(0, 2))
-    return code.view(len(images_NCHW), -1)
 
 
 @torch.no_grad()
 def decode(vq: Vq, codes_NT: Tensor, autocast: bool = True) -> Tensor:
     """Pictures [N, 3, H, W] in [0, 1] of codes, as whole 255ths: (x + 1) / 2 * 255, clamped and truncated."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        quantised = F.normalize(vq.quantize.embedding(codes_NT), dim=-1)
-        pixels = decoded(vq, quantised.view(len(codes_NT), SIDE, SIDE, -1))
+        pixels = decoded(vq, codes_NT)
     return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).trunc() / 255
 
 
 def measure(vq: Vq, seed: int, pictures: int = 600) -> dict[str, Any]:
-    """Share of reconstructed true pictures that the checker passes, their error, and how many codes occur."""
+    """Share of true pictures that the checker passes after they were painted by the decoder, and their error."""
     rng = random.Random(seed)
     prompts = [random_prompt(rng, split=None) for _ in range(pictures)]
-    images = render_scenes([random_scene(rng, prompt, train=False) for prompt in prompts])
-    codes = torch.cat([encode(vq, part, autocast=False) for part in images.split(50)])
+    scenes = [random_scene(rng, prompt, train=False) for prompt in prompts]
+    arrays = undisturbed(torch.stack([torch.from_numpy(scene_array(scene)) for scene in scenes]))
+    images = render_arrays(arrays)
+    codes = looked_up(images)
     again = torch.cat([decode(vq, part, autocast=False) for part in codes.split(50)])
     exact = [check(prompt, image).exact for prompt, image in zip(prompts, again, strict=True)]
-    share_K = torch.bincount(codes.flatten(), minlength=len(vq.quantize.embedding.weight)) / codes.numel()
     return {
         "pictures": pictures,
         "checker_pass_rate": sum(exact) / pictures,
         "mse": (again - images).square().mean().item(),
-        "codes_used": int((share_K > 0).sum()),
-        "most_frequent_code": float(share_K.max()),
     }
 
 
@@ -280,9 +255,10 @@ def make_vq(config: JanusVQVAEConfig, out: Path, schedule: VqSchedule, seed: int
     """Trains, measures on ``pictures`` and writes ``vq.safetensors`` and ``vq.json`` into ``out``."""
     torch.manual_seed(seed)
     vq = JanusVQVAE(config)
-    initialise(vq)
+    initialise(vq, torch.Generator().manual_seed(seed + 1))
     if schedule.compiled:
-        compile_parts(vq)
+        vq.encoder.compile(dynamic=False)
+        vq.decoder.compile(dynamic=False)
     start = time.time()
     curve = train_vq(vq, schedule, seed, lambda point: print(json.dumps(point), flush=True))
     # What is published is rounded: everything after this sees the rounded weights.
