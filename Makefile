@@ -10,6 +10,11 @@ RUN ?= runs/tiny
 ARGS ?=
 LAUNCHER_ARGS ?=
 
+# Whose embedded model `make pretrain` makes.
+DESIGN ?= bagel
+PRETRAIN_bagel :=
+PRETRAIN_janus := .janus
+
 # Tests run in several processes, each of which takes whole files.
 WORKERS ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
@@ -74,8 +79,9 @@ bench: setup  ## run every benchmark in benchmarks/
 	@ls benchmarks/*.py >/dev/null
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
-pretrain: setup  ## make the embedded tiny model again from a seed
-	$(BIN)/python -m srum_ds.worlds.shapes.pretrain $(ARGS)
+pretrain: setup  ## make an embedded tiny model again from a seed (DESIGN=bagel or janus)
+	@test -n '$(filter bagel janus,$(DESIGN))' || { echo "make pretrain: DESIGN is '$(DESIGN)', expected bagel or janus" >&2; exit 1; }
+	$(BIN)/python -m srum_ds.worlds.shapes.pretrain$(PRETRAIN_$(DESIGN)) $(ARGS)
 
 # No setup: on a borrowed machine there is no network (tests/gpu/check.sh).
 gpu-check:  ## check this machine's GPU in nine minutes (OUT=runs/gpu-check COMMIT=... ARGS="--rehearse")

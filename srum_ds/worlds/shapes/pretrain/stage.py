@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -59,14 +60,17 @@ def optimizers(live: Mapping[str, nn.Parameter], lr: float) -> list[torch.optim.
 class Stage:
     """The parameters that a stage trains, their averages, and how far it has come.
 
-    Everything is in ``out/NAME.safetensors``, replaced as one every 300 steps: live and averaged weights,
-    with plan and progress as metadata (``out/NAME.json`` is a readable copy). A stage that finds the file
-    goes on from there; the optimizers' momenta start afresh then, which the curve shows as a short bump.
-    UserError where the file was made by another plan.
+    Everything is in ``out/NAME.safetensors``, replaced as one every 300 steps: live and averaged weights and the
+    optimizers' momenta, with plan and progress as metadata (``out/NAME.json`` is a readable copy). A stage that
+    finds the file goes on from there, to the same bits. UserError where the file was made by another plan.
+    Every ``snapshot_every`` steps (0: never) the averages are kept as ``out/NAME-STEP.safetensors`` too.
     """
 
-    def __init__(self, name: str, live: Mapping[str, nn.Parameter], plan: Schedule, out: Path) -> None:
+    def __init__(
+        self, name: str, live: Mapping[str, nn.Parameter], plan: Schedule, out: Path, snapshot_every: int = 0
+    ) -> None:
         self.name, self.live, self.plan, self.out = name, live, plan, out
+        self.snapshot_every = snapshot_every
         self.averaged = {key: p.detach().clone() for key, p in live.items()}
         self.optimizers = optimizers(live, plan.lr)
         self.step = 0
@@ -104,6 +108,9 @@ class Stage:
             print(json.dumps(point), flush=True)
         if self.step % SAVE_EVERY == 0 or self.step == self.plan.steps:
             self._save()
+        if self.snapshot_every and self.step % self.snapshot_every == 0:
+            kept = {key: average.to(torch.bfloat16) for key, average in self.averaged.items()}
+            save_file(kept, self.out / f"{self.name}-{self.step}.safetensors")
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -116,18 +123,39 @@ class Stage:
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata()
         plan, progress = json.loads(metadata["plan"]), json.loads(metadata["progress"])
-        changed = [key for key, value in asdict(self.plan).items() if plan.get(key) != value]
+        # As the file has it: a tuple has become a list.
+        own = json.loads(json.dumps(asdict(self.plan)))
+        changed = [key for key, value in own.items() if plan.get(key) != value]
         if changed:
             raise UserError(f"{path} was made with another {', '.join(changed)}: choose another --work folder.")
         tensors = load_file(path)
         for key, parameter in self.live.items():
             parameter.data.copy_(tensors["live/" + key])
             self.averaged[key].copy_(tensors["ema/" + key])
+        for key, (state, entry) in self._momenta(tensors).items():
+            state[entry] = tensors[key]
         self.step, self.curve = progress["step"], progress["curve"]
         return float(progress["seconds"])
 
+    def _momenta(self, stored: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Any, str]]:
+        """Where each of the optimizers' tensors lives, by a name: those that there are, or those of ``stored``."""
+        names = {parameter: key for key, parameter in self.live.items()}
+        found: dict[str, tuple[Any, str]] = {}
+        for number, optimizer in enumerate(self.optimizers):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = optimizer.state[parameter]
+                    begin = f"optimizer{number}/{names[parameter]}/"
+                    if stored is None:
+                        found.update({begin + entry: (state, entry) for entry in state})
+                    else:
+                        own = [key for key in stored if key.startswith(begin)]
+                        found.update({key: (state, key.removeprefix(begin)) for key in own})
+        return found
+
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {"live/" + key: p.detach().clone() for key, p in self.live.items()}
+        tensors |= {key: state[entry].contiguous() for key, (state, entry) in self._momenta().items()}
         tensors |= {"ema/" + key: average for key, average in self.averaged.items()}
         progress = {"step": self.step, "seconds": round(time.time() - self._start, 1), "curve": self.curve}
         record = {"plan": asdict(self.plan), "progress": progress}

@@ -1,0 +1,1 @@
+"""What makes the embedded tiny Janus again from a seed: its codes, its examples, its training, its files."""
