@@ -63,7 +63,7 @@ class Blip3oCosts:
         size, largest = sum(own), max(own, default=0)
         if mode == "lora":
             names = lora_targets(self.module, targets)
-            widest = max(max(self.module.get_submodule(name).weight.shape) for name in names)
+            widest = max(max(self.module.get_parameter(f"{name}.weight").shape) for name in names)
             size, largest = lora.adapter_size(self.module, names, lora_rank), lora_rank * widest
             total += size
         outside = [parameter for part in (self.decoder.unet, self.decoder.vae) for parameter in part.parameters()]
