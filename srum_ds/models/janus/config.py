@@ -141,7 +141,8 @@ def _part(name: str, values: Mapping[str, Any], path: Path) -> Any:
         least = 0 if key in MAY_BE_NONE else 1
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UserError(
-                f"{path}: {name}.{key} is {value!r}, expected a whole number from {least}. Put the release's value there."
+                f"{path}: {name}.{key} is {value!r}, expected a whole number from {least}. Put the release's value "
+                "there."
             )
     return _built(lambda: _PARTS[name](**part), path, f"{name}: ")
 

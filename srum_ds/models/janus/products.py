@@ -82,7 +82,8 @@ class Shape:
     def code_input(self) -> float:
         """FLOPs of a code on its way into the language model."""
         vq = self.settings.library.vq_config
-        return 2.0 * vq.projection_dim * (vq.embed_dim + (vq.num_hidden_layers - 1) * vq.projection_dim)
+        flops: float = 2.0 * vq.projection_dim * (vq.embed_dim + (vq.num_hidden_layers - 1) * vq.projection_dim)
+        return flops
 
     def tower(self) -> float:
         """FLOPs of the vision tower and its aligner for one picture."""

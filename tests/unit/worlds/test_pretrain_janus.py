@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import JanusProcessor
-from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from srum_ds.common.errors import UserError
 from srum_ds.worlds.shapes.checker import detect
@@ -62,7 +61,7 @@ def test_the_alphabet_paints_every_undisturbed_picture() -> None:
 
 
 def test_decoding_is_the_library_s_own(work: Path) -> None:
-    vq: JanusVQVAE = load_vq(vq_config(SIZE.codes, SIZE.code_dim, SIZE.hidden), work)
+    vq = load_vq(vq_config(SIZE.codes, SIZE.code_dim, SIZE.hidden), work)
     codes_NT = code_maps(3, torch.Generator().manual_seed(0))
     with torch.no_grad():
         library = vq.decode(codes_NT)

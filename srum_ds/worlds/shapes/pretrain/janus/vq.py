@@ -97,7 +97,8 @@ def initialise(vq: Vq, generator: torch.Generator) -> None:
     for name, sub in vq.named_modules():
         if isinstance(sub, nn.Conv2d):
             nn.init.kaiming_normal_(sub.weight, nonlinearity="linear")
-            nn.init.zeros_(sub.bias)
+            if sub.bias is not None:
+                nn.init.zeros_(sub.bias)
             if name.endswith(("conv2", "proj_out")):
                 sub.weight.mul_(0.5)
     codes = code_maps(16, generator)
@@ -137,14 +138,16 @@ def _add_constants(conv: Any, _: Any, output: Tensor) -> Tensor:
     sign = torch.ones(output.shape[1])
     sign[1::2] = -1
     conv.bias.copy_(CONSTANT * output.std() * sign)
-    return output + conv.bias[:, None, None]
+    shifted: Tensor = output + conv.bias[:, None, None]
+    return shifted
 
 
 def _normalise(norm: Any, _: Any, output: Tensor) -> Tensor:
     mean, std = output.mean((0, 2, 3)), output.std((0, 2, 3)).clamp(min=1e-3)
     norm.weight.copy_(1 / std)
     norm.bias.copy_(-mean / std)
-    return (output - mean[:, None, None]) / std[:, None, None]
+    normed: Tensor = (output - mean[:, None, None]) / std[:, None, None]
+    return normed
 
 
 def decoded(vq: Vq, codes_NT: Tensor) -> Tensor:
@@ -254,7 +257,7 @@ def measure(vq: Vq, seed: int, pictures: int = 600) -> dict[str, Any]:
 def make_vq(config: JanusVQVAEConfig, out: Path, schedule: VqSchedule, seed: int, pictures: int = 600) -> None:
     """Trains, measures on ``pictures`` and writes ``vq.safetensors`` and ``vq.json`` into ``out``."""
     torch.manual_seed(seed)
-    vq = JanusVQVAE(config)
+    vq: Vq = JanusVQVAE(config)
     initialise(vq, torch.Generator().manual_seed(seed + 1))
     if schedule.compiled:
         vq.encoder.compile(dynamic=False)
