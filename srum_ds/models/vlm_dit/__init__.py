@@ -7,6 +7,7 @@ the libraries of a model is imported when a folder is loaded or inspected.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 
 from srum_ds.models.costs import ModelCosts
 from srum_ds.models.protocol import Materialise, ModelFamily
+from srum_ds.models.vlm_dit.pipelines import PIPELINES
 from srum_ds.models.vlm_dit.sampling import PipelineSampling
 
 if TYPE_CHECKING:
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 
 
 def _matches(folder: Path) -> bool:
-    # Any pipeline of diffusers: which of them can be read, the error of another one says.
-    return (folder / "model_index.json").is_file()
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and index.get("_class_name") in PIPELINES
 
 
 def _load(
@@ -56,7 +61,10 @@ FAMILY = ModelFamily(
     modes=("generation", "lora"),
     sampling_type=PipelineSampling,
     matches=_matches,
-    contains="model_index.json of a diffusers pipeline with transformer, text_encoder, vae, scheduler and tokenizer",
+    contains=(
+        "model_index.json of a pipeline such as QwenImagePipeline, with transformer, text_encoder, vae, scheduler and "
+        "tokenizer"
+    ),
     load=_load,
     inspect=_inspect,
     costs=_costs,
