@@ -156,7 +156,7 @@ class LibraryParts:
         self.queries = tensors.pop("model.latent_queries").float()
         prefix = "model.dit.model."
         dit = {key.removeprefix(prefix): tensors.pop(key).float() for key in list(tensors) if key.startswith(prefix)}
-        config = Qwen2_5_VLConfig(**values)
+        config: Any = Qwen2_5_VLConfig(**values)
         vlm: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32
         )
@@ -168,7 +168,7 @@ class LibraryParts:
         self.projection.load_state_dict(
             {key.removeprefix(projected): dit.pop(key) for key in list(dit) if key.startswith(projected)}
         )
-        self.dit: Any = LuminaNextDiT2DModel(
+        transformer: Any = LuminaNextDiT2DModel(
             sample_size=sizes["input_size"],
             patch_size=1,
             in_channels=sizes["in_channels"],
@@ -180,8 +180,9 @@ class LibraryParts:
             learn_sigma=False,
             cross_attention_dim=sizes["dim"],
         )
-        left = self.dit.load_state_dict(dit, strict=False)
+        left = transformer.load_state_dict(dit, strict=False)
         assert left.missing_keys == ["pad_token"] and not left.unexpected_keys
+        self.dit = transformer
         self.rotations = get_2d_rotary_pos_embed_lumina(sizes["dim"] // sizes["n_heads"], 384, 384)
         decoder = folder / "diffusion-decoder"
         self.unet: Any = UNet2DConditionModel.from_pretrained(decoder / "unet", dtype=torch.float32)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srum_ds.models.blip3o.settings import Blip3oSampling
+from srum_ds.models.costs import ModelCosts
 from srum_ds.models.protocol import Materialise, ModelFamily
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ def _inspect(folder: Path) -> tuple[Mapping[str, Any], str]:
     return facts, inspection_text(facts)
 
 
+def _costs(folder: Path | None) -> ModelCosts:
+    from srum_ds.models.blip3o.costs import costs_of_folder
+
+    return costs_of_folder(folder)
+
+
 FAMILY = ModelFamily(
     kind="blip3o",
     modes=("generation", "lora"),
@@ -60,4 +67,5 @@ FAMILY = ModelFamily(
     ),
     load=_load,
     inspect=_inspect,
+    costs=_costs,
 )
