@@ -19,7 +19,7 @@ from srum_ds.models.blip3o.config import Blip3oConfig, read_config
 from srum_ds.models.blip3o.decoder import DecoderConfig, SdxlDecoder, read_decoder
 from srum_ds.models.blip3o.denoiser import Denoiser
 from srum_ds.models.blip3o.judging_costs import JudgingCosts
-from srum_ds.models.blip3o.measured import Pass, with_gradient, without_gradient
+from srum_ds.models.blip3o.measured import FLOAT32, Pass, with_gradient, without_gradient
 from srum_ds.models.blip3o.model import Blip3o
 from srum_ds.models.blip3o.modes import lora_targets, trained
 from srum_ds.models.blip3o.prompts import BEFORE, BEHIND
@@ -245,16 +245,21 @@ class Blip3oCosts:
     def draw_bytes(
         self, images: int, size_hw: tuple[int, int], sampling: Blip3oSampling, prompt_tokens: int, device: Device
     ) -> Mapping[str, int]:
-        """The larger of reading the prompts and of a step, whose two halves run at once."""
-        halves = 1 if sampling.text_scale == 1 else 2
+        """The largest of reading the prompts, a step of the features and one of the decoder's UNet.
+
+        The two halves of a guided step run at once. The UNet's attention is counted with its whole matrices, which
+        fused attention does not hold.
+        """
         reading = self._read(prompt_tokens + AROUND_PROMPT, False).alive
-        held = images * max(reading, halves * self._moved("").alive)
+        step = (1 if sampling.text_scale == 1 else 2) * self._moved("").alive
+        painting = (2 if sampling.decoder_scale > 1 else 1) * self._painted[0].alive
+        held = images * max(reading, step, painting)
         return {"KV cache": 0, "activations": held * device.element}
 
     def decode_bytes(self, images: int, size_hw: tuple[int, int], device: Device) -> int:
-        """A guided step of the UNet on all images, its attention's matrices included, or the autoencoder on one."""
-        moved, decoded = self._painted
-        return max(2 * images * moved.alive, decoded.alive) * device.element
+        """The autoencoder's, which takes one image at a time, and all images' pixels in float32."""
+        height, width = self.decoder.size
+        return self._painted[1].alive * device.element + images * 3 * height * width * FLOAT32
 
     def judge_bytes(
         self, images: int, size_hw: tuple[int, int], text_tokens: int, written: int, device: Device
