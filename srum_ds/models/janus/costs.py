@@ -174,7 +174,9 @@ class JanusCosts:
     def _decoding(self) -> tuple[float, int]:
         """FLOPs and peak numbers alive of one picture's decoding."""
         codes = torch.zeros(1, self.settings.tokens, dtype=torch.int64, device="meta")
-        flops, held = measured_on_meta(lambda: self._vq.decode(codes))
+        # Made before it is measured.
+        vq = self._vq
+        flops, held = measured_on_meta(lambda: vq.decode(codes))
         return flops, held // 4
 
     # ---- judging
