@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,14 @@ class JanusSettings:
     """What a folder's configuration says.
 
     library: the library's ``JanusConfig``. system_prompt: whether questions stand behind the release's system prompt.
-    eos: ids that end an answer, empty where the tokenizer's eos alone does.
+    eos: ids that end an answer, empty where the tokenizer's eos alone does. stated: ids of ``texts.SpecialIds`` that
+    generation_config.json states, which the library draws by.
     """
 
     library: Any
     system_prompt: bool = True
     eos: tuple[int, ...] = ()
+    stated: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def per_side(self) -> int:
@@ -223,11 +225,16 @@ def _processed(settings: JanusSettings, folder: Path) -> JanusSettings:
     if not isinstance(system, bool):
         raise UserError(f"{path}: use_default_system_prompt is {system!r}, expected true or false.")
     path = folder / "generation_config.json"
-    eos = _read_json(path).get("eos_token_id") if path.exists() else None
+    said = _read_json(path) if path.exists() else {}
+    eos = said.get("eos_token_id")
     ends = [] if eos is None else eos if isinstance(eos, list) else [eos]
     if any(isinstance(end, bool) or not isinstance(end, int) for end in ends):
         raise UserError(f"{path}: eos_token_id is {eos!r}, expected a token's id or a list of them.")
-    return JanusSettings(settings.library, system, tuple(ends))
+    more = said.get("generation_kwargs")
+    start = more.get("boi_token_id") if isinstance(more, dict) else None
+    stated = {"bos": said.get("bos_token_id"), "pad": said.get("pad_token_id"), "image_start": start}
+    known = {name: value for name, value in stated.items() if value is not None}
+    return JanusSettings(settings.library, system, tuple(ends), known)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

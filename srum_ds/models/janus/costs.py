@@ -173,9 +173,9 @@ class JanusCosts:
     @cached_property
     def _decoding(self) -> tuple[float, int]:
         """FLOPs and peak numbers alive of one picture's decoding."""
-        # The library asks for a kind of tensor that no call makes.
-        vq: Any = self._vq
         codes = torch.zeros(1, self.settings.tokens, dtype=torch.int64, device="meta")
+        # Made before it is measured; the library's types ask for a kind of tensor that no call makes.
+        vq: Any = self._vq
         flops, held = measured_on_meta(lambda: vq.decode(codes))
         return flops, held // 4
 

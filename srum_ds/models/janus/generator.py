@@ -18,7 +18,7 @@ from srum_ds.models.matching import CategoricalTokens
 from srum_ds.models.protocol import Forward, ViewSettings
 from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
-DECODED_TOGETHER = 16
+DECODED_TOGETHER = 8
 """Most pictures that an accelerator decodes in one pass."""
 
 

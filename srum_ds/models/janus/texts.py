@@ -69,6 +69,12 @@ class JanusTexts:
                 f"config.json in {folder}: image_token_id is {settings.library.image_token_id}, but the tokenizer's "
                 f"{self._tokens['image']} is {self.special.image}. Correct one of them."
             )
+        for name, stated in settings.stated.items():
+            if stated != ids[name]:
+                raise UserError(
+                    f"generation_config.json in {folder} says {stated} for the token that the tokenizer calls "
+                    f"{self._tokens[name]}, {ids[name]}. Correct one of them."
+                )
         self.ends = frozenset((self.special.eos, *settings.eos))
         # The same questions come again for thousands of pictures.
         self.prompt = lru_cache(maxsize=65536)(self._prompt)

@@ -121,3 +121,6 @@ def test_the_released_model() -> None:
     # Two branches of 575 tokens, 2 FLOPs a parameter of the layers, at least; attention and ends on top.
     assert costs.draw_flops("a" * 160, 1, (384, 384), CodeSampling()) > 2 * 575 * 2 * 30 * layer
     assert costs.cache_bytes(1, Device(2)) == 2 * 30 * 4096 * 2
+    # A few of the largest arrays, 128 channels of 384 x 384 pixels.
+    assert 2 <= costs.decode_bytes(1, (384, 384), Device(2)) / (128 * 384**2 * 2) <= 4
+    assert costs.decode_bytes(9, (384, 384), Device(4, cpu=True)) == 2 * costs.decode_bytes(1, (384, 384), Device(2))

@@ -132,6 +132,16 @@ def test_a_prompt_that_leaves_no_room_for_its_picture_is_named(tmp_path: Path) -
         small.check_prompts([Prompt("long", fitting + "x")])
 
 
+def test_in_half_precision_it_draws_answers_and_predicts(folder: Path) -> None:
+    half = load_janus(folder, torch.bfloat16)
+    codes, images = half.generate(PROMPTS, KEYS, GRID, CodeSampling(3.0))
+    assert half.token_spec.fits(codes) and images.dtype == torch.float32
+    said = half.answer_logprobs(list(images[:2]), ["Is it red?", "Is it?"], ("yes", "no"), [1, 1])
+    assert said.dtype == torch.float32 and half.answer(list(images[:1]), ["Is it?"], 3)
+    prediction = half.predict(half.module, PROMPTS, view_of(half, 0.3), GRID)
+    assert prediction.dtype == torch.float32 and bool((prediction <= 0).all())
+
+
 # ---- what is trained
 
 

@@ -25,7 +25,7 @@ ABOUT = [2, 0, 0, 1, 2]
 
 @pytest.fixture(scope="module", params=[TinyJanus(), TinyJanus(system_prompt=True, tied=True, kv_heads=4)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_janus(tmp_path_factory.mktemp("janus"), 2, request.param)
+    return write_tiny_janus(tmp_path_factory.mktemp("janus"), 4, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,8 @@ def test_answers_are_the_librarys(folder: Path, model: JanusAdapter) -> None:
     torch.testing.assert_close(said, expected[:, ids], rtol=0, atol=2e-5)
     length = batch["input_ids"].shape[1]
     texts = library.generate(**batch, generation_mode="text", do_sample=False, max_new_tokens=7)[:, length:]
-    # The library ends where every answer has ended.
-    whole = torch.nn.functional.pad(texts, (0, 7 - texts.shape[1]), value=processor.tokenizer.pad_token_id)
-    assert torch.equal(model.answerer.write(PICTURES, QUESTIONS, 7, ABOUT), whole)
+    assert texts.shape[1] == 7, "another seed would write more"
+    assert torch.equal(model.answerer.write(PICTURES, QUESTIONS, 7, ABOUT), texts) and len(texts.unique()) > 1
     decoded = [text.strip() for text in processor.tokenizer.batch_decode(texts, skip_special_tokens=True)]
     assert model.answer(PICTURES, QUESTIONS, 7, ABOUT) == decoded
 
