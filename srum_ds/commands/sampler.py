@@ -22,6 +22,10 @@ SETTING_OF_OPTION = {
     "--renorm-min": "renorm_min",
     "--shift": "timestep_shift",
 }
+"""The setting that each option sets in samplers that integrate a flow."""
+
+OTHERWISE = {"--steps": "steps", "--guidance": "guidance"}
+"""What designs that draw codes call it."""
 
 
 def sampling_settings(family: ModelFamily, options: Mapping[str, Any], further: Sequence[str], editing: bool) -> Any:
@@ -37,8 +41,9 @@ def sampling_settings(family: ModelFamily, options: Mapping[str, Any], further: 
     given = {option: value for option, value in options.items() if value is not None}
     if given.get("--steps", 1) < 1:
         raise UserError("--steps must be at least 1. Correct it and repeat the command.")
-    settings = {SETTING_OF_OPTION[option]: _value(option, value) for option, value in given.items()}
     _check_known(family, given)
+    names = {option: _setting(family, option) for option in given}
+    settings = {names[option]: _value(names[option], value) for option, value in given.items()}
     for key, value in map(_parse, further):
         if key in settings:
             raise UserError(f"--sampler {key} is given twice, or an option beside it says the same: give one of them.")
@@ -47,21 +52,28 @@ def sampling_settings(family: ModelFamily, options: Mapping[str, Any], further: 
     try:
         return make_sampling(family, usual | settings, "--sampler {}")
     except UserError as error:
-        blamed = [option for option in given if not _stands_alone(family, SETTING_OF_OPTION[option], settings)]
+        blamed = [option for option in given if not _stands_alone(family, names[option], settings)]
         if not blamed:
             raise
         raise UserError(f"{blamed[0]}: {error}. Correct it and repeat the command.") from error
 
 
-def _value(option: str, value: Any) -> Any:
+def _setting(family: ModelFamily, option: str) -> str:
+    """What the design calls the setting of an option."""
+    known = {field.name for field in fields(family.sampling_type)}
+    usual = SETTING_OF_OPTION[option]
+    return OTHERWISE[option] if usual not in known and OTHERWISE.get(option) in known else usual
+
+
+def _value(setting: str, value: Any) -> Any:
     # There is one time point more than there are steps between them.
-    return value + 1 if option == "--steps" else value
+    return value + 1 if setting == "num_timesteps" else value
 
 
 def _check_known(family: ModelFamily, given: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(family.sampling_type)]
     for option in given:
-        if SETTING_OF_OPTION[option] not in known:
+        if _setting(family, option) not in known:
             raise UserError(
                 f"{option} sets {SETTING_OF_OPTION[option]}, which the sampler of {family.kind} does not have. It has "
                 f"{', '.join(known)}: give those as --sampler KEY=VALUE."
