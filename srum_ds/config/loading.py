@@ -99,6 +99,10 @@ def save_config(cfg: Config, path: Path | str) -> None:
     write_atomic(Path(path), OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg))))
 
 
+FORMER_BOUND = 2.0
+"""The default of ``objective.bound`` before it was null."""
+
+
 def diff_configs(old: Config, new: Config, ignore: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
     """Settings that differ: (key, old value, new value), in the tree's order.
 
@@ -112,6 +116,9 @@ def diff_configs(old: Config, new: Config, ignore: Iterable[str] = ()) -> list[t
             continue
         if key == "model.kind" and "auto" in (before[key], value):
             # The folder says it, and that one is compared.
+            continue
+        if key == "objective.bound" and (before[key], value) == (FORMER_BOUND, None):
+            # What every design had before it could say its own; BAGEL, the only one then, still has it.
             continue
         if before[key] != value:
             changed.append((key, before[key], value))

@@ -67,3 +67,11 @@ def test_what_a_design_cannot_train_is_told_before_anything_is_loaded(recipe: Pa
         load_config(recipe, ["model.trains=generationn"])
     # A folder that is not there yet says nothing of its design.
     load_config(recipe, ["model.trains=other", "model.path=not/there"])
+
+
+def test_runs_with_the_former_bound_resume() -> None:
+    recipe = "launch/recipes/tiny.yaml"
+    former = load_config(recipe, ["objective.bound=2.0"])
+    assert diff_configs(former, load_config(recipe)) == []
+    assert diff_configs(load_config(recipe), former) == [("objective.bound", None, 2.0)]
+    assert diff_configs(load_config(recipe, ["objective.bound=1.5"]), load_config(recipe)) != []
