@@ -56,12 +56,22 @@ def sha256_of(path: Path) -> str:
 def weights_sha256(folder: Path) -> str:
     """SHA-256 (hex) over the names and contents of a model folder's weights and configuration.
 
-    Raises UserError where the folder holds none.
+    Folders in it count too, since some designs keep their parts there; but an adapter that is merged already, under
+    ``lora``, and hidden ones do not. Raises UserError where the folder holds no weights.
     """
-    files = sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS) if folder.is_dir() else []
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(f"{folder}: no model there; expected a folder with *.safetensors and config.json")
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS) if folder.is_dir() else []
+    named = {path.relative_to(folder): path for path in files}
+    counted = {name: path for name, path in named.items() if name.parts[0] != "lora" and not _hidden(name)}
+    if not any(name.suffix == ".safetensors" for name in counted):
+        raise UserError(
+            f"{folder}: no model there; expected a folder with *.safetensors and their configuration, in it or in "
+            "folders of it"
+        )
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    for name, path in counted.items():
+        digest.update(f"{name.as_posix()} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
