@@ -73,6 +73,14 @@ class BagelGenerator:
         _, height, width = self.reader.resized(edit).shape
         return height, width
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """See ``Reader.grid``."""
+        return self.reader.grid(height, width)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See ``prompt_ids``."""
+        self.prompt_ids(prompts)
+
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """[bos] ids [eos] of each prompt, on the CPU; UserError, naming the prompt, for an empty or too long one."""
         return [self.reader.text_ids(prompt.text, f"prompt {prompt.id!r}") for prompt in prompts]

@@ -48,6 +48,10 @@ class JanusGenerator:
             raise _no_edits()
         return self.reader.settings.side, self.reader.settings.side
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See ``prompt_ids``."""
+        self.prompt_ids(prompts)
+
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[Ids]:
         """Ids of each prompt up to the begin of its picture; UserError, naming it, where it is empty or too long."""
         return [self.reader.prompt_ids(prompt.text, f"prompt {prompt.id!r}") for prompt in prompts]

@@ -6,19 +6,16 @@ draws. ``models.load_model`` calls ``load_showo`` through the family in ``__init
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from srum_ds.common.seeds import Key, SampleKeys
+from srum_ds.models.halves import TwoHalves
 from srum_ds.models.library import FolderWeights, fill, meta_module
-from srum_ds.models.lora import Binding, inject, switched_off
-from srum_ds.models.matching import CategoricalTokens
-from srum_ds.models.protocol import Forward, Materialise, ViewSettings
+from srum_ds.models.protocol import Materialise
 from srum_ds.models.showo.answerer import ShowoAnswerer
 from srum_ds.models.showo.config import read_config
 from srum_ds.models.showo.generator import ShowoGenerator
@@ -26,154 +23,38 @@ from srum_ds.models.showo.magvit import Magvit
 from srum_ds.models.showo.model import Showo
 from srum_ds.models.showo.modes import lora_targets, trained
 from srum_ds.models.showo.reader import Reader
-from srum_ds.models.showo.sampling import MaskedSampling
 from srum_ds.models.showo.tokenizer import ShowoTokenizer
 from srum_ds.models.showo.weights import export_folder, folder_weights, load_magvit
-from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
 
-class ShowoAdapter:
+class ShowoAdapter(TwoHalves):
     """A loaded Show-o checkpoint folder: a ``UnifiedModel``. What its methods take and give, the protocol says."""
 
-    def __init__(self, weights: FolderWeights, reader: Reader) -> None:
-        self.weights = weights
-        self.reader = reader
-        self.answerer = ShowoAnswerer(reader)
-        self.generator = ShowoGenerator(reader)
-        self.lora: Binding | None = None
+    answerer: ShowoAnswerer
+    generator: ShowoGenerator
 
-    @property
-    def folder(self) -> Path:
-        """The checkpoint folder."""
-        return self.weights.folder
+    def __init__(self, weights: FolderWeights, reader: Reader) -> None:
+        super().__init__(weights, ShowoAnswerer(reader), ShowoGenerator(reader))
+        self.reader = reader
 
     @property
     def module(self) -> Showo:
         """Everything that may train; the picture tokenizer does not."""
         return self.reader.module
 
-    @property
-    def device(self) -> torch.device:
-        """Where the module computes."""
-        return self.module.device
-
-    # ---- judges
-
-    def answer_logprobs(
-        self,
-        images: Sequence[Tensor],
-        questions: Sequence[str],
-        answers: Sequence[str],
-        image_index: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See ``ShowoAnswerer.answer_logprobs``."""
-        return self.answerer.answer_logprobs(images, questions, answers, image_index)
-
-    def answer(
-        self,
-        images: Sequence[Tensor],
-        questions: Sequence[str],
-        max_new_tokens: int,
-        image_index: Sequence[int] | None = None,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        """See ``ShowoAnswerer.answer``."""
-        return self.answerer.answer(images, questions, max_new_tokens, image_index, temperature, seeds)
-
-    def text_logprob(
-        self,
-        images: Sequence[Tensor],
-        texts: Sequence[str],
-        questions: Sequence[str] | None = None,
-        image_index: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See ``ShowoAnswerer.text_logprob``."""
-        return self.answerer.text_logprob(images, texts, questions, image_index)
-
-    # ---- draws
-
-    @property
-    def token_spec(self) -> TokenSpec:
-        """See ``ShowoGenerator.token_spec``."""
-        return self.generator.token_spec
-
-    @property
-    def matching(self) -> CategoricalTokens:
-        """See ``ShowoGenerator.matching``."""
-        return self.generator.matching
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See ``ShowoGenerator.grid``."""
-        return self.generator.grid(height, width)
-
-    def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
-        """See ``ShowoGenerator.default_size``."""
-        return self.generator.default_size(edit)
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """See ``ShowoGenerator.check_prompts``."""
-        self.generator.check_prompts(prompts)
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        keys: Sequence[Key],
-        grid: tuple[int, int],
-        sampling: MaskedSampling,
-        edits: Sequence[Tensor] | None = None,
-        plans: Sequence[str] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See ``ShowoGenerator.generate``."""
-        return self.generator.generate(prompts, keys, grid, sampling, edits, plans)
-
-    def plan(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        edits: Sequence[Tensor] | None = None,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        """See ``ShowoGenerator.plan``."""
-        return self.generator.plan(prompts, max_new_tokens, edits, temperature, seeds)
-
-    def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
-        """See ``ShowoGenerator.views``."""
-        return self.generator.views(samples, settings, keys)
-
-    def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
-        """See ``ShowoGenerator.predict``."""
-        return self.generator.predict(forward, prompts, view, grid)
-
     # ---- trains
 
-    def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains; ValueError for ``lora`` before ``add_lora``."""
-        if mode == "lora" and self.lora is None:
-            raise ValueError("mode lora trains an adapter: call add_lora first")
+    def trained_names(self, mode: str) -> list[str]:
+        """See ``modes.trained``."""
         return trained(mode, (name for name, _ in self.module.named_parameters()))
 
     def judge_unchanged_by(self, mode: str) -> bool:
         """True for ``lora``: inside ``judging()`` the model is the untrained one. ``transformer`` trains the judge."""
         return mode == "lora"
 
-    @contextmanager
-    def judging(self) -> Iterator[None]:
-        """Inside, LoRA is off: the model judges as it did before training. No effect without LoRA."""
-        with switched_off(self.module):
-            yield
-
-    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Binding:
-        """Puts a LoRA adapter on the blocks' linear layers that ``targets`` name (none: on all), for mode ``lora``.
-
-        It changes nothing until it is trained. UserError for a target that names no module, ValueError where there is
-        an adapter already.
-        """
-        if self.lora is not None:
-            raise ValueError("this model has an adapter already")
-        self.lora = inject(self.module, lora_targets(self.module, targets), rank, alpha, seed)
-        return self.lora
+    def lora_names(self, targets: Sequence[str]) -> Sequence[str]:
+        """Without targets: all linear layers of the blocks."""
+        return lora_targets(self.module, targets)
 
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block in backward instead of keeping its activations."""
@@ -185,10 +66,6 @@ class ShowoAdapter:
     def shard_units(self) -> list[type[torch.nn.Module]]:
         """A transformer layer."""
         return [PhiDecoderLayer]
-
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """The folder's tensors as stored, memory-mapped, one at a time."""
-        return self.weights.stored()
 
     def export(
         self,

@@ -6,18 +6,14 @@ vision-language model, judges (``qwen_vl``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from srum_ds.common.seeds import Key, SampleKeys
-from srum_ds.models.library import FolderWeights, export_adapted, fill, meta_module
-from srum_ds.models.lora import Binding, inject, switched_off
-from srum_ds.models.matching import FlowMatching
-from srum_ds.models.protocol import Forward, Materialise, ViewSettings
+from srum_ds.models.halves import TwoHalves
+from srum_ds.models.library import FolderWeights, fill, meta_module
+from srum_ds.models.protocol import Materialise
 from srum_ds.models.qwen_vl.answerer import QwenVLAnswerer
 from srum_ds.models.qwen_vl.chat import Chat, open_tokenizer, read_ends
 from srum_ds.models.qwen_vl.pictures import PictureReader, read_settings
@@ -27,153 +23,43 @@ from srum_ds.models.vlm_dit.generator import VlmDitGenerator
 from srum_ds.models.vlm_dit.model import VlmDit
 from srum_ds.models.vlm_dit.modes import blocks, lora_targets, trained
 from srum_ds.models.vlm_dit.parts import build_autoencoder, build_encoder, build_transformer, load_autoencoder
-from srum_ds.models.vlm_dit.sampling import PipelineSampling
 from srum_ds.models.vlm_dit.weights import folder_weights, library_name
-from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
 
-class VlmDitAdapter:
+class VlmDitAdapter(TwoHalves):
     """A loaded pipeline folder: a ``UnifiedModel``. What its methods take and give, the protocol says."""
+
+    answerer: QwenVLAnswerer
+    generator: VlmDitGenerator
 
     def __init__(
         self, folder: PipelineFolder, weights: FolderWeights, generator: VlmDitGenerator, answerer: QwenVLAnswerer
     ) -> None:
-        self.folder = folder.folder
+        super().__init__(weights, answerer, generator)
         self.pipeline = folder.pipeline
-        self.weights = weights
-        self.generator = generator
-        self.answerer = answerer
-        self.lora: Binding | None = None
 
     @property
     def module(self) -> VlmDit:
         """The transformer and the text encoder, which an engine shards; the autoencoder stays outside."""
         return self.generator.module
 
-    @property
-    def device(self) -> torch.device:
-        """Where the module computes."""
-        return self.module.device
-
-    # ---- judges
-
-    def answer_logprobs(
-        self,
-        images: Sequence[Tensor],
-        questions: Sequence[str],
-        answers: Sequence[str],
-        image_index: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See ``QwenVLAnswerer.answer_logprobs``."""
-        return self.answerer.answer_logprobs(images, questions, answers, image_index)
-
-    def answer(
-        self,
-        images: Sequence[Tensor],
-        questions: Sequence[str],
-        max_new_tokens: int,
-        image_index: Sequence[int] | None = None,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        """See ``QwenVLAnswerer.answer``."""
-        return self.answerer.answer(images, questions, max_new_tokens, image_index, temperature, seeds)
-
-    def text_logprob(
-        self,
-        images: Sequence[Tensor],
-        texts: Sequence[str],
-        questions: Sequence[str] | None = None,
-        image_index: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See ``QwenVLAnswerer.text_logprob``."""
-        return self.answerer.text_logprob(images, texts, questions, image_index)
-
-    # ---- draws
-
-    @property
-    def token_spec(self) -> TokenSpec:
-        """See ``VlmDitGenerator.token_spec``."""
-        return self.generator.token_spec
-
-    @property
-    def matching(self) -> FlowMatching:
-        """See ``VlmDitGenerator.matching``."""
-        return self.generator.matching
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See ``VlmDitGenerator.grid``."""
-        return self.generator.grid(height, width)
-
-    def default_size(self, edit: Tensor | None = None) -> tuple[int, int]:
-        """See ``VlmDitGenerator.default_size``."""
-        return self.generator.default_size(edit)
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """See ``VlmDitGenerator.check_prompts``."""
-        self.generator.check_prompts(prompts)
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        keys: Sequence[Key],
-        grid: tuple[int, int],
-        sampling: PipelineSampling,
-        edits: Sequence[Tensor] | None = None,
-        plans: Sequence[str] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See ``VlmDitGenerator.generate``."""
-        return self.generator.generate(prompts, keys, grid, sampling, edits, plans)
-
-    def plan(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        edits: Sequence[Tensor] | None = None,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        """See ``VlmDitGenerator.plan``."""
-        return self.generator.plan(prompts, max_new_tokens, edits, temperature, seeds)
-
-    def views(self, samples: Samples, settings: ViewSettings, keys: SampleKeys) -> TrainView:
-        """See ``flow.noised_views``."""
-        return self.generator.views(samples, settings, keys)
-
-    def predict(self, forward: Forward, prompts: Sequence[Prompt], view: TrainView, grid: tuple[int, int]) -> Tensor:
-        """See ``VlmDitGenerator.predict``."""
-        return self.generator.predict(forward, prompts, view, grid)
-
     # ---- trains
 
-    def trainable(self, mode: str) -> list[str]:
-        """Names of the parameters that ``mode`` trains; ValueError for ``lora`` before ``add_lora``."""
-        if mode == "lora" and self.lora is None:
-            raise ValueError("mode lora trains an adapter: call add_lora first")
-        names = [name for name, _ in self.module.named_parameters()]
-        return trained(mode, names, self.pipeline.unreached)
+    def trained_names(self, mode: str) -> list[str]:
+        """See ``modes.trained``."""
+        return trained(mode, [name for name, _ in self.module.named_parameters()], self.pipeline.unreached)
 
     def judge_unchanged_by(self, mode: str) -> bool:
         """True for both modes: the text encoder judges, and it is never trained."""
         return mode in ("generation", "lora")
 
-    @contextmanager
-    def judging(self) -> Iterator[None]:
-        """Inside, LoRA is off. The judge has no adapter anyway."""
-        with switched_off(self.module):
-            yield
+    def lora_names(self, targets: Sequence[str]) -> Sequence[str]:
+        """Without targets: the transformer's projections of attention."""
+        return lora_targets(self.module, targets, self.pipeline.unreached)
 
-    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> Binding:
-        """Puts a LoRA adapter on the transformer's layers that ``targets`` name, for mode ``lora``.
-
-        targets: see ``match_targets``; none means the projections of attention. The adapter changes nothing until it is
-        trained. UserError for a target that names no module, ValueError where there is an adapter already.
-        """
-        if self.lora is not None:
-            raise ValueError("this model has an adapter already")
-        names = lora_targets(self.module, targets, self.pipeline.unreached)
-        self.lora = inject(self.module, names, rank, alpha, seed)
-        return self.lora
+    def library_name(self, name: str) -> str:
+        """See ``weights.library_name``."""
+        return library_name(name)
 
     def enable_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each block of the transformer in backward instead of keeping its activations."""
@@ -190,27 +76,6 @@ class VlmDitAdapter:
         units = {type(block) for block in blocks(getattr(self.module, "transformer", torch.nn.Module()))}
         units |= {type(part) for part in self.module.text_encoder.modules() if type(part).__name__ in names}
         return sorted(units, key=lambda unit: unit.__name__)
-
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """The folder's tensors as stored under the module's names, memory-mapped, one at a time."""
-        return self.weights.stored()
-
-    def export(
-        self,
-        folder: Path,
-        names: Iterable[str],
-        tensors: Iterable[tuple[str, Tensor | None]],
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Writes the folder this model came from with some tensors replaced, streamed one at a time.
-
-        The pipeline's own ``from_pretrained`` reads it. With LoRA, ``tensors`` are the adapter's: the folder holds the
-        merged model, and the adapter alone, as peft's files for the library's transformer, under ``lora/``.
-        """
-        if self.lora is None:
-            self.weights.export(folder, names, tensors, dtype)
-        else:
-            export_adapted(self.weights, folder, self.lora, tensors, dtype, library_name)
 
 
 def load_vlm_dit(
