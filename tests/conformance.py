@@ -24,13 +24,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from tests.numerics import bagel_cases, blip3o_dit_cases, janus_cases, qwen_image_cases, showo_cases
+from tests.numerics import bagel_design, blip3o_dit_cases, janus_cases, qwen_image_cases, showo_cases
 from tests.numerics.conformance_set import Case, ConformanceDesign, Outputs
 
 TOLERANCE = 1e-4
 NOT_COMPUTED = 1e30
 
-DESIGNS = (bagel_cases.DESIGN, blip3o_dit_cases.DESIGN, janus_cases.DESIGN, qwen_image_cases.DESIGN, showo_cases.DESIGN)
+DESIGNS = (
+    bagel_design.DESIGN,
+    blip3o_dit_cases.DESIGN,
+    janus_cases.DESIGN,
+    qwen_image_cases.DESIGN,
+    showo_cases.DESIGN,
+)
 
 
 @dataclass(frozen=True)

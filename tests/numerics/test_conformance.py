@@ -13,7 +13,8 @@ from torch import Tensor
 
 from srum_ds.models.bagel.adapter import load_bagel
 from tests.conformance import DESIGNS, case_names, main, read_set, run_case
-from tests.numerics.bagel_cases import DESIGN, RUNNERS, load_set
+from tests.numerics.bagel_cases import RUNNERS
+from tests.numerics.bagel_design import DESIGN, load_set
 from tests.numerics.conformance_set import Case, picture
 from tests.support.paths import CONFORMANCE
 from tests.support.tiny_models import random_picture, write_tiny_bagel
