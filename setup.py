@@ -34,6 +34,8 @@ REQUIRES = [
     "cyclopts>=5.0",
     "deepspeed>=0.19",
     "diffusers>=0.42",
+    # Judges over HTTP.
+    "httpx2>=2.16",
     "jinja2>=3.1",
     "matplotlib>=3.10",
     # DeepSpeed compiles its CPU communication op with it.
@@ -50,6 +52,7 @@ REQUIRES = [
     "rich>=14.0",
     "safetensors>=0.8",
     "scipy>=1.16",
+    "tenacity>=9.1",
     "tensorboard>=2.20",
     "tokenizers>=0.22",
     "torch>=2.11",

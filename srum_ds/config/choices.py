@@ -77,7 +77,7 @@ CHECKERS: Registry[Any] = Registry(
     },
 )
 
-# An evaluation.benchmarks.Benchmark.
+# An evaluation.benchmarks.Benchmark, or an object with the methods of evaluation.benchmarks.Checks.
 BENCHMARKS: Registry[Any] = Registry(
     "eval.benchmark",
     "benchmark",
@@ -85,4 +85,12 @@ BENCHMARKS: Registry[Any] = Registry(
     {
         "shapes": "srum_ds.worlds.shapes.benchmark:BENCHMARK",
     },
+)
+
+# From settings (judges.protocol.JudgeSettings) to a judges.PictureJudge.
+JUDGES: Registry[Any] = Registry(
+    "--judge",
+    "judge",
+    "srum_ds.judges",
+    {},
 )

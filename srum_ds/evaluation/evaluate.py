@@ -22,7 +22,7 @@ from srum_ds.common.errors import WRONG_INPUT, UserError
 from srum_ds.common.files import replacing, weights_sha256, write_atomic
 from srum_ds.config import COMMAND_LINE, Config, load_config, split_arguments
 from srum_ds.config.schema import EvalConfig
-from srum_ds.evaluation.benchmarks import Benchmark, Outcome, load_benchmark
+from srum_ds.evaluation.benchmarks import Checks, Outcome, load_checks
 from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, default_processes, draw_images
 from srum_ds.evaluation.report import MARKDOWN, RESULT, Measured, build_result, result_table, verdict, write_result
 from srum_ds.models import AUTO, family_of
@@ -149,14 +149,14 @@ def eval_prompts(cfg: Config) -> list[Prompt]:
     return [reader[i] for i in range(cfg.eval.prompts)]
 
 
-def benchmark_for(cfg: Config, prompts: Sequence[Prompt]) -> Benchmark:
+def benchmark_for(cfg: Config, prompts: Sequence[Prompt]) -> Checks:
     """The benchmark that ``eval.benchmark`` names. UserError where it cannot score these prompts."""
-    benchmark = load_benchmark(cfg.eval.benchmark)
+    benchmark = load_checks(cfg.eval.benchmark)
     benchmark.refuse(prompts, f"{cfg.written('data.shards')}, split {cfg.eval.split!r}")
     return benchmark
 
 
-def check_images(benchmark: Benchmark, prompts: Sequence[Prompt], images_NCHW: Tensor, batch: int) -> list[Outcome]:
+def check_images(benchmark: Checks, prompts: Sequence[Prompt], images_NCHW: Tensor, batch: int) -> list[Outcome]:
     """The benchmark's outcome of each prompt's image (uint8 [N, 3, H, W]), ``batch`` images at a time."""
     outcomes: list[Outcome] = []
     for start in range(0, len(prompts), batch):

@@ -1,21 +1,23 @@
-"""What a benchmark must offer, and opening one by the name that ``eval.benchmark`` gives.
+"""What a benchmark must offer, and opening one by the name that ``eval.benchmark`` or ``--benchmark`` gives.
 
-A benchmark scores images of the prompts that it knows, and has no learned part that saw the training. It is registered
-in ``srum_ds/config/choices.py`` or by an entry point of the group ``srum_ds.benchmarks``, or named ``file.py:NAME``.
-``evaluate`` opens it for all commands.
+A benchmark is a value of ``Benchmark``: which prompts, how one picture is graded (from pixels, by a judge's answers, or
+from a detector's boxes), and how grades become the figures that its authors report. It is registered in
+``srum_ds/config/choices.py`` or by an entry point of the group ``srum_ds.benchmarks``, or named ``file.py:NAME``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import BENCHMARKS
+from srum_ds.judges.protocol import Question, Reply
 from srum_ds.types import Prompt
 
 
@@ -36,9 +38,35 @@ class RegionTruth:
     own: bool = True
 
 
+@dataclass(frozen=True)
+class Grade:
+    """What one picture is worth, in the benchmark's scale. value: None exactly where it failed, and never 0 for that.
+
+    parts: figures beside it that the benchmark reports too (``accuracy``, ``quality``), None where one failed. failure:
+    why there is no value, or empty. words: what the judge said, for a person to read. raw: what the released scripts
+    of the benchmark would have counted (-1 for a reply they cannot read), None where that is ``value``.
+    """
+
+    value: float | None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    failure: str = ""
+    words: str = ""
+    raw: float | None = None
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object that a detector found. box: x0, y0, x1, y1 in [0, 1]. score: in [0, 1]. mask: RLE as JSON, or None."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: Mapping[str, object] | None = None
+
+
 @runtime_checkable
-class Benchmark(Protocol):
-    """Scores images of a prompt set."""
+class Checks(Protocol):
+    """Grades pictures from their pixels, by code without any learned part."""
 
     @property
     def name(self) -> str:
@@ -67,15 +95,127 @@ class Benchmark(Protocol):
         ...
 
 
+@runtime_checkable
+class Asks(Protocol):
+    """Grades pictures by what a judge answers."""
+
+    def questions(self, prompt: Prompt) -> Sequence[Question]:
+        """What is asked about each picture of a prompt; keys differ. UserError for a prompt it cannot ask about."""
+        ...
+
+    def grade(self, prompt: Prompt, replies: Mapping[str, Reply]) -> Grade:
+        """The grade of one picture from the replies by key. Every question has one, perhaps with an error."""
+        ...
+
+
+@runtime_checkable
+class Detects(Protocol):
+    """Grades pictures by the objects that a detector finds in them."""
+
+    def classes(self, prompts: Sequence[Prompt]) -> Sequence[str]:
+        """Every class that the detector has to know for these prompts."""
+        ...
+
+    def grade(self, prompt: Prompt, detections: Sequence[Detection], image_CHW: Tensor) -> Grade:
+        """The grade of one picture (float32 [3, H, W] in [0, 1]) from what was found in it, whatever the score."""
+        ...
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A question whose answer is known before any score is believed.
+
+    question: put to the judge about a picture that ``picture`` makes (PNG bytes). good: says whether a reply is right.
+    what: the case in words, for the report ("a blank picture must score below 20").
+    """
+
+    what: str
+    question: Question
+    picture: Callable[[], bytes]
+    good: Callable[[Reply], bool]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that is a weighted mean of the means of leaf categories (``Prompt.category``): weights sum to 1.
+
+    ``overall`` is one of them; T2I-CompBench's ``complex`` is another, of three leaves.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row that a paper reports. figures: by category and ``overall``, in the benchmark's scale. source: where."""
+
+    model: str
+    figures: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that is known of a benchmark.
+
+    version: changes whenever a question, a grade or a prompt of it does. read: gives the prompts from a file or folder
+    of the benchmark's own making (None: the bundled ones; UserError where there are none, naming where to get them).
+    samples: pictures a prompt by its protocol. full: the best grade (100, 1). grading: how one picture is graded.
+    figures: what is reported, given the prompts' leaf categories; the last is ``overall``. notice: licence and source
+    of its files, in a sentence. part_figures: names of ``Grade.parts`` that are reported like the value.
+    """
+
+    name: str
+    version: str
+    read: Callable[[Path | None], list[Prompt]]
+    grading: Checks | Asks | Detects
+    figures: Callable[[Sequence[str]], list[Figure]]
+    samples: int = 1
+    full: float = 1.0
+    part_figures: tuple[str, ...] = ()
+    canaries: Callable[[], Sequence[Canary]] = tuple
+    published: Sequence[Published] = ()
+    notice: str = ""
+
+
+def equal_shares(categories: Sequence[str]) -> list[Figure]:
+    """``Benchmark.figures`` of most: overall is the plain mean of the categories' means."""
+    return [Figure("overall", {name: 1 / len(categories) for name in categories})]
+
+
 def load_benchmark(name: str) -> Benchmark:
     """The benchmark of this name. UserError for an unknown one, and for code that is no benchmark."""
-    found = BENCHMARKS.get(name)
-    if isinstance(found, type):
-        # A class without arguments stands for its one instance.
-        found = found()
+    found = _found(name)
     if not isinstance(found, Benchmark):
         raise UserError(
-            f"eval.benchmark={name}: is {type(found).__name__}, expected a benchmark with name, refuse, check and "
-            f"region_truths (srum_ds/evaluation/benchmarks/protocol.py)"
+            f"--benchmark {name}: is {type(found).__name__}, expected a Benchmark "
+            f"(srum_ds/evaluation/benchmarks/protocol.py)"
         )
     return found
+
+
+def load_checks(name: str) -> Checks:
+    """What checks pixels, for commands that ask no judge: a benchmark that does, or such an object itself.
+
+    UserError for an unknown name, and for a benchmark that needs a judge or a detector.
+    """
+    found = _found(name)
+    grading = found.grading if isinstance(found, Benchmark) else found
+    if isinstance(grading, Checks):
+        return grading
+    if isinstance(found, Benchmark):
+        raise UserError(
+            f"eval.benchmark={name}: is scored by a judge or a detector, not from pixels: use `srum-ds eval draw` and "
+            f"`srum-ds eval score --benchmark {name}`"
+        )
+    raise UserError(
+        f"eval.benchmark={name}: is {type(found).__name__}, expected a benchmark with name, refuse, check and "
+        f"region_truths (srum_ds/evaluation/benchmarks/protocol.py)"
+    )
+
+
+def _found(name: str) -> object:
+    found = BENCHMARKS.get(name)
+    # A class without arguments stands for its one instance.
+    return found() if isinstance(found, type) else found

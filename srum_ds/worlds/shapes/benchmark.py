@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.evaluation.benchmarks import Outcome, RegionTruth
+from srum_ds.evaluation.benchmarks import Benchmark, Outcome, RegionTruth, equal_shares
+from srum_ds.prompts.reader import PromptReader
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.checker import Check, check
+from srum_ds.worlds.shapes.prompt_set import shapes_prompts
 from srum_ds.worlds.shapes.prompts import ShapePrompt
 from srum_ds.worlds.shapes.truth import crop_truths
 
+SPLIT = "test"
+TEST_PROMPTS = 1200
 
-class ShapesBenchmark:
+
+class ShapesChecks:
     """Scores images of prompts about coloured shapes from their pixels; see ``checker``. It has no learned part."""
 
     name = "shapes"
@@ -55,4 +61,12 @@ def _checks(prompts: Sequence[Prompt], images_NCHW: Tensor) -> list[Check]:
     return [check(prompt, image_CHW) for prompt, image_CHW in zip(prompts, images_NCHW, strict=True)]
 
 
-BENCHMARK = ShapesBenchmark()
+def read(source: Path | None) -> list[Prompt]:
+    """The prompts that training never saw: the split ``test`` of a folder of shards, or the same drawn anew (None)."""
+    if source is None:
+        return shapes_prompts({SPLIT: TEST_PROMPTS}, 0)[SPLIT]
+    reader = PromptReader(source, SPLIT)
+    return [reader[i] for i in range(len(reader))]
+
+
+BENCHMARK = Benchmark("shapes", "1", read, ShapesChecks(), equal_shares)

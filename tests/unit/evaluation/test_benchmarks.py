@@ -12,7 +12,7 @@ import torch
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_benchmark
+from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_checks
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.evaluation.evaluate import benchmark_for, check_images, draw_settings, eval_prompts, outcomes_key
 from srum_ds.evaluation.labels import drawn_and_checked
@@ -45,13 +45,13 @@ def test_the_embedded_world_says_what_its_checker_says() -> None:
     scenes = [random_scene(random.Random(i), ShapePrompt.from_meta(p.meta), train=False) for i, p in enumerate(prompts)]
     # Every second image is another prompt's.
     images_NCHW = render_scenes([scenes[i if i % 2 == 0 else i - 1] for i in range(12)])
-    outcomes = load_benchmark("shapes").check(prompts, images_NCHW)
+    outcomes = load_checks("shapes").check(prompts, images_NCHW)
     found = [check(prompt, image) for prompt, image in zip(prompts, images_NCHW, strict=True)]
     assert outcomes == [Outcome(one.exact, one.partial) for one in found]
     assert [outcome.exact for outcome in outcomes] == load_checker("shapes")(prompts, images_NCHW)
     assert any(outcome.exact for outcome in outcomes) and not all(outcome.exact for outcome in outcomes)
     boxes = [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]]
-    truths = load_benchmark("shapes").region_truths(random.Random(5), prompts[0], images_NCHW[0], boxes)
+    truths = load_checks("shapes").region_truths(random.Random(5), prompts[0], images_NCHW[0], boxes)
     assert truths == crop_truths(random.Random(5), prompts[0], images_NCHW[0], boxes)
     assert all(isinstance(said, RegionTruth) for of_box in truths for said in of_box)
 
@@ -93,7 +93,7 @@ def test_prompts_that_nobody_can_score_are_refused_before_anything_is_drawn(tmp_
 @pytest.mark.parametrize("name", ["pixels", "os.path:join", "tests.unit.evaluation.test_benchmarks:OWN"])
 def test_what_is_no_benchmark_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"eval.benchmark={name}"):
-        load_benchmark(name)
+        load_checks(name)
 
 
 def test_what_is_no_checker_is_named() -> None:
