@@ -92,5 +92,10 @@ JUDGES: Registry[Any] = Registry(
     "--judge",
     "judge",
     "srum_ds.judges",
-    {},
+    {
+        "http": "srum_ds.judges.http:http_judge",
+        "transformers": "srum_ds.judges.local:local_judge",
+        "self": "srum_ds.judges.own:own_judge",
+        "replay": "srum_ds.judges.replay:replay_judge",
+    },
 )

@@ -1,0 +1,25 @@
+"""Opening a judge by the name that ``--judge`` gives."""
+
+from __future__ import annotations
+
+from srum_ds.common.errors import UserError
+from srum_ds.config.choices import JUDGES
+from srum_ds.judges.protocol import JudgeSettings, PictureJudge
+
+
+def load_judge(kind: str, settings: JudgeSettings) -> PictureJudge:
+    """The judge of this kind: a name of the registry, of an entry point, ``module:name`` or ``file.py:name``.
+
+    UserError for an unknown kind, for settings that it cannot obey, and for code that makes no judge.
+    """
+    if settings.concurrency < 1 or settings.batch < 1 or settings.retries < 0 or not settings.timeout > 0:
+        raise UserError(
+            f"--judge {kind}: concurrency {settings.concurrency} and batch {settings.batch} must be at least 1, retries "
+            f"{settings.retries} at least 0, timeout {settings.timeout:g} above 0"
+        )
+    judge = JUDGES.get(kind)(settings)
+    if not isinstance(judge, PictureJudge):
+        raise UserError(
+            f"--judge {kind}: makes {type(judge).__name__}, expected a PictureJudge (srum_ds/judges/protocol.py)"
+        )
+    return judge
