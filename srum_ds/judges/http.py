@@ -183,8 +183,8 @@ class HttpJudge:
 
     def _unreachable(self, error: Unusable) -> UserError:
         return UserError(
-            f"{self.transport.url}: {error}; start the server or correct --judge-url. Replies that came are kept: repeat "
-            f"the command to go on"
+            f"{self.transport.url}: {error}; start the server or correct --judge-url. Replies that came are kept: "
+            f"repeat the command to go on"
         )
 
     def _refused_by_all(self, error: Refused) -> UserError:

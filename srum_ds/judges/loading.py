@@ -14,8 +14,8 @@ def load_judge(kind: str, settings: JudgeSettings) -> PictureJudge:
     """
     if settings.concurrency < 1 or settings.batch < 1 or settings.retries < 0 or not settings.timeout > 0:
         raise UserError(
-            f"--judge {kind}: concurrency {settings.concurrency} and batch {settings.batch} must be at least 1, retries "
-            f"{settings.retries} at least 0, timeout {settings.timeout:g} above 0"
+            f"--judge {kind}: concurrency {settings.concurrency} and batch {settings.batch} must be at least 1, "
+            f"retries {settings.retries} at least 0, timeout {settings.timeout:g} above 0"
         )
     judge = JUDGES.get(kind)(settings)
     if not isinstance(judge, PictureJudge):

@@ -35,7 +35,10 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Unusable(Exception):
-    """Why a request failed for now. wait: seconds after which the server wants to be asked again. gone: nobody there."""
+    """Why a request failed for now.
+
+    wait: seconds that the server wants to have before it is asked again. gone: nobody listens at the address.
+    """
 
     def __init__(self, why: str, wait: float = 0.0, gone: bool = False) -> None:
         super().__init__(why)

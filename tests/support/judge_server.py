@@ -171,9 +171,10 @@ def completion(reply: Reply, max_tokens: int = 512) -> dict[str, Any]:
         cut = len(words) > max_tokens
         message = {"role": "assistant", "content": " ".join(words[:max_tokens])}
         return {"choices": [{"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}]}
-    top = [{"token": token, "logprob": math.log(p) if p > 0 else -9999.0} for token, p in reply.items()]
-    top.sort(key=lambda entry: -float(str(entry["logprob"])))
-    content = [{**top[0], "top_logprobs": top}]
+    logprobs = {token: math.log(p) if p > 0 else -9999.0 for token, p in reply.items()}
+    top: list[dict[str, Any]] = [{"token": token, "logprob": logprob} for token, logprob in logprobs.items()]
+    top.sort(key=lambda entry: -entry["logprob"])
+    content = [top[0] | {"top_logprobs": top}]
     message = {"role": "assistant", "content": top[0]["token"]}
     return {"choices": [{"message": message, "logprobs": {"content": content}, "finish_reason": "length"}]}
 
@@ -182,7 +183,7 @@ def _seen(body: Mapping[str, Any], authorization: str) -> Seen:
     texts, picture = [], b""
     for message in body["messages"]:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         texts.append("".join(part["text"] for part in parts if part["type"] == "text"))
         for part in parts:
             if part["type"] == "image_url":
