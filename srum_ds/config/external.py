@@ -71,8 +71,8 @@ def externals_of(judge: JudgeConfig) -> tuple[ExternalJudge, ...]:
     if total > 1 + 1e-9:
         listed = " + ".join(f"{one.weight:g}" for one in found)
         raise UserError(
-            f"judge.external: the weights {listed} sum to {total:g}; they are shares of a score, of which the model's own "
-            f"judge has the rest: lower them to 1 at most"
+            f"judge.external: the weights {listed} sum to {total:g}; they are shares of a score, of which the model's "
+            f"own judge has the rest: lower them to 1 at most"
         )
     return _named(found)
 

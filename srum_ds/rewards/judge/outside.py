@@ -114,7 +114,7 @@ class ServerJudge:
 
 
 class CheckpointJudge:
-    """A further checkpoint, loaded when first asked, that is asked what the model's own judge is. UserError for none."""
+    """A further checkpoint, asked what the model's own judge is, loaded when first asked. UserError for none."""
 
     def __init__(self, spec: ExternalJudge, written: str) -> None:
         self.spec = spec
@@ -182,8 +182,8 @@ def _template(spec: ExternalJudge, cfg: Config) -> Template:
     template = load_template(name)
     if "prompt" not in template.variables:
         raise UserError(
-            f"judge.external ({spec.name}): template {template.name} never mentions {{{{ prompt }}}}: every question would "
-            f"be the same; choose another, such as global_layout_score"
+            f"judge.external ({spec.name}): template {template.name} never mentions {{{{ prompt }}}}: every question "
+            f"would be the same; choose another, such as global_layout_score"
         )
     return template
 
