@@ -1,6 +1,7 @@
-"""``srum-ds eval RUN --benchmark NAME``: the base and the trained model draw, both are scored, and are compared.
+"""``srum-ds eval RUN|MODEL --benchmark NAME``: draws, has the pictures scored, and compares a run's with its base's.
 
-The pictures lie in RUN/eval/NAME/base and RUN/eval/NAME/trained. Repeated, it draws and asks only for what is missing.
+A run's pictures lie in RUN/eval/NAME/base and RUN/eval/NAME/trained, or below ``--out``. Repeated, it draws and asks
+only for what is missing.
 """
 
 from __future__ import annotations
@@ -24,39 +25,41 @@ Compare = Callable[[Path, Path], object]
 
 
 def evaluate_benchmark(
-    run: Path,
+    source: Path,
     choice: PromptChoice,
     options: DrawOptions,
     judge: JudgeChoice,
     score: Score,
     compare: Compare,
+    out: Path | None = None,
     failures: Failures = "exclude",
     srum_compat: bool = False,
 ) -> None:
-    """Draws on all ranks; rank 0 then has both folders scored (``score``) and compared (``compare``).
+    """Draws on all ranks; rank 0 then has the folders scored (``score``) and a run's two compared (``compare``).
 
-    Raises UserError for a folder that is no finished run, before anything is drawn, and as drawing and scoring do.
+    source: a run's folder, or a model's, which has nothing to be compared with. Raises UserError as drawing and scoring
+    do, for a bare model without ``out``, and before anything is drawn for prompts and settings that cannot be.
     """
-    folders = benchmark_folders(run, choice.benchmark)
+    is_run = (source / CONFIG).is_file()
 
     def plan() -> list[DrawRequest]:
-        if not (run / CONFIG).is_file():
+        if not is_run and out is None:
             raise UserError(
-                f"{run} holds no run (no {CONFIG}): a bare model has no base to compare with; draw with `srum-ds eval "
-                f"draw {run} --benchmark {choice.benchmark} --out DIR`, then `srum-ds eval score DIR`"
+                f"{source} is a model, no run (no {CONFIG}): say by --out where its pictures shall lie."
             )
-        judge.check()
-        return [draw_request(run, base, choice, options, folders[base]) for base in (True, False)]
+        return [draw_request(source, base, choice, options, folder) for base, folder in folders.items()]
 
+    folders = run_folders(source, choice.benchmark, out) if is_run else {False: out or source}
     if not draw_folders(plan):
         return
     for folder in folders.values():
         score(ScoreRequest(folder, choice, judge, failures, srum_compat))
-    compare(folders[True], folders[False])
+    if is_run:
+        compare(folders[True], folders[False])
 
 
-def benchmark_folders(run: Path, benchmark: str) -> dict[bool, Path]:
-    """Where a run's pictures of a benchmark lie: True: those of the base, False: those of the trained model."""
+def run_folders(run: Path, benchmark: str, out: Path | None = None) -> dict[bool, Path]:
+    """Where a run's pictures of a benchmark lie: True: those of its base, False: those of the trained model."""
     # A benchmark may be named file.py:NAME.
-    name = re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
-    return {True: run / FOLDER / name / BASE, False: run / FOLDER / name / TRAINED}
+    folder = out or run / FOLDER / re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
+    return {True: folder / BASE, False: folder / TRAINED}
