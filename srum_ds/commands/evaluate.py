@@ -51,8 +51,9 @@ def evaluate(
         Folder of the benchmark's pictures (default: RUN/eval/BENCHMARK; in it base and trained).
     """
     words = [*arguments, *settings_behind(prompts, drawn)]
+    _check(processes)
     if benchmark is not None:
-        _evaluate_benchmark(words, recipe, benchmark, out, prompts, drawn, judging)
+        _evaluate_benchmark(words, recipe, benchmark, out, processes, prompts, drawn, judging)
         return
     if out is not None or (prompts, drawn, judging) != (PROMPTS, DRAWN, JUDGING):
         raise UserError("--out, prompts, pictures and judges are those of a benchmark: name it by --benchmark.")
@@ -69,6 +70,7 @@ def _evaluate_benchmark(
     recipe: Path | None,
     benchmark: str,
     out: Path | None,
+    processes: int | None,
     prompts: Prompts,
     drawn: Drawn,
     judging: Judging,
@@ -94,6 +96,7 @@ def _evaluate_benchmark(
         out,
         judging.failures,
         judging.srum_compat,
+        processes,
     )
 
 
@@ -128,8 +131,7 @@ def draw(
     from srum_ds.evaluation.draw_request import draw_request
 
     source, words = one_folder([*arguments, *settings_behind(prompts, drawn)], "folder of a run or of a model")
-    if processes is not None and processes < 1:
-        raise UserError(f"--processes {processes}: give at least 1.")
+    _check(processes)
     choice, options = prompts.choice(benchmark), drawn.options(words)
     draw_folders(lambda: [draw_request(source, base, choice, options, out)], processes)
 
@@ -159,6 +161,11 @@ def score(
 
     judge = judging.choice(_judge(judging, benchmark))
     score_folder(ScoreRequest(folder, prompts.choice(benchmark), judge, judging.failures, judging.srum_compat))
+
+
+def _check(processes: int | None) -> None:
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes {processes}: give at least 1.")
 
 
 def _judge(judging: Judging, benchmark: str) -> str:

@@ -34,6 +34,7 @@ def evaluate_benchmark(
     out: Path | None = None,
     failures: Failures = "exclude",
     srum_compat: bool = False,
+    processes: int | None = None,
 ) -> None:
     """Draws on all ranks; rank 0 then has the folders scored (``score``) and a run's two compared (``compare``).
 
@@ -44,13 +45,11 @@ def evaluate_benchmark(
 
     def plan() -> list[DrawRequest]:
         if not is_run and out is None:
-            raise UserError(
-                f"{source} is a model, no run (no {CONFIG}): say by --out where its pictures shall lie."
-            )
+            raise UserError(f"{source} is a model, no run (no {CONFIG}): say by --out where its pictures shall lie.")
         return [draw_request(source, base, choice, options, folder) for base, folder in folders.items()]
 
     folders = run_folders(source, choice.benchmark, out) if is_run else {False: out or source}
-    if not draw_folders(plan):
+    if not draw_folders(plan, processes):
         return
     for folder in folders.values():
         score(ScoreRequest(folder, choice, judge, failures, srum_compat))
