@@ -10,6 +10,16 @@ RUN ?= runs/tiny
 ARGS ?=
 LAUNCHER_ARGS ?=
 
+# A benchmark of `make eval`: its name, prompts and judge, a bare model, and where that one's pictures lie.
+BENCH ?=
+MODEL ?=
+PROMPTS ?=
+JUDGE ?=
+JUDGE_MODEL ?=
+EVAL_OUT ?= runs/eval/$(BENCH)/$(subst /,-,$(MODEL:/%=%))
+judge_options = $(if $(filter http://% https://%,$(JUDGE)),--judge http --judge-url $(JUDGE),$(if $(JUDGE),--judge $(JUDGE)))
+eval_options = $(if $(MODEL),--out $(EVAL_OUT)) $(if $(PROMPTS),--prompts $(PROMPTS)) $(judge_options) $(if $(JUDGE_MODEL),--judge-model $(JUDGE_MODEL))
+
 # Whose embedded model `make pretrain` makes.
 DESIGN ?= bagel
 PRETRAIN_bagel :=
@@ -57,8 +67,10 @@ train: setup  ## train and evaluate (RECIPE=launch/recipes/tiny.yaml ARGS="key=v
 	$(BIN)/srum-ds train $(RECIPE) $(ARGS) $(if $(LAUNCHER_ARGS),--launcher-args="$(LAUNCHER_ARGS)")
 	$(BIN)/srum-ds eval --recipe $(RECIPE) $(ARGS)
 
-eval: setup  ## base against trained on held-out prompts (RUN=runs/tiny ARGS="eval.prompts=300 ...")
-	$(BIN)/srum-ds eval $(RUN) $(ARGS)
+# Without BENCH: held-out prompts of the run's own kind. With it: draws and scores, a run and its base, or MODEL alone.
+eval: setup  ## base against trained (RUN=runs/tiny BENCH=compbench MODEL=... JUDGE=http://...|self|checker PROMPTS=... ARGS="...")
+	@test -n '$(BENCH)' || test -z '$(MODEL)$(JUDGE)$(PROMPTS)' || { echo "make eval: MODEL, JUDGE and PROMPTS are those of a benchmark: name it, BENCH=compbench" >&2; exit 1; }
+	$(BIN)/srum-ds eval $(or $(MODEL),$(RUN)) $(if $(BENCH),--benchmark $(BENCH) $(eval_options)) $(ARGS)
 
 test: setup  ## run the tests (ARGS="-k config ...")
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)

@@ -6,6 +6,7 @@ Modules that take long to import (torch above all) are imported inside the comma
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from srum_ds.commands.ablate import ablate
 from srum_ds.commands.ask import ask
 from srum_ds.commands.calibrate import calibrate
 from srum_ds.commands.check_adapter import check_adapter
-from srum_ds.commands.evaluate import evaluate
+from srum_ds.commands.evaluate import app as eval_app
 from srum_ds.commands.generate import generate
 from srum_ds.commands.inspect import inspect
 from srum_ds.commands.plan import plan
@@ -34,7 +35,7 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
 )
-app.command(evaluate, name="eval")
+app.command(eval_app)
 for command in (train, plan, ablate, calibrate, rollout, rescore, generate, ask, inspect, check_adapter):
     app.command(command)
 app.command(shards_app)
@@ -44,4 +45,6 @@ app.command(config_app)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `srum-ds` with ``arguments`` (without: the process's) and returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return guarded(lambda: app(words, exit_on_error=False, result_action="return_value"))
+    # Of the ranks that a launcher starts with the same words, one says what is wrong with them.
+    first = os.environ.get("RANK", "0") == "0"
+    return guarded(lambda: app(words, exit_on_error=False, print_error=first, result_action="return_value"))

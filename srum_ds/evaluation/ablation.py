@@ -31,7 +31,7 @@ from srum_ds.common.files import weights_sha256
 from srum_ds.config import ROOT, Config, load_config
 from srum_ds.evaluation.ablation_plan import PlannedRun, evaluation_words, plan_runs
 from srum_ds.evaluation.ablation_table import RunOutcome, build_table, screen_table, write_table
-from srum_ds.evaluation.draw import default_processes, draw_images
+from srum_ds.evaluation.draw import draw_images
 from srum_ds.evaluation.evaluate import (
     CACHE,
     OUTCOMES,
@@ -43,6 +43,7 @@ from srum_ds.evaluation.evaluate import (
     outcomes_key,
     shown_sampling,
 )
+from srum_ds.evaluation.processes import default_processes
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.writer import METRICS
 from srum_ds.types import Prompt

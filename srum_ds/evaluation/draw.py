@@ -8,13 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256, write_atomic
-from srum_ds.common.registry import import_file, user_files
 from srum_ds.common.seeds import Key
-from srum_ds.models import default_dtype, load_model
-from srum_ds.models.protocol import UnifiedModel
+from srum_ds.evaluation.processes import drawing_processes, model_of
+from srum_ds.models import default_dtype
 from srum_ds.monitoring.images import to_uint8
 from srum_ds.prompts.shards import fingerprint
 from srum_ds.rewards.judge.readouts import LogprobReadout, Readout, Request
@@ -178,85 +171,15 @@ def _read_cache(path: Path, count: int, settings: DrawSettings) -> EvalImages | 
 
 def _draw_all(batches: Sequence[_Batch], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The images and scores of all batches, in order."""
-    processes = min(processes, len(batches))
-    if processes < 2:
-        with _one_thread(bool(batches) and batches[0].settings.device == "cpu"):
-            yield from map(_draw_batch, batches)
-        return
-    # spawn: a forked torch can hang on locks that other threads held.
-    context = multiprocessing.get_context("spawn")
-    devices = context.Queue()
-    for device in devices_of(batches[0].settings.device, processes):
-        devices.put(device)
-    try:
-        with ProcessPoolExecutor(processes, context, _start_process, (user_files(), devices)) as pool:
-            yield from pool.map(_draw_batch, batches)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a drawing process was ended by the system, probably for lack of memory: lower eval.batch, "
-            "or use one process"
-        ) from error
-
-
-def default_processes(device: str) -> int:
-    """How many processes draw: one a GPU, or one a core."""
-    return len(os.sched_getaffinity(0)) if device == "cpu" else max(1, torch.cuda.device_count())
-
-
-def devices_of(device: str, processes: int) -> list[str]:
-    """The device of each of ``processes``: a GPU of its own, in turn, where ``device`` is "cuda", else all the same."""
-    if device != "cuda":
-        return [device] * processes
-    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(processes)]
-
-
-# The device of a drawing process; None in the caller's own, which takes what the settings say.
-_own_device: str | None = None
-
-
-def _start_process(files: Sequence[Path], devices: Any) -> None:
-    """Prepares a drawing process: its device, one thread, and the user's own code, which may make a readout."""
-    global _own_device
-    _own_device = devices.get()
-    torch.set_num_threads(1)
-    for file in files:
-        import_file(file)
-
-
-@contextmanager
-def _one_thread(active: bool) -> Iterator[None]:
-    """One thread, as in a worker process, so that the number of processes changes no rounding."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if active else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# The model that drew last and what it was loaded from.
-_held: dict[tuple[Any, ...], UnifiedModel] = {}
-
-
-def _loaded(folder: Path, kind: str, device: str) -> UnifiedModel:
-    """The model of a folder, kept between batches; before another is loaded it goes: there is never room for two."""
-    wanted = (folder, kind, device, _stamp(folder))
-    if wanted not in _held:
-        _held.clear()
-        _held[wanted] = load_model(folder, kind, default_dtype(device), device)
-    return _held[wanted]
-
-
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Sizes and times of a folder's files: weights replaced in place are loaded again."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())] if folder.is_dir() else []
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    device = batches[0].settings.device if batches else "cpu"
+    with drawing_processes(device, min(processes, len(batches))) as run:
+        yield from run(_draw_batch, batches)
 
 
 def _draw_batch(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8 [N, 3, H, W]) and the model's own scores of them (float32 [N])."""
     settings = batch.settings
-    model = _loaded(batch.folder, settings.kind, _own_device or settings.device)
+    model = model_of(batch.folder, settings.kind, settings.device)
     keys = [image_key(settings.seed, prompt, settings.sample) for prompt in batch.prompts]
     grid = model.grid(*settings.image_size)
     _, images_NCHW = model.generate(batch.prompts, keys, grid, settings.sampling)

@@ -23,7 +23,8 @@ from srum_ds.common.files import replacing, weights_sha256, write_atomic
 from srum_ds.config import COMMAND_LINE, Config, load_config, split_arguments
 from srum_ds.config.schema import EvalConfig
 from srum_ds.evaluation.benchmarks import Checks, Outcome, load_checks
-from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, default_processes, draw_images
+from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, draw_images
+from srum_ds.evaluation.processes import default_processes
 from srum_ds.evaluation.report import MARKDOWN, RESULT, Measured, build_result, result_table, verdict, write_result
 from srum_ds.models import AUTO, family_of
 from srum_ds.models.fused import start_kernels

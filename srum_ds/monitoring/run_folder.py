@@ -60,17 +60,17 @@ def refuse_other_settings(run_dir: Path, cfg: Config) -> bool:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, work: str = "training") -> Iterator[None]:
     """Holds the folder for this process; the lock ends with the process, however that ends.
 
-    Raises UserError where another process holds it.
+    Raises UserError where another process holds it; ``work`` is what that one does there, for the message.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another process is training in {run_dir}; wait for it or stop it.") from error
+            raise UserError(f"another process is {work} in {run_dir}; wait for it or stop it.") from error
         yield
 
 

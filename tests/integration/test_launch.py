@@ -46,7 +46,22 @@ def main(argv):
         raise UserError("put it right")
     return 0
 """
-EVAL = "import json, os, sys\ndef main(argv):\n    print('EVAL', os.environ.get('RANK'), argv)\n    return 3\n"
+EVAL = """
+import os, sys
+
+def evaluation_request(words, recipe):
+    return words[0], words[1:]
+
+def evaluate_run(run, overrides, *others):
+    print("EVAL", os.environ.get("RANK"), run, overrides)
+    sys.exit(3)
+"""
+DRAW = """
+import os
+
+def draw_folders(plan, processes):
+    print("DRAW", os.environ.get("RANK"), os.environ.get("LOCAL_SIZE"), processes)
+"""
 
 
 @pytest.fixture
@@ -58,6 +73,7 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "ds_configs", tree / "ds_configs")
     (tree / "srum_ds" / "train.py").write_text(TRAIN)
     (tree / "srum_ds" / "evaluation" / "evaluate.py").write_text(EVAL)
+    (tree / "srum_ds" / "evaluation" / "draw_folder.py").write_text(DRAW)
     (tmp_path / "seen").mkdir()
     return tree
 
@@ -192,8 +208,8 @@ def test_eval_runs_in_one_process_and_on_rank_0_alone(tree: Path) -> None:
     done = subprocess.run(
         ["bash", script, "runs/x", "eval.prompts=3"], env=environment(tree), capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (3, "EVAL None ['runs/x', 'eval.prompts=3']\n"), done.stderr
-    for rank, expected in (("0", (3, "EVAL 0 ['runs/x']\n")), ("1", (0, ""))):
+    assert (done.returncode, done.stdout) == (3, "EVAL None runs/x ['eval.prompts=3']\n"), done.stderr
+    for rank, expected in (("0", (3, "EVAL 0 runs/x []\n")), ("1", (0, ""))):
         ranked = subprocess.run(
             [sys.executable, script, f"--local_rank={rank}", "runs/x"],
             env=environment(tree, RANK=rank),
@@ -201,6 +217,66 @@ def test_eval_runs_in_one_process_and_on_rank_0_alone(tree: Path) -> None:
             text=True,
         )
         assert (ranked.returncode, ranked.stdout) == expected, ranked.stderr
+
+
+DRAWING = ["draw", "runs/x", "--benchmark", "shapes", "--out", "out", "--processes", "3"]
+
+
+def test_every_rank_draws_and_rank_0_alone_scores_and_complains(tree: Path) -> None:
+    # What a request is made of needs the package's own evaluation, which is a stand-in here.
+    (tree / "srum_ds" / "evaluation" / "draw_request.py").write_text(
+        "def draw_request(*words):\n    pass\n\n\nclass PromptChoice:\n    def __init__(self, *words):\n        pass\n"
+        "\n\nclass DrawOptions(PromptChoice):\n    pass\n"
+    )
+    script = str(tree / "launch" / "eval.sh")
+
+    def of_rank(rank: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, script, f"--local_rank={rank}", *words]
+        variables = environment(tree, RANK=rank, LOCAL_SIZE="2")
+        return subprocess.run(command, env=variables, capture_output=True, text=True)
+
+    for rank in ("0", "1"):
+        done = of_rank(rank, *DRAWING)
+        assert (done.returncode, done.stdout) == (0, f"DRAW {rank} 2 3\n"), done.stderr
+    # A mistyped option: the same status on each rank, said once.
+    for rank, said in (("0", True), ("1", False)):
+        wrong = of_rank(rank, *DRAWING, "--sample", "2")
+        assert wrong.returncode == 2 and ("--sample" in wrong.stdout + wrong.stderr) == said
+    other = of_rank("1", "score", "out", "--benchmark", "shapes", "--judge", "checker")
+    assert (other.returncode, other.stdout, other.stderr) == (0, "", "")
+
+
+SRUN = """#!/usr/bin/env bash
+# Starts the tasks of a step as Slurm does, one after the other.
+echo "SRUN $1 $2"
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_STEP_TASKS_PER_NODE="2(x1)" "${@:3}"
+done
+"""
+
+
+def test_the_job_script_makes_every_task_a_rank(tree: Path) -> None:
+    tools = tree / "tools"
+    tools.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho node7\necho node8\n")):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (tree / "srum_ds" / "commands" / "main.py").write_text(
+        "import os\n\ndef main(words):\n    names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_SIZE', 'MASTER_ADDR')\n"
+        "    print(*[os.environ[name] for name in names], words)\n    return 0\n"
+    )
+    variables = environment(
+        tree, SLURM_SUBMIT_DIR=str(tree), SLURM_JOB_NODELIST="node[7-8]", SLURM_JOB_ID="41", SLURM_CPUS_PER_TASK="2"
+    )
+    variables["PATH"] = f"{tools}{os.pathsep}{variables['PATH']}"
+    command = ["bash", str(tree / "launch" / "slurm" / "eval.sbatch"), *DRAWING]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [
+        "SRUN --kill-on-bad-exit=1 --wait=0",
+        f"0 0 2 2 node7 {['eval', *DRAWING]}",
+        f"1 1 2 2 node7 {['eval', *DRAWING]}",
+    ]
 
 
 def test_missing_deepspeed_says_what_to_do(tree: Path) -> None:

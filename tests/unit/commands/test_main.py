@@ -20,6 +20,8 @@ from srum_ds.evaluation.evaluate import evaluation_request
     [
         ["train"],
         ["eval"],
+        ["eval", "draw"],
+        ["eval", "score"],
         ["ablate"],
         ["calibrate"],
         ["rollout"],
