@@ -45,8 +45,8 @@ def read_object(text: str) -> dict[str, Any] | None:
 
     Objects that say the same are one; several with different keys are joined; two that give the same key different
     values contradict each other, as does an object that gives a key two values, and are None. NaN and infinities are
-    read as such (``number`` refuses them). An object that is cut off, or not JSON, is passed over; of a reply with dozens
-    of them nothing is taken.
+    read as such (``number`` refuses them). An object that is cut off, or not JSON, is passed over; of a reply with
+    dozens of them nothing is taken.
     """
     said = after_thinking(text)
     decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, strict=False)
@@ -90,7 +90,7 @@ def number(value: object, low: float, high: float) -> float | None:
 
 
 def numbers(value: object, count: int, low: float, high: float) -> list[float] | None:
-    """``count`` numbers out of a list, each as ``number`` takes it; None for another length and where one is refused."""
+    """``count`` numbers out of a list, each as ``number`` takes it; None for another length or a refused one."""
     if not isinstance(value, list) or len(value) != count:
         return None
     found = [number(one, low, high) for one in value]
