@@ -117,7 +117,7 @@ def test_random_objects_amid_random_prose_are_read_back() -> None:
     prose = 'The picture shows "a cat", 85/100 [sic] {not json} \u2603 `x` \\ { " : , \n\t'
     for _ in range(400):
         score = rng.choice([rng.randint(0, 100), round(rng.uniform(0, 100), 2)])
-        said = {"score": score, "explanation": "".join(rng.choices(prose, k=rng.randint(0, 40)))}
+        said: dict[str, Any] = {"score": score, "explanation": "".join(rng.choices(prose, k=rng.randint(0, 40)))}
         before = "".join(rng.choices(prose.replace('"', ""), k=rng.randint(0, 40)))
         after = "".join(rng.choices(prose.replace('"', ""), k=rng.randint(0, 40)))
         # An empty object in the prose would be one more object, which changes nothing.
