@@ -36,7 +36,8 @@ def write(
     Parameters
     ----------
     kind
-        shapes (drawn), or compbench, srum, geneval (read from your checkout of that project).
+        shapes (drawn), or compbench, srum, geneval, reasonbench, wise, wise_verified (read from your checkout of
+        that project).
     source
         File or folder of the public prompt set.
     out

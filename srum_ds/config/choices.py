@@ -84,6 +84,10 @@ BENCHMARKS: Registry[Any] = Registry(
     "srum_ds.benchmarks",
     {
         "shapes": "srum_ds.worlds.shapes.benchmark:BENCHMARK",
+        "compbench": "srum_ds.evaluation.benchmarks.compbench:BENCHMARK",
+        "reasonbench": "srum_ds.evaluation.benchmarks.reasonbench:BENCHMARK",
+        "wise": "srum_ds.evaluation.benchmarks.wise:WISE",
+        "wise_verified": "srum_ds.evaluation.benchmarks.wise:WISE_VERIFIED",
     },
 )
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.prompts.files import read_text
+from srum_ds.prompts.reasonbench import read_reasonbench
+from srum_ds.prompts.wise import read_wise, read_wise_verified
 from srum_ds.types import Prompt
 
 COMPBENCH_CATEGORIES = (
@@ -38,7 +41,7 @@ def read_lines(path: Path) -> list[str]:
     file is missing, not UTF-8 or empty.
     """
     # Not splitlines(): it would also cut at U+2028 or a form feed inside a prompt.
-    lines = _text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     prompts = [line.strip().split("\t")[0].strip() for line in lines]
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
@@ -119,7 +122,7 @@ def read_srum(source: Path) -> dict[str, list[Prompt]]:
         if split not in ("train", "val"):
             raise UserError(f"{path}: expected a file named train_*.json or val_*.json, to know the split")
         try:
-            records = json.loads(_text(path))
+            records = json.loads(read_text(path))
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(records, list):
@@ -151,7 +154,7 @@ def read_geneval(source: Path) -> dict[str, list[Prompt]]:
     """
     path = source / "evaluation_metadata.jsonl" if source.is_dir() else source
     prompts: list[Prompt] = []
-    for number, line in enumerate(_text(path).replace("\r\n", "\n").split("\n"), 1):
+    for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), 1):
         if line.strip():
             prompts.append(_geneval(line, len(prompts), f"{path}: line {number}"))
     if not prompts:
@@ -198,14 +201,12 @@ def _unique(prompts: list[Prompt], path: Path) -> list[Prompt]:
     return prompts
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-IMPORTERS = {"compbench": read_compbench, "srum": read_srum, "geneval": read_geneval}
+IMPORTERS = {
+    "compbench": read_compbench,
+    "srum": read_srum,
+    "geneval": read_geneval,
+    "reasonbench": read_reasonbench,
+    "wise": read_wise,
+    "wise_verified": read_wise_verified,
+}
 """Kind of prompts -> what reads them from a file or folder, by split."""
