@@ -84,11 +84,9 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
         benchmark = benchmark_for(cfg, prompts)
     except UserError as error:
         raise UserError(f"{error}; or give --labels, a shard of images with scores") from error
-    folder = Path(cfg.model.path)
-    settings = draw_settings(cfg)
-    drawn = draw_images([folder], prompts, eval_questions(cfg, prompts), settings, processes)[0]
-    outcomes = check_images(benchmark, prompts, drawn.images_NCHW, settings.batch)
-    images_NCHW = drawn.images_NCHW.float() / 255
+    images_NCHW, source = drawn(cfg, prompts, processes)
+    outcomes = check_images(benchmark, prompts, images_NCHW, cfg.eval.batch)
+    images_NCHW = images_NCHW.float() / 255
     r = cfg.regions
     candidates = component_candidates(images_NCHW, r.threshold)
     regions = select(candidates, max_count=r.max_count, min_area=r.min_area, pad=r.pad)
@@ -103,24 +101,30 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
             for said in of_box:
                 grade = float(said.truth)
                 asked.append(RegionQuestion(number, region, place, said.phrase, said.truth, grade, said.own))
-    sampling = shown_sampling(settings)
     return Labelled(
         tuple(prompts),
         tuple(images_NCHW),
         np.array([outcome.exact for outcome in outcomes]),
         np.array([outcome.partial for outcome in outcomes]),
         tuple(asked),
-        {
-            "labels": "the independent checker, on pictures the model drew itself",
-            "split": cfg.eval.split,
-            "pictures": len(prompts),
-            "seed": cfg.eval.seed,
-            **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
-            "model": cfg.written("model.path"),
-            "model_sha256": weights_sha256(folder),
-            **shown_benchmark(cfg),
-        },
+        {"labels": "the independent checker, on pictures the model drew itself", **source, **shown_benchmark(cfg)},
     )
+
+
+def drawn(cfg: Config, prompts: Sequence[Prompt], processes: int = 1) -> tuple[Tensor, dict[str, Any]]:
+    """The recipe's model's own images of the prompts, uint8 [N, 3, H, W], and how they were drawn."""
+    folder = Path(cfg.model.path)
+    settings = draw_settings(cfg)
+    images_NCHW = draw_images([folder], prompts, eval_questions(cfg, prompts), settings, processes)[0].images_NCHW
+    sampling = shown_sampling(settings)
+    return images_NCHW, {
+        "split": cfg.eval.split,
+        "pictures": len(prompts),
+        "seed": cfg.eval.seed,
+        **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
+        "model": cfg.written("model.path"),
+        "model_sha256": weights_sha256(folder),
+    }
 
 
 def read_labels(path: Path, threshold: float) -> Labelled:
