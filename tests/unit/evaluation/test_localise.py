@@ -227,11 +227,11 @@ def test_settings_without_regions_are_refused_before_anything_is_drawn(tmp_path:
 
 
 def test_the_command_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["calibrate", "--localise", "eval.prompts=24", "eval.num_timesteps=9", "judge.max_new_tokens=3"]
+    words = ["calibrate", "--localise", "eval.prompts=12", "eval.num_timesteps=9", "judge.max_new_tokens=3"]
     assert main([*words, "judge.retries=0", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "localise.json").read_text())
     used = result["pictures"]["used"]
-    assert result["pictures"]["looked_at"] == 24 and used + result["pictures"]["without_two_regions"] == 24
+    assert result["pictures"]["looked_at"] == 12 and used + result["pictures"]["without_two_regions"] == 12
     crops = result["ways"]["crops"]["paint"]
     assert crops["n"] == used and crops["auc"] > 0.9 and crops["moved"] < 0.2 < crops["fell"]
     assert result["ways"]["whole"]["paint"]["same_picture"] == 0.5
