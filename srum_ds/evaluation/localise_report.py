@@ -70,8 +70,9 @@ def _with_error(row: Mapping[str, Any], name: str) -> str:
     error = row[f"{name}_stderr"]
     if row[name] is None or not error:
         return _text(row[name])
-    return f"{row[name]:.3f} ± {error:.3f}"
+    return f"{_text(row[name])} ± {error:.3f}"
 
 
 def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    # Plus 0.0: a rounded -0.0 is 0.
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
