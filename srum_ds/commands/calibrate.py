@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,12 @@ def calibrate(
     threshold: float = 0.5,
     out: Path = Path("runs/calibration"),
     processes: int = 1,
+    localise: Annotated[bool, Parameter(negative=())] = False,
+    listed: str | None = None,
 ) -> None:
     """Compare readouts of the judge with labels: AUC, rank correlation, reliability, seconds per image.
+
+    With --localise: damage one region of each picture and see whether the judge's scores say which one.
 
     Parameters
     ----------
@@ -31,18 +36,49 @@ def calibrate(
     threshold
         Smallest score of the labels that counts as good.
     out
-        Folder of calibration.json, calibration.md and calibration.png.
+        Folder of calibration.json, calibration.md and calibration.png; with --localise of localise.json and .md.
     processes
         Drawing processes.
+    localise
+        Ask for all regions' scores before and after one of them is damaged (blurred, painted over, swapped), each on
+        its own crop, as boxes listed in a question about the whole picture, and for the whole picture's score; with a
+        grey picture as the control. The readout is judge.readout. --labels: pictures and phrases are taken from there.
+    listed
+        --localise: question about one listed box (a template with phrase, boxes and number). Without: one of ours.
     """
+    from srum_ds.common.errors import UserError
     from srum_ds.config import split_arguments
     from srum_ds.config.choices import READOUTS
     from srum_ds.evaluation.calibration import calibrate as run
     from srum_ds.evaluation.calibration_report import markdown
 
+    if localise:
+        _localise(arguments, readouts, labels, out, processes, listed)
+        return
+    if listed is not None:
+        raise UserError("--listed belongs to --localise")
     # What follows the names of --readouts is taken for names by the reader of the command line.
     words = READOUTS.names() if readouts is None else readouts
     names = [word for word in words if "=" not in word.split(":")[0]]
     recipe, overrides = split_arguments([*arguments, *(word for word in words if word not in names)])
     result = run(recipe, overrides, names, out, labels, threshold, processes)
     print(markdown(result), end="")
+
+
+def _localise(
+    arguments: Sequence[str],
+    readouts: Sequence[str] | None,
+    labels: Path | None,
+    out: Path,
+    processes: int,
+    listed: str | None,
+) -> None:
+    from srum_ds.common.errors import UserError
+    from srum_ds.config import split_arguments
+    from srum_ds.evaluation.localise_report import markdown
+    from srum_ds.evaluation.localise_run import localise as run
+
+    if readouts is not None:
+        raise UserError("--localise reads the judge as judge.readout says: set that, without --readouts")
+    recipe, overrides = split_arguments(arguments)
+    print(markdown(run(recipe, overrides, out, labels, listed, processes)), end="")

@@ -131,6 +131,18 @@ def image_key(seed: int, prompt: Prompt, sample: int = 0) -> Key:
     return ("eval", seed, prompt.id, sample)
 
 
+def refuse_broken(images_NCHW: Tensor, prompts: Sequence[Prompt], folder: Path) -> None:
+    """UserError naming the first prompt whose image holds values that are no numbers: it would pass for a black one."""
+    whole_N = torch.isfinite(images_NCHW.float()).flatten(start_dim=1).all(dim=1).tolist()
+    for prompt, whole in zip(prompts, whole_N, strict=True):
+        if not whole:
+            raise UserError(
+                f"{folder}: the image of prompt {prompt.id!r} holds values that are no numbers (NaN or infinite), so "
+                "it cannot be scored; the weights are broken, or overflow in this precision: look at the training's "
+                "metrics.jsonl, or draw in another precision"
+            )
+
+
 def cache_key(weights: str, prompts: Sequence[Prompt], questions: Sequence[str], settings: DrawSettings) -> str:
     """What cached images are found by: the weights' hash, prompts, questions and every setting."""
     parts = {
@@ -183,6 +195,7 @@ def _draw_batch(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
     keys = [image_key(settings.seed, prompt, settings.sample) for prompt in batch.prompts]
     grid = model.grid(*settings.image_size)
     _, images_NCHW = model.generate(batch.prompts, keys, grid, settings.sampling)
+    refuse_broken(images_NCHW, batch.prompts, batch.folder)
     images_NCHW = to_uint8(images_NCHW)
     requests = [
         Request(k, question, prompt.text, (prompt.name, "eval"))

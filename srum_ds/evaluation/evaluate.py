@@ -96,6 +96,7 @@ def evaluate_run(
     if not trained_folder.is_dir():
         raise UserError(f"{trained_folder}: missing; the run has not finished: repeat its `srum-ds train`")
     prompts = eval_prompts(cfg)
+    left_out = categories_left_out(cfg, prompts)
     benchmark = benchmark_for(cfg, prompts)
     questions = eval_questions(cfg, prompts)
     settings = draw_settings(cfg)
@@ -121,6 +122,7 @@ def evaluate_run(
         seed=cfg.eval.seed,
         seconds=time.monotonic() - started,
         settings=_described(cfg, settings, prompts, base_folder, trained_folder, base.cached)
+        | ({"categories_left_out": left_out} if left_out else {})
         | {"judge": JudgePipeline(cfg).described()},
     )
     _save_grid(run_dir / GRID, prompts, (base, trained), outcomes)
@@ -134,6 +136,13 @@ def evaluate_run(
     write_atomic(run_dir / OUTCOMES, json.dumps(stored) + "\n")
     console.print(result_table(result))
     console.print(verdict(result), soft_wrap=True, highlight=False)
+    if left_out:
+        console.print(
+            f"not evaluated: {', '.join(left_out)}; eval.prompts={cfg.eval.prompts} takes the first prompts of the "
+            f"split, and none of them is of these categories",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print(f"written: {run_dir}/{RESULT}, {MARKDOWN}, {GRID}", soft_wrap=True, highlight=False)
     return result
 
@@ -158,14 +167,30 @@ def benchmark_for(cfg: Config, prompts: Sequence[Prompt]) -> Checks:
 
 
 def check_images(benchmark: Checks, prompts: Sequence[Prompt], images_NCHW: Tensor, batch: int) -> list[Outcome]:
-    """The benchmark's outcome of each prompt's image (uint8 [N, 3, H, W]), ``batch`` images at a time."""
+    """The benchmark's outcome of each prompt's image (uint8 [N, 3, H, W]), ``batch`` images at a time.
+
+    Raises UserError for a credit that is none, ValueError for another number of outcomes than of images.
+    """
     outcomes: list[Outcome] = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         outcomes += benchmark.check(prompts[part], images_NCHW[part].float() / 255)
     if len(outcomes) != len(prompts):
         raise ValueError(f"the benchmark {benchmark.name} gave {len(outcomes)} outcomes of {len(prompts)} images")
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        if not 0 <= outcome.partial <= 1:
+            raise UserError(
+                f"the benchmark {benchmark.name} gave the image of prompt {prompt.id!r} a partial credit of "
+                f"{outcome.partial}, expected a number in [0, 1]; correct its check()"
+            )
     return outcomes
+
+
+def categories_left_out(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:
+    """Categories of ``eval.split`` of which the first ``eval.prompts`` prompts have none, in the split's order."""
+    seen = {prompt.category for prompt in prompts}
+    others = dict.fromkeys(prompt.category for prompt in PromptReader(Path(cfg.data.shards), cfg.eval.split))
+    return [category for category in others if category not in seen]
 
 
 def eval_questions(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:

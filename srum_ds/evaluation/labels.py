@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
@@ -84,11 +84,9 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
         benchmark = benchmark_for(cfg, prompts)
     except UserError as error:
         raise UserError(f"{error}; or give --labels, a shard of images with scores") from error
-    folder = Path(cfg.model.path)
-    settings = draw_settings(cfg)
-    drawn = draw_images([folder], prompts, eval_questions(cfg, prompts), settings, processes)[0]
-    outcomes = check_images(benchmark, prompts, drawn.images_NCHW, settings.batch)
-    images_NCHW = drawn.images_NCHW.float() / 255
+    images_NCHW, source = drawn(cfg, prompts, processes)
+    outcomes = check_images(benchmark, prompts, images_NCHW, cfg.eval.batch)
+    images_NCHW = images_NCHW.float() / 255
     r = cfg.regions
     candidates = component_candidates(images_NCHW, r.threshold)
     regions = select(candidates, max_count=r.max_count, min_area=r.min_area, pad=r.pad)
@@ -103,24 +101,30 @@ def drawn_and_checked(cfg: Config, processes: int = 1) -> Labelled:
             for said in of_box:
                 grade = float(said.truth)
                 asked.append(RegionQuestion(number, region, place, said.phrase, said.truth, grade, said.own))
-    sampling = shown_sampling(settings)
     return Labelled(
         tuple(prompts),
         tuple(images_NCHW),
         np.array([outcome.exact for outcome in outcomes]),
         np.array([outcome.partial for outcome in outcomes]),
         tuple(asked),
-        {
-            "labels": "the independent checker, on pictures the model drew itself",
-            "split": cfg.eval.split,
-            "pictures": len(prompts),
-            "seed": cfg.eval.seed,
-            **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
-            "model": cfg.written("model.path"),
-            "model_sha256": weights_sha256(folder),
-            **shown_benchmark(cfg),
-        },
+        {"labels": "the independent checker, on pictures the model drew itself", **source, **shown_benchmark(cfg)},
     )
+
+
+def drawn(cfg: Config, prompts: Sequence[Prompt], processes: int = 1) -> tuple[Tensor, dict[str, Any]]:
+    """The recipe's model's own images of the prompts, uint8 [N, 3, H, W], and how they were drawn."""
+    folder = Path(cfg.model.path)
+    settings = draw_settings(cfg)
+    images_NCHW = draw_images([folder], prompts, eval_questions(cfg, prompts), settings, processes)[0].images_NCHW
+    sampling = shown_sampling(settings)
+    return images_NCHW, {
+        "split": cfg.eval.split,
+        "pictures": len(prompts),
+        "seed": cfg.eval.seed,
+        **{name: sampling[name] for name in ("text_scale", "num_timesteps") if name in sampling},
+        "model": cfg.written("model.path"),
+        "model_sha256": weights_sha256(folder),
+    }
 
 
 def read_labels(path: Path, threshold: float) -> Labelled:
@@ -147,11 +151,14 @@ def read_labels(path: Path, threshold: float) -> Labelled:
     for tar in tars:
         for key, record, image in _samples(tar):
             where = f"{tar}: {key}.json"
-            if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            if not isinstance(record, dict) or not _is_text(record.get("prompt")):
                 raise UserError(f'{where}: expected an object with "prompt" (text) and "score" (a number)')
             phrases: dict[str, None] = {}
-            for entry in record.get("regions", []):
-                if not isinstance(entry, dict) or not isinstance(entry.get("phrase"), str):
+            entries = record.get("regions", [])
+            if not isinstance(entries, list):
+                raise UserError(f"{where}: regions is {entries!r}, expected a list")
+            for entry in entries:
+                if not isinstance(entry, dict) or not _is_text(entry.get("phrase")):
                     raise UserError(f'{where}: a region is {entry!r}, expected "box", "phrase" and "score"')
                 grade = _number(entry.get("score"), where)
                 box = _box(entry.get("box"), where)
@@ -171,29 +178,60 @@ def read_labels(path: Path, threshold: float) -> Labelled:
 
 
 def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
-    """(key, record, image) of each sample of a tar, in its order."""
+    """(key, record, image) of each sample of a tar, in its order. Members that are neither JSON nor image are no part.
+
+    A key is a member's name before the first dot of its last part, so that ``./a.json`` is the sample ``a``.
+    """
     records: dict[str, Any] = {}
     images: dict[str, Tensor] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, ending = member.name.partition(".")
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                stem, _, ending = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                is_image = ending.lower() in IMAGE_ENDINGS
                 stream = tar.extractfile(member)
-                if stream is None:
+                if stream is None or not (is_image or ending == "json"):
                     continue
+                if key in (images if is_image else records):
+                    kind = "image" if is_image else "JSON"
+                    raise UserError(f"{path}: {member.name}: the sample {key!r} has a second {kind}; each has one")
                 data = stream.read()
-                if ending == "json":
-                    records[key] = json.loads(data)
-                elif ending.lower() in IMAGE_ENDINGS:
-                    with Image.open(io.BytesIO(data)) as opened:
-                        pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255.0
-                    images[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    except (OSError, tarfile.TarError, ValueError, UnidentifiedImageError) as error:
+                if is_image:
+                    images[key] = _image(data, f"{path}: {member.name}")
+                else:
+                    records[key] = _record(data, f"{path}: {member.name}")
+    except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a readable tar of images and JSON ({error})") from error
     lonely = sorted(records.keys() ^ images.keys())
     if lonely:
         raise UserError(f"{path}: {lonely[0]} has no image or no JSON; each sample needs both")
     return [(key, record, images[key]) for key, record in records.items()]
+
+
+def _record(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from error
+
+
+def _image(data: bytes, where: str) -> Tensor:
+    """An image file as float32 [3, H, W] in [0, 1]."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            # Pillow clips these to 255 on the way to RGB, which would turn most of a picture white.
+            if opened.mode in ("I", "F") or opened.mode.startswith("I;"):
+                raise UserError(f"{where}: has more than 8 bits a channel ({opened.mode}); save it with 8")
+            pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255.0
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: not a readable image ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _number(value: Any, where: str) -> float:

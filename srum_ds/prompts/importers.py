@@ -74,7 +74,12 @@ def read_compbench(source: Path) -> dict[str, list[Prompt]]:
     subsets: dict[tuple[str, str], dict[str, str]] = {}
     for match, path in found:
         place = (match["category"], match["split"])
-        if match["subset"] and place in whole:
+        if match["subset"] and place not in whole:
+            raise UserError(
+                f"{path}: a subset of {match['category']}_{match['split']}.txt, which is not beside it; take all files "
+                "from one checkout, or name this file alone"
+            )
+        if match["subset"]:
             subsets.setdefault(place, {}).update({text: match["subset"] for text in read_lines(path)})
     splits: dict[str, list[Prompt]] = {}
     for split in ("train", "val"):
@@ -134,13 +139,16 @@ def read_srum(source: Path) -> dict[str, list[Prompt]]:
 
 def _srum(record: Any, where: str) -> Prompt:
     kinds = {"Question": str, "Category": str, "Question_id": int}
-    fits = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    # By type and not isinstance: true is no number.
+    fits = isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in kinds.items())
     if not fits:
         raise UserError(f"{where}: expected Question (text), Category (text) and Question_id (number)")
     text = record["Question"].strip().split("\t")[0].strip()
     if not text:
         raise UserError(f"{where}: its Question is empty")
     category = record["Category"].strip().replace("-", "_")
+    if not category:
+        raise UserError(f"{where}: its Category is empty")
     number = record["Question_id"]
     return Prompt(f"srum-{number:05d}", text, category, (), {"question_id": number})
 
@@ -169,13 +177,22 @@ def _geneval(line: str, index: int, where: str) -> Prompt:
         for item in record["include"]:
             phrase = _geneval_phrase(item)
             counts[phrase] = counts.get(phrase, 0) + _geneval_count(item)
-        text, tag = str(record["prompt"]).strip(), str(record["tag"])
-        meta = {**record, "counts": list(counts.values())}
-        return Prompt(f"geneval-{index:05d}", text, tag, tuple(counts), meta)
+        text, tag = _geneval_text(record, "prompt"), _geneval_text(record, "tag")
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{where}: expected tag, prompt and include (a list of {{class, count}})") from error
+    if not counts:
+        raise UserError(f"{where}: include is empty: nothing would be asked for")
+    meta = {**record, "counts": list(counts.values())}
+    return Prompt(f"geneval-{index:05d}", text, tag, tuple(counts), meta)
+
+
+def _geneval_text(record: Mapping[str, Any], key: str) -> str:
+    value = record[key]
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError(f"{key} is {value!r}")
+    return value.strip()
 
 
 def _geneval_count(item: Mapping[str, Any]) -> int:
@@ -186,8 +203,9 @@ def _geneval_count(item: Mapping[str, Any]) -> int:
 
 
 def _geneval_phrase(item: Mapping[str, Any]) -> str:
-    words = f"{item['color']} {item['class']}" if "color" in item else str(item["class"])
-    if item["class"] in _PLURAL:
+    name = _geneval_text(item, "class")
+    words = f"{_geneval_text(item, 'color')} {name}" if "color" in item else name
+    if name in _PLURAL:
         return words
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 

@@ -49,8 +49,8 @@ def crop_pictures(images_NCHW: Tensor, boxes_N4: Tensor, size: int) -> Tensor:
 def _cut(image_CHW: Tensor, box: Sequence[float]) -> Tensor:
     """One box (x0, y0, x1, y1, normalised) of one image."""
     height, width = image_CHW.shape[-2:]
-    left, right = _pixel_range(box[0], box[2], width)
-    top, bottom = _pixel_range(box[1], box[3], height)
+    left, right = pixel_range(box[0], box[2], width)
+    top, bottom = pixel_range(box[1], box[3], height)
     return image_CHW[:, top:bottom, left:right].float()
 
 
@@ -67,7 +67,7 @@ def _resampled(cuts: Sequence[Tensor], size_hw: tuple[int, int]) -> list[Tensor]
     return [found[number] for number in range(len(cuts))]
 
 
-def _pixel_range(low: float, high: float, side: int) -> tuple[int, int]:
+def pixel_range(low: float, high: float, side: int) -> tuple[int, int]:
     """Whole-pixel range [start, stop) nearest to the share [low, high] of a side, never empty."""
     start = min(max(math.floor(low * side + 0.5), 0), side - 1)
     stop = min(max(math.floor(high * side + 0.5), start + 1), side)

@@ -14,7 +14,15 @@ from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
 from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_checks
 from srum_ds.evaluation.checkers import load_checker
-from srum_ds.evaluation.evaluate import benchmark_for, check_images, draw_settings, eval_prompts, outcomes_key
+from srum_ds.evaluation.draw import refuse_broken
+from srum_ds.evaluation.evaluate import (
+    benchmark_for,
+    categories_left_out,
+    check_images,
+    draw_settings,
+    eval_prompts,
+    outcomes_key,
+)
 from srum_ds.evaluation.labels import drawn_and_checked
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
@@ -113,3 +121,40 @@ def test_a_benchmark_of_ones_own_scores_and_shows_in_the_key_of_the_outcomes(tmp
     default = load_config(RECIPE, ["eval.prompts=2"])
     assert draw_settings(cfg) == draw_settings(default)
     assert outcomes_key(cfg, tmp_path, prompts) == f"{outcomes_key(default, tmp_path, prompts)}-{name}"
+
+
+def test_categories_that_the_first_prompts_lack_are_told_of(tmp_path: Path) -> None:
+    prompts = [Prompt(f"p{k}", "x", category) for k, category in enumerate(["color", "color", "shape", "numeracy"])]
+    write_shards(tmp_path, "test", prompts)
+    cfg = load_config(RECIPE, [f"data.shards={tmp_path}", "eval.prompts=3"])
+    assert categories_left_out(cfg, eval_prompts(cfg)) == ["numeracy"]
+    assert categories_left_out(cfg, prompts) == []
+
+
+def test_a_credit_that_is_none_never_gets_into_a_mean() -> None:
+    class Broken:
+        name = "broken"
+
+        def refuse(self, prompts: Sequence[Prompt], where: str) -> None:
+            pass
+
+        def check(self, prompts: Sequence[Prompt], images_NCHW: torch.Tensor) -> list[Outcome]:
+            return [Outcome(False, 0.0 if prompt.id == "p0" else float("nan")) for prompt in prompts]
+
+        def region_truths(
+            self, rng: random.Random, prompt: Prompt, image_CHW: torch.Tensor, boxes: Sequence[Sequence[float]]
+        ) -> list[list[RegionTruth]]:
+            return []
+
+    images_NCHW = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(UserError, match="broken gave the image of prompt 'p1' a partial credit of nan"):
+        check_images(Broken(), [Prompt("p0", "x"), Prompt("p1", "x")], images_NCHW, 8)
+
+
+def test_an_image_without_numbers_is_no_black_image() -> None:
+    images_NCHW = torch.zeros(2, 3, 4, 4)
+    prompts = [Prompt("p0", "x"), Prompt("p1", "x")]
+    refuse_broken(images_NCHW, prompts, Path("runs/x/export"))
+    images_NCHW[1, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="runs/x/export: the image of prompt 'p1' holds values that are no numbers"):
+        refuse_broken(images_NCHW, prompts, Path("runs/x/export"))

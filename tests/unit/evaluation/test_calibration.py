@@ -176,6 +176,8 @@ def test_a_shard_with_scores_of_others_labels_instead_of_the_checker(tmp_path: P
         ({"prompt": "a", "score": 1, "regions": [{"phrase": "b", "score": 1}]}, "box is None"),
         ({"prompt": "a", "score": 1, "regions": [{"phrase": "b", "score": 1, "box": [0, 0, 9, 9]}]}, "box is"),
         ({"prompt": "a", "score": 1, "regions": [7]}, "a region is 7"),
+        ({"prompt": "a", "score": 1, "regions": None}, "regions is None"),
+        ({"prompt": " ", "score": 1}, '"prompt"'),
     ],
 )
 def test_labels_that_do_not_fit_are_named(tmp_path: Path, record: Any, message: str) -> None:
@@ -193,6 +195,50 @@ def test_files_that_are_no_labels_are_named(tmp_path: Path) -> None:
     lonely = write_labels(tmp_path / "lonely.tar", {"one": ({"prompt": "a", "score": 1}, None)})
     with pytest.raises(UserError, match="one has no image"):
         read_labels(lonely, 0.5)
+
+
+def tar_of(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_labels_of_a_packed_folder_are_found(tmp_path: Path) -> None:
+    record = json.dumps({"prompt": "a", "score": 1}).encode()
+    tar = tar_of(tmp_path / "packed.tar", [("./a.json", record), ("./a.png", png()), ("./b/a.json", record)])
+    with pytest.raises(UserError, match="b/a has no image"):
+        read_labels(tar, 0.5)
+    found = read_labels(tar_of(tmp_path / "whole.tar", [("./a.json", record), ("./a.png", png())]), 0.5)
+    assert [prompt.id for prompt in found.prompts] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (("a.json", b"{"), r"a\.json: not valid JSON"),
+        (("a.png", png()[:45]), r"a\.png: not a readable image"),
+        (("a.png", b"no picture"), r"a\.png: not a readable image"),
+        (("a.png", png("I;16")), r"a\.png: has more than 8 bits"),
+    ],
+)
+def test_a_broken_member_is_named(tmp_path: Path, member: tuple[str, bytes], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_labels(tar_of(tmp_path / "labels.tar", [member]), 0.5)
+
+
+def test_a_second_image_of_a_sample_does_not_replace_the_first(tmp_path: Path) -> None:
+    members = [("a.json", b'{"prompt": "a", "score": 1}'), ("a.png", png()), ("a.PNG", png())]
+    with pytest.raises(UserError, match="'a' has a second image"):
+        read_labels(tar_of(tmp_path / "labels.tar", members), 0.5)
 
 
 def test_readouts_may_bring_settings_of_their_own() -> None:

@@ -59,6 +59,13 @@ def test_compbench_subset_of_another_checkout_is_refused(tmp_path: Path) -> None
         read_compbench(tmp_path)
 
 
+def test_compbench_subset_without_its_whole_is_no_category_less(tmp_path: Path) -> None:
+    (tmp_path / "color_val.txt").write_text("a\n")
+    (tmp_path / "complex_val_spatial.txt").write_text("b\n")
+    with pytest.raises(UserError, match=r"complex_val_spatial\.txt: a subset of complex_val\.txt, which is not beside"):
+        read_compbench(tmp_path)
+
+
 def test_compbench_single_file_and_wrong_folder(tmp_path: Path) -> None:
     (tmp_path / "complex_val_spatial.txt").write_text("b\n")
     splits = read_compbench(tmp_path / "complex_val_spatial.txt")
@@ -83,7 +90,9 @@ def test_srum_records(tmp_path: Path) -> None:
     [
         ('[{"Question": "a"}]', "record 1: expected Question"),
         ('[{"Question": "a", "Category": "c", "Question_id": "x"}]', "record 1: expected Question"),
+        ('[{"Question": "a", "Category": "c", "Question_id": true}]', "record 1: expected Question"),
         ('[{"Question": " ", "Category": "c", "Question_id": 1}]', "record 1: its Question is empty"),
+        ('[{"Question": "a", "Category": " ", "Question_id": 1}]', "record 1: its Category is empty"),
         ('[{"Question": "a", "Category": "c", "Question_id": 1}, 5]', "record 2"),
         ('{"a": 1}', "expected a list"),
         ("[{", "not valid JSON"),
@@ -122,6 +131,25 @@ def test_geneval_records_have_object_phrases(tmp_path: Path) -> None:
         read_geneval(path)
     path.write_text("\n{\n")
     with pytest.raises(UserError, match="line 2: not valid JSON"):
+        read_geneval(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": None},
+        {"prompt": " "},
+        {"tag": None},
+        {"include": [{"class": "", "count": 1}]},
+        {"include": [{"class": "cup", "count": 1, "color": None}]},
+        {"include": []},
+    ],
+)
+def test_geneval_fields_without_text_never_become_a_prompt(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "evaluation_metadata.jsonl"
+    record = {"tag": "colors", "include": [{"class": "cup", "count": 1}], "prompt": "a photo of a cup"}
+    path.write_text(json.dumps(record) + "\n" + json.dumps(record | change) + "\n")
+    with pytest.raises(UserError, match=r"evaluation_metadata\.jsonl: line 2: "):
         read_geneval(path)
 
 

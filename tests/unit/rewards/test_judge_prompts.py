@@ -17,6 +17,7 @@ def test_shapes_questions_are_exactly_what_the_judge_learnt() -> None:
         == "does the picture show a red circle above a blue square?"
     )
     assert load_template("shapes_local.jinja").render(phrase="a red circle") == "is this a red circle?"
+    assert load_template("shapes_listed").render(phrase="a red circle") == "is there a red circle?"
 
 
 def test_templates_for_real_models_ask_yes_or_no_about_their_subject() -> None:
@@ -37,6 +38,7 @@ def test_all_built_in_templates_load() -> None:
         "global_layout_scale",
         "global_layout_score",
         "ground_boxes",
+        "listed_box",
         "local_crop",
         "local_crop_scale",
         "local_crop_score",
@@ -46,6 +48,7 @@ def test_all_built_in_templates_load() -> None:
         "sample_level",
         "sample_level_score",
         "shapes_global",
+        "shapes_listed",
         "shapes_local",
     ]
     for name in builtin_names():
@@ -55,7 +58,14 @@ def test_all_built_in_templates_load() -> None:
         assert template.version == "1"
         assert template.label == f"{name} v1 {template.sha256[:8]}"
         question = template.render(
-            prompt="a dog", phrase="a dog", phrases=["a dog"], boxes=[[0, 0, 5, 9]], width=64, height=64, think=False
+            prompt="a dog",
+            phrase="a dog",
+            phrases=["a dog"],
+            boxes=[[0, 0, 5, 9]],
+            number=1,
+            width=64,
+            height=64,
+            think=False,
         )
         assert "version" not in question.lower() and "think" not in question
 
