@@ -183,7 +183,8 @@ def _geneval_count(item: Mapping[str, Any]) -> int:
 
 
 def _geneval_phrase(item: Mapping[str, Any]) -> str:
-    words = f"{item['color']} {item['class']}" if "color" in item else str(item["class"])
+    # A round through a table library leaves "color": null where there was none.
+    words = f"{item['color']} {item['class']}" if item.get("color") else str(item["class"])
     if item["class"] in _PLURAL:
         return words
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
