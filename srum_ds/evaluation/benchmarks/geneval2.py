@@ -30,10 +30,14 @@ FILE = "geneval2_data.jsonl"
 
 
 def spellings(answer: str) -> tuple[str, ...]:
-    """The ways in which a right answer is spelled: ``four``, ``Four``, ``4``; ``Yes``, ``yes``."""
+    """The ways in which a right answer is spelled: ``four``, ``Four``, ``4``; ``Yes``, ``yes``.
+
+    10 is none: its first token is that of 1 where digits are tokens of their own.
+    """
     word = answer.strip().lower()
     if word in NUMBERS:
-        return word, word.capitalize(), str(NUMBERS.index(word) + 1)
+        digit = str(NUMBERS.index(word) + 1)
+        return (word, word.capitalize(), digit) if len(digit) == 1 else (word, word.capitalize())
     return word.capitalize(), word
 
 
@@ -83,9 +87,12 @@ class SoftTifa:
 
 
 def ask(key: str, text: str, answer: str) -> Question:
-    """A question whose right answer's spellings come first, and for yes, those of no behind them."""
+    """A question whose right answer's spellings come first, and behind them other answers: no, or other digits.
+
+    They do not count. With them, a server that tells the likeliest tokens alone shows that a wrong answer is one.
+    """
     right = spellings(answer)
-    others = spellings("no") if right[-1] == "yes" else ()
+    others = spellings("no") if right[-1] == "yes" else tuple(digit for digit in "123456789" if digit not in right)
     return Question(key, (f"{text} Answer in one word.",), max_tokens=1, answers=(*right, *others))
 
 

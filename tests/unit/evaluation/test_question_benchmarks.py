@@ -46,7 +46,7 @@ def test_soft_tifa_is_the_probability_of_the_right_spellings(tmp_path: Path) -> 
     grading = geneval2.SoftTifa()
     questions = grading.questions(prompt)
     assert questions[0].turns == ("How many cups are in the image? Answer in one word.",)
-    assert questions[0].answers == ("two", "Two", "2")
+    assert questions[0].answers == ("two", "Two", "2", *"13456789")
     assert questions[1].answers == ("Yes", "yes", "No", "no")
     replies = {
         "q0": probably(0.5, 0.1, 0.2),
