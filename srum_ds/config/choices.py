@@ -83,6 +83,10 @@ BENCHMARKS: Registry[Any] = Registry(
     "benchmark",
     "srum_ds.benchmarks",
     {
+        "geneval": "srum_ds.evaluation.benchmarks.geneval:BENCHMARK",
+        "geneval2": "srum_ds.evaluation.benchmarks.geneval2:BENCHMARK",
+        "dpg": "srum_ds.evaluation.benchmarks.dpg:BENCHMARK",
+        "unigenbench": "srum_ds.evaluation.benchmarks.unigenbench:BENCHMARK",
         "shapes": "srum_ds.worlds.shapes.benchmark:BENCHMARK",
         "compbench": "srum_ds.evaluation.benchmarks.compbench:BENCHMARK",
         "reasonbench": "srum_ds.evaluation.benchmarks.reasonbench:BENCHMARK",

@@ -204,7 +204,8 @@ def _geneval_count(item: Mapping[str, Any]) -> int:
 
 def _geneval_phrase(item: Mapping[str, Any]) -> str:
     name = _geneval_text(item, "class")
-    words = f"{_geneval_text(item, 'color')} {name}" if "color" in item else name
+    # A round through a table library leaves "color": null where there was none.
+    words = name if item.get("color") is None else f"{_geneval_text(item, 'color')} {name}"
     if name in _PLURAL:
         return words
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

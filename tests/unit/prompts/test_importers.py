@@ -141,7 +141,6 @@ def test_geneval_records_have_object_phrases(tmp_path: Path) -> None:
         {"prompt": " "},
         {"tag": None},
         {"include": [{"class": "", "count": 1}]},
-        {"include": [{"class": "cup", "count": 1, "color": None}]},
         {"include": []},
     ],
 )
