@@ -1,4 +1,4 @@
-"""From pictures' values to figures as plain JSON: means with errors, and what is missing from them. ``results`` calls it.
+"""From pictures' values to figures as plain JSON: means with errors, and what is missing. ``results`` calls it.
 
 No mean loses a category in silence: a figure that lacks one is None and says which, unless the user chose categories
 (then it is of those, and marked) or asked for the released arithmetic, which drops them.

@@ -1,7 +1,7 @@
 """Means, differences and intervals of pictures that come in clusters: four pictures of a prompt are not four prompts.
 
 A figure is a weighted mean of categories' means, overall = sum_k w_k mean_k. Its error comes from the influence of each
-cluster, u_c = sum_k w_k sqrt(C_k / (C_k - 1)) sum_{i in c and k} (x_i - mean_k) / n_k, as the root of sum_c u_c^2, where
+cluster, u_c = sum_k w_k sqrt(C_k / (C_k - 1)) sum_{i in c and k} (x_i - mean_k) / n_k, as the root of sum_c u_c^2;
 C_k clusters lie in category k. For one category it is the cluster-robust error of a mean (Liang and Zeger 1986, with
 the usual C / (C - 1)); for categories that share no cluster it is sqrt(sum_k w_k^2 stderr_k^2); for clusters of one it
 is s / sqrt(n).

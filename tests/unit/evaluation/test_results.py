@@ -23,7 +23,7 @@ from srum_ds.evaluation.results import (
     write_results,
 )
 from srum_ds.evaluation.scored import Scored
-from srum_ds.judges.protocol import Question, Reply
+from srum_ds.judges.protocol import Question
 from srum_ds.types import Prompt
 
 JUDGE = {"kind": "http", "model": "qwen", "under_test": False}
