@@ -101,7 +101,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         verb = "overall is of the other categories alone" if overall["partial"] else "there is no overall"
         said.append(f"No answer in {names}: {verb}.")
     if results["missing"]:
-        said.append(f"{len(results['missing'])} pictures are missing from the folder.")
+        said.append(f"{_are(len(results['missing']))} missing from the folder.")
     if results["partial"]:
         chosen = results["partial"]
         what = [f"the categories {', '.join(chosen['categories'])}"] if chosen["categories"] else []
@@ -190,6 +190,10 @@ def cell(text: str) -> str:
     """Text that stays in its cell and starts no tag: a judge's reply may hold anything."""
     flat = " ".join(text.split())
     return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+def _are(count: int) -> str:
+    return "1 picture is" if count == 1 else f"{count} pictures are"
 
 
 def _row(name: str, measured: Mapping[str, Any], full: float, mark: str) -> list[str]:

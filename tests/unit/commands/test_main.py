@@ -21,6 +21,7 @@ from srum_ds.evaluation.evaluate import evaluation_request
         ["train"],
         ["eval"],
         ["ablate"],
+        ["compare"],
         ["calibrate"],
         ["rollout"],
         ["rescore"],
