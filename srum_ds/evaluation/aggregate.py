@@ -129,9 +129,10 @@ def _measured(rows: Sequence[Row], weights: Mapping[str, float], absent: Mapping
     counted = [row for row in rows if row.category in weights and row.value is not None]
     if not counted:
         return counts
-    told = ([row.value for row in counted], [row.category for row in counted], [row.cluster for row in counted])
-    found = weighted_mean(*told, weights)
-    low, high = interval(*told, weights)
+    values = [row.value for row in counted if row.value is not None]
+    categories, clusters = [row.category for row in counted], [row.cluster for row in counted]
+    found = weighted_mean(values, categories, clusters, weights)
+    low, high = interval(values, categories, clusters, weights)
     known = not math.isnan(found.stderr)
     return {
         **counts,

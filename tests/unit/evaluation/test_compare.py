@@ -20,7 +20,8 @@ from srum_ds.evaluation.report import Measured, build_result, write_result
 from srum_ds.evaluation.results import CanaryResult
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
-from tests.support.scored_folders import BENCHMARK, JUDGE, scored_folder
+from tests.support.paths import RECIPE
+from tests.support.scored_folders import BENCHMARK, scored_folder
 
 FIRST = {
     ("color", 0): 50.0,
@@ -59,7 +60,7 @@ def test_paired_differences_by_hand(tmp_path: Path) -> None:
 
 
 def test_only_common_pictures_count_and_the_others_are_told(tmp_path: Path) -> None:
-    fewer = {key: value for key, value in SECOND.items() if key != ("color", 1)}
+    fewer: dict[tuple[str, int], float | None] = {key: value for key, value in SECOND.items() if key != ("color", 1)}
     fewer["color", 2] = 1.0
     fewer["complex_a", 1] = None
     folders = [scored_folder(tmp_path / "a", FIRST), scored_folder(tmp_path / "b", fewer)]
@@ -142,10 +143,12 @@ def test_runs_with_scored_folders_by_their_benchmark(tmp_path: Path) -> None:
 
 def _measured_run(folder: Path, shards: Path, prompts: list[Prompt], base: list[int], trained: list[int]) -> Path:
     folder.mkdir()
-    save_config(load_config(None, [f"data.shards={shards}"]), folder / "config.yaml")
-    sides = [Measured([float(value) for value in side]) for side in (base, trained)]
+    save_config(load_config(RECIPE, [f"data.shards={shards}"]), folder / "config.yaml")
+    first, second = (Measured([float(value) for value in side]) for side in (base, trained))
     categories = [prompt.category for prompt in prompts]
-    write_result(folder, build_result(categories, *sides, seed=0, seconds=1.0, settings={"split": "test", "steps": 2}))
+    write_result(
+        folder, build_result(categories, first, second, seed=0, seconds=1.0, settings={"split": "test", "steps": 2})
+    )
     outcomes = {"key": "k", "prompts": [prompt.id for prompt in prompts], "base": base, "trained": trained}
     (folder / "outcomes.json").write_text(json.dumps(outcomes))
     return folder
@@ -178,4 +181,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "+8.00" in capsys.readouterr().out
     assert main(["compare", "--out", str(tmp_path / "out")]) == 2
     assert "nothing to compare" in capsys.readouterr().err
-    assert JUDGE["kind"] == "http"
