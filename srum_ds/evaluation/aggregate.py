@@ -66,10 +66,32 @@ def figures(
             **measured,
             "weights": weights or dict(figure.weights),
             "lacks": lacks,
-            "partial": bool(lacks) and measured["mean"] is not None,
+            "of_parts": figure.of_parts,
+            "partial": (bool(lacks) or chosen) and measured["mean"] is not None,
             "smallest_difference": apart(measured),
         }
     return found
+
+
+def figures_of_parts(wanted: Sequence[Figure], rows: Sequence[Row], chosen: bool, released: bool) -> dict[str, Any]:
+    """``figures`` of those with ``of_parts``. rows: of parts, a part's name as the category, once for each question.
+
+    A part that no prompt asks for leaves a figure, and the others' weights are scaled to 1; where no part is asked for
+    at all the mean is None.
+    """
+    asked = {row.category for row in rows}
+    scaled = []
+    for figure in wanted:
+        weights = {name: weight for name, weight in figure.weights.items() if name in asked} or figure.weights
+        total = sum(weights.values())
+        scaled.append(Figure(figure.name, {name: weight / total for name, weight in weights.items()}, of_parts=True))
+    return figures(scaled, rows, {}, chosen, released)
+
+
+def pooled(rows: Sequence[Row]) -> dict[str, Any]:
+    """The plain mean of all rows, whatever their category, as ``by_category`` has one."""
+    together = [Row("", row.cluster, row.value, row.failed) for row in rows]
+    return _measured(together, {"": 1.0}, {})
 
 
 def remaining_weights(figure: Figure, parts: Sequence[Figure], answered: set[str]) -> dict[str, float]:

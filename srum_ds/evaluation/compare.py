@@ -19,6 +19,7 @@ from rich.table import Table
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
+from srum_ds.evaluation.aggregate import Rule
 from srum_ds.evaluation.clustered import Clustered, Paired, interval, paired, smallest_difference, weighted_mean
 from srum_ds.evaluation.compared_runs import Compared, compared_sides
 from srum_ds.evaluation.report_html import Pair, Side, write_comparison
@@ -186,11 +187,16 @@ def _result(sides: Sequence[Compared], common: _Common, notes: Sequence[str]) ->
             }
         )
     out = [f"{run['left_out']} of {run['pictures']} of {run['name']}" for run in runs if run["left_out"]]
-    told = [*notes]
+    notes = [*notes]
     if out:
-        told.append(
+        notes.append(
             f"Compared on the {len(common.keys)} pictures that all have a score of; left out: {', '.join(out)}."
         )
+    rule = first["failure_rule"]
+    figures = {}
+    for name, used in weights.items():
+        told = _parts(common, rule) if first["figures"][name].get("of_parts") else (common.values, categories, clusters)
+        figures[name] = _line(*told, used)
     lines = {name: _line(common.values, categories, clusters, {name: 1.0}) for name in leaves}
     return {
         "benchmark": first["benchmark"],
@@ -200,9 +206,26 @@ def _result(sides: Sequence[Compared], common: _Common, notes: Sequence[str]) ->
         "prompts": len(set(clusters)),
         "runs": runs,
         "by_category": lines,
-        "figures": {name: _line(common.values, categories, clusters, used) for name, used in weights.items()},
-        "notes": told,
+        "figures": figures,
+        "notes": notes,
     }
+
+
+def _parts(common: _Common, rule: Rule) -> tuple[list[list[float]], list[str], list[str]]:
+    """Values, part names and prompts of the parts that every run has, each once for every question behind it."""
+    names, clusters = [], []
+    values: list[list[float]] = []
+    for mine in zip(*common.scores, strict=True):
+        first = mine[0]
+        for name in first.parts:
+            found = [counted(score.parts.get(name), None, rule, False) for score in mine]
+            told = [value for value in found if value is not None]
+            if len(told) == len(found):
+                times = round(first.weights.get(name, 1.0))
+                names += [name] * times
+                clusters += [first.text or first.id] * times
+                values += [told] * times
+    return _turned(values), names, clusters
 
 
 def _line(

@@ -16,6 +16,7 @@ from srum_ds.evaluation.scored import MARKDOWN
 HEADINGS = ("category", "n", "failed", "missing", "mean ± stderr", "95 % interval")
 SELF_MARK = "†"
 SELF_NOTE = "judged by the model under test itself, not by an independent judge"
+FEW_PARTS = 4
 NO_CATEGORY = "(no category)"
 
 
@@ -57,6 +58,22 @@ def figure_rows(results: Mapping[str, Any]) -> list[list[str]]:
     figures = [(figure_label(results, name), found) for name, found in results["figures"].items() if name != OVERALL]
     named += [*figures, (OVERALL, results["overall"])]
     return [_row(name, measured, full, mark) for name, measured in named]
+
+
+def part_tables(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Mapping[str, Any], str]]]]:
+    """(title, rows of (name, measured, "leaf" or "sum")): all parts, then each by category where these are few.
+
+    With one category, or with many parts, the tables by category stay in ``results.json``.
+    """
+    if not results["parts"]:
+        return []
+    tables = [("Parts", [(name, part["figures"][OVERALL], "leaf") for name, part in results["parts"].items()])]
+    for name, part in results["parts"].items():
+        if 1 < len(part["by_category"]) and len(results["parts"]) <= FEW_PARTS:
+            rows = [(label(leaf), found, "leaf") for leaf, found in part["by_category"].items()]
+            rows += [(figure_label(results, figure), found, "sum") for figure, found in part["figures"].items()]
+            tables.append((name, rows))
+    return tables
 
 
 def figure_label(results: Mapping[str, Any], name: str) -> str:
@@ -144,9 +161,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     if results["judge"]["under_test"]:
         lines += ["", f"{SELF_MARK} {SELF_NOTE}."]
     lines += ["", reading(results)]
-    for name, part in results["parts"].items():
-        rows = [_row(label(n), m, results["full"], "") for n, m in {**part["by_category"], **part["figures"]}.items()]
-        lines += ["", f"## {cell(name)}", "", *table(HEADINGS, rows, bold=OVERALL)]
+    mark = SELF_MARK if results["judge"]["under_test"] else ""
+    for title, named in part_tables(results):
+        rows = [_row(name, measured, results["full"], mark) for name, measured, _ in named]
+        lines += ["", f"## {cell(title)}", "", *table(HEADINGS, rows, bold=OVERALL)]
     headings, rows = published_rows(results)
     if rows:
         lines += ["", "## Beside published rows", "", *table(headings, rows)]

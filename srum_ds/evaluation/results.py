@@ -15,7 +15,7 @@ from typing import Any
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
-from srum_ds.evaluation.aggregate import Row, Rule, by_category, figures, power_of
+from srum_ds.evaluation.aggregate import Row, Rule, by_category, figures, figures_of_parts, pooled, power_of
 from srum_ds.evaluation.benchmarks import Benchmark, Detection, Figure
 from srum_ds.evaluation.scored import RESULTS, Scored
 from srum_ds.types import Prompt
@@ -49,8 +49,8 @@ class Chosen:
 class Score:
     """One line of ``scores.jsonl``: a picture of a prompt and what it is worth.
 
-    picture: its path from the folder on. value, parts, failure, words, raw: as in ``Grade``. boxes: x0, y0, x1, y1 in
-    [0, 1] with a label and a score each, empty where nobody looked for any.
+    picture: its path from the folder on. value, parts, failure, words, raw, weights: as in ``Grade``. boxes: of x0, y0,
+    x1, y1 in [0, 1], with a label and a score each, empty where nobody looked for any.
     """
 
     id: str
@@ -63,6 +63,7 @@ class Score:
     failure: str = ""
     words: str = ""
     raw: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     boxes: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -82,6 +83,15 @@ def counted(value: float | None, raw: float | None, failures: Rule, srum_compat:
     if value is None and failures == "zero":
         return 0.0
     return value
+
+
+def part_rows(text: str, parts: Mapping[str, float | None], weights: Mapping[str, float], failures: Rule) -> list[Row]:
+    """One picture's parts, each once for every question behind it; one that failed once. category: the part's name."""
+    rows = []
+    for name, value in parts.items():
+        times = 1 if value is None else round(weights.get(name, 1.0))
+        rows += [Row(name, text, counted(value, None, failures, False), value is None)] * times
+    return rows
 
 
 def build_results(
@@ -126,15 +136,11 @@ def build_results(
         for one in scored
     ]
     chosen = bool(partial.categories)
-    found = figures(wanted, rows, absent, chosen, srum_compat)
+    told = [row for one in scored for row in part_rows(one.prompt.text, one.grade.parts, one.grade.weights, failures)]
+    found = figures([figure for figure in wanted if not figure.of_parts], rows, absent, chosen, srum_compat)
+    found |= figures_of_parts([figure for figure in wanted if figure.of_parts], told, chosen, srum_compat)
     overall = found[OVERALL]
-    parts = {}
-    for name in benchmark.part_figures:
-        mine = [_part_row(one, name, failures) for one in scored]
-        parts[name] = {
-            "by_category": by_category(mine, absent),
-            "figures": figures(wanted, mine, absent, chosen, srum_compat),
-        }
+    parts = {name: _part(name, scored, wanted, failures, chosen) for name in benchmark.part_figures}
     results = {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
@@ -189,6 +195,7 @@ def score_rows(
             failure=one.grade.failure,
             words=one.grade.words,
             raw=one.grade.raw,
+            weights=dict(one.grade.weights),
             boxes=[
                 {"label": box.label, "score": box.score, "box": list(box.box)}
                 for box in found.get((one.prompt.id, one.sample), ())
@@ -242,14 +249,27 @@ _SAID = {"exclude": "left out of the means", "zero": "counted as 0"}
 
 def _order(wanted: Sequence[Figure], categories: Sequence[str], partial: Chosen) -> list[str]:
     """The categories as tables list them: the benchmark's own order, then others; chosen ones alone where chosen."""
-    weighted = [name for figure in wanted if figure.name == OVERALL for name in figure.weights]
+    weighted = [name for figure in wanted if not figure.of_parts for name in figure.weights]
     named = dict.fromkeys([*weighted, *categories])
     return [name for name in named if name in categories or not partial.categories]
 
 
-def _part_row(one: Scored, name: str, failures: Rule) -> Row:
-    value = one.grade.parts.get(name)
-    return Row(one.prompt.category, one.prompt.text, counted(value, None, failures, False), value is None)
+def _part(
+    name: str, scored: Sequence[Scored], wanted: Sequence[Figure], failures: Rule, chosen: bool
+) -> dict[str, Any]:
+    """One part by leaf category; its figures where every category asks for it, and else its mean over all pictures."""
+    rows = []
+    for one in scored:
+        prompt, grade = one.prompt, one.grade
+        mine = {name: grade.parts[name]} if name in grade.parts else {}
+        for row in part_rows(prompt.text, mine, grade.weights, failures):
+            rows.append(Row(prompt.category, row.cluster, row.value, row.failed))
+    asked = {row.category for row in rows}
+    fitting = [figure for figure in wanted if not figure.of_parts and set(figure.weights) <= asked]
+    found = figures(fitting, rows, {}, chosen, released=False)
+    if OVERALL not in found:
+        found[OVERALL] = pooled(rows)
+    return {"by_category": by_category(rows, {}), "figures": found}
 
 
 def _finite(value: Any) -> Any:

@@ -44,7 +44,8 @@ class Grade:
 
     parts: figures beside it that the benchmark reports too (``accuracy``, ``quality``), None where one failed. failure:
     why there is no value, or empty. words: what the judge said, for a person to read. raw: what the released scripts
-    of the benchmark would have counted (-1 for a reply they cannot read), None where that is ``value``.
+    of the benchmark would have counted (-1 for a reply they cannot read), None where that is ``value``. weights: how
+    many questions stand behind a part, where a benchmark pools questions, not pictures; 1 each where it is empty.
     """
 
     value: float | None
@@ -52,16 +53,22 @@ class Grade:
     failure: str = ""
     words: str = ""
     raw: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One object that a detector found. box: x0, y0, x1, y1 in [0, 1]. score: in [0, 1]. mask: RLE as JSON, or None."""
+    """One object that a detector found.
+
+    box: x0, y0, x1, y1 in [0, 1]. score: in [0, 1]. mask: run lengths as JSON (``benchmarks.masks``), or None. color:
+    what whoever made the detections says that its colour is, empty where nobody said.
+    """
 
     label: str
     score: float
     box: tuple[float, float, float, float]
     mask: Mapping[str, object] | None = None
+    color: str = ""
 
 
 @runtime_checkable
@@ -139,11 +146,14 @@ class Canary:
 class Figure:
     """A figure that is a weighted mean of the means of leaf categories (``Prompt.category``): weights sum to 1.
 
-    ``overall`` is one of them; T2I-CompBench's ``complex`` is another, of three leaves.
+    ``overall`` is one of them; T2I-CompBench's ``complex`` is another, of three leaves. of_parts: the weights are of
+    part figures (``Grade.parts``, pooled by ``Grade.weights``) instead, as where the authors average dimensions that
+    each prompt touches several of. A part that no prompt of the set asks for is left out, as a category would be.
     """
 
     name: str
     weights: Mapping[str, float]
+    of_parts: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from srum_ds.evaluation.result_tables import (
     judge_line,
     label,
     number,
+    part_tables,
     published_rows,
     reading,
     remarks,
@@ -126,12 +127,8 @@ def _tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             ],
         }
     ]
-    for name, part in results["parts"].items():
-        rows = [_bar(label(leaf), "", found, results, "leaf") for leaf, found in part["by_category"].items()]
-        rows += [
-            _bar(figure_label(results, figure), "", found, results, "sum") for figure, found in part["figures"].items()
-        ]
-        tables.append({"title": name, "rows": rows})
+    for title, named in part_tables(results):
+        tables.append({"title": title, "rows": [_bar(name, "", found, results, kind) for name, found, kind in named]})
     for table in tables:
         table["full"] = f"{full:g}"
     return tables

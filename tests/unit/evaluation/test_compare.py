@@ -15,13 +15,15 @@ from rich.console import Console
 from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config, save_config
+from srum_ds.evaluation.benchmarks import Figure, Grade
 from srum_ds.evaluation.compare import compare
 from srum_ds.evaluation.report import Measured, build_result, write_result
-from srum_ds.evaluation.results import CanaryResult
+from srum_ds.evaluation.results import CanaryResult, build_results, score_rows, write_results
+from srum_ds.evaluation.scored import Scored
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt
 from tests.support.paths import RECIPE
-from tests.support.scored_folders import BENCHMARK, scored_folder
+from tests.support.scored_folders import BENCHMARK, JUDGE, scored_folder
 
 FIRST = {
     ("color", 0): 50.0,
@@ -173,6 +175,26 @@ def test_runs_measured_from_pixels(tmp_path: Path) -> None:
     lost, shown = run(first, second, out=tmp_path / "out")
     assert lost["figures"]["overall"]["differences"][0]["mean"] == pytest.approx(1 / 3)
     assert "The prompts of x are not at hand" in shown
+
+
+def test_figures_of_parts_are_paired_by_question(tmp_path: Path) -> None:
+    def shares(categories: Any) -> list[Figure]:
+        return [Figure("overall", {"hue": 0.5, "count": 0.5}, of_parts=True)]
+
+    benchmark = replace(BENCHMARK, figures=shares, part_figures=("hue", "count"), published=[])
+    for name, more in (("a", 0.0), ("b", 10.0)):
+        grades = [
+            Grade(1.0, {"hue": 10.0 + more, "count": 30.0}, weights={"hue": 3.0}),
+            Grade(1.0, {"hue": 50.0}),
+            Grade(1.0, {"count": 30.0 + more}),
+        ]
+        scored = [Scored(Prompt(f"p{i}", f"text {i}", "all"), 0, "", grade) for i, grade in enumerate(grades)]
+        (tmp_path / name).mkdir()
+        write_results(tmp_path / name, build_results(benchmark, scored, JUDGE), score_rows(scored))
+    found, _ = run(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
+    # hue: (3 x 10 + 0) / 4 = 7.5, count: (0 + 10) / 2 = 5.
+    assert found["figures"]["overall"]["differences"][0]["mean"] == pytest.approx(6.25)
+    assert found["by_category"]["all"]["differences"][0]["ties"] == 3
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,30 @@ def test_a_failed_canary_stands_first_and_replies_are_inert() -> None:
     assert "do not believe" in remarks(found)[0]
     text = markdown(found)
     assert "<script" not in text and "95 \\|" in text
+
+
+def test_figures_of_parts_pool_questions_and_not_pictures() -> None:
+    def shares(categories: Sequence[str]) -> list[Figure]:
+        return [Figure("overall", {"color": 1 / 3, "count": 1 / 3, "never": 1 / 3}, of_parts=True)]
+
+    benchmark = replace(BENCHMARK, figures=shares, part_figures=("color", "count", "never"), published=[])
+    grades = [
+        Grade(50.0, {"color": 100.0, "count": 0.0}, weights={"color": 3.0, "count": 1.0}),
+        Grade(20.0, {"color": 20.0}, weights={"color": 1.0}),
+        Grade(80.0, {"count": 80.0}),
+        Grade(None, {"count": None}, "prose"),
+    ]
+    rows = [Scored(Prompt(f"p{i}", f"text {i}", "all"), 0, "", grade) for i, grade in enumerate(grades)]
+    found = build_results(benchmark, rows, JUDGE)
+    # color: (3 x 100 + 20) / 4 = 80, count: (0 + 80) / 2 = 40; nobody asks for the third.
+    assert found["overall"]["mean"] == pytest.approx(60)
+    assert found["overall"]["weights"] == {"color": 0.5, "count": 0.5}
+    assert (found["overall"]["failures"], found["overall"]["partial"]) == (1, False)
+    assert found["parts"]["color"]["figures"]["overall"]["mean"] == pytest.approx(80)
+    assert found["parts"]["count"]["figures"]["overall"]["failures"] == 1
+    assert found["parts"]["never"]["figures"]["overall"]["mean"] is None
+    assert found["by_category"]["all"]["mean"] == pytest.approx(50)
+    text = markdown(found)
+    # Influences 3 x 20 / 4 and -60 / 4 of two prompts: sqrt(2 x 2 x 15^2) = 30.
+    assert "| color | 4 | 0 | 0 | 80.00 ± 30.00 |" in text
+    assert text.count("| never | 0 | 0 | 0 | - | - |") == 1
