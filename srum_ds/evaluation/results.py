@@ -249,7 +249,7 @@ _SAID = {"exclude": "left out of the means", "zero": "counted as 0"}
 
 def _order(wanted: Sequence[Figure], categories: Sequence[str], partial: Chosen) -> list[str]:
     """The categories as tables list them: the benchmark's own order, then others; chosen ones alone where chosen."""
-    weighted = [name for figure in wanted if not figure.of_parts for name in figure.weights]
+    weighted = [name for figure in reversed(wanted) if not figure.of_parts for name in figure.weights]
     named = dict.fromkeys([*weighted, *categories])
     return [name for name in named if name in categories or not partial.categories]
 

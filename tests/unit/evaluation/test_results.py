@@ -245,3 +245,8 @@ def test_figures_of_parts_pool_questions_and_not_pictures() -> None:
     # Influences 3 x 20 / 4 and -60 / 4 of two prompts: sqrt(2 x 2 x 15^2) = 30.
     assert "| color | 4 | 0 | 0 | 80.00 ± 30.00 |" in text
     assert text.count("| never | 0 | 0 | 0 | - | - |") == 1
+
+
+def test_categories_stand_in_the_order_of_overall() -> None:
+    found = build_results(BENCHMARK, WHOLE[::-1], JUDGE)
+    assert list(found["by_category"]) == ["color", "complex", "complex_action", "complex_spatial"]
