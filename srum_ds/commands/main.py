@@ -17,6 +17,7 @@ from srum_ds.commands.ablate import ablate
 from srum_ds.commands.ask import ask
 from srum_ds.commands.calibrate import calibrate
 from srum_ds.commands.check_adapter import check_adapter
+from srum_ds.commands.compare import compare
 from srum_ds.commands.evaluate import app as eval_app
 from srum_ds.commands.generate import generate
 from srum_ds.commands.inspect import inspect
@@ -36,7 +37,7 @@ app = App(
     default_parameter=Parameter(negative_iterable=()),
 )
 app.command(eval_app)
-for command in (train, plan, ablate, calibrate, rollout, rescore, generate, ask, inspect, check_adapter):
+for command in (train, plan, ablate, compare, calibrate, rollout, rescore, generate, ask, inspect, check_adapter):
     app.command(command)
 app.command(shards_app)
 app.command(config_app)

@@ -15,7 +15,7 @@ import pytest
 import srum_ds.commands.launcher as launcher
 from tests.support.launching import command
 
-COMMANDS = ["train", "eval", "ablate", "calibrate", "rollout", "rescore"]
+COMMANDS = ["train", "eval", "ablate", "compare", "calibrate", "rollout", "rescore"]
 COMMANDS += ["generate", "ask", "inspect", "check-adapter", "shards", "config"]
 SLOW_IMPORTS = ("torch", "deepspeed", "transformers", "diffusers", "scipy", "omegaconf")
 

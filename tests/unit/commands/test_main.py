@@ -23,6 +23,7 @@ from srum_ds.evaluation.evaluate import evaluation_request
         ["eval", "draw"],
         ["eval", "score"],
         ["ablate"],
+        ["compare"],
         ["calibrate"],
         ["rollout"],
         ["rescore"],
