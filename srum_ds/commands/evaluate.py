@@ -8,6 +8,7 @@ from pathlib import Path
 from cyclopts import App, Parameter
 
 from srum_ds.commands.evaluate_options import Drawn, Judging, Prompts, one_folder, settings_behind, split_words
+from srum_ds.commands.understanding import understanding
 from srum_ds.common.errors import UserError
 
 app = App(
@@ -177,3 +178,6 @@ def _judge(judging: Judging, benchmark: str) -> str:
     if isinstance(load_benchmark(benchmark).grading, Asks):
         raise UserError(f"--benchmark {benchmark} asks a judge: give --judge http, transformers, self or replay.")
     return "checker"
+
+
+app.command(understanding)

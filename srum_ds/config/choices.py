@@ -89,6 +89,7 @@ BENCHMARKS: Registry[Any] = Registry(
         "unigenbench": "srum_ds.evaluation.benchmarks.unigenbench:BENCHMARK",
         "shapes": "srum_ds.worlds.shapes.benchmark:BENCHMARK",
         "compbench": "srum_ds.evaluation.benchmarks.compbench:BENCHMARK",
+        "compbench_yes": "srum_ds.evaluation.benchmarks.compbench_yes:BENCHMARK",
         "reasonbench": "srum_ds.evaluation.benchmarks.reasonbench:BENCHMARK",
         "wise": "srum_ds.evaluation.benchmarks.wise:WISE",
         "wise_verified": "srum_ds.evaluation.benchmarks.wise:WISE_VERIFIED",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256, write_atomic
 from srum_ds.common.seeds import Key
 from srum_ds.evaluation.processes import drawing_processes, model_of

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from srum_ds.common.errors import UserError
+from srum_ds.config import find_path, load_config
 from srum_ds.evaluation.draw_folder import draw_folders
 from srum_ds.evaluation.draw_request import DrawOptions, DrawRequest, PromptChoice, draw_request
-from srum_ds.evaluation.score_request import Failures, JudgeChoice, ScoreRequest
+from srum_ds.evaluation.score_request import SELF, Failures, JudgeChoice, ScoreRequest
 from srum_ds.monitoring.run_folder import CONFIG
 
 FOLDER = "eval"
@@ -51,6 +53,9 @@ def evaluate_benchmark(
     folders = run_folders(source, choice.benchmark, out) if is_run else {False: out or source}
     if not draw_folders(plan, processes):
         return
+    if judge.kind == SELF and not judge.model and is_run:
+        # One judge for both sides: the model that the run started from, which is also who judged its training.
+        judge = replace(judge, model=str(find_path(load_config(source / CONFIG, []).model.path)))
     for folder in folders.values():
         score(ScoreRequest(folder, choice, judge, failures, srum_compat))
     if is_run:

@@ -17,21 +17,13 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
 from srum_ds.evaluation.aggregate import Row, Rule, by_category, figures, figures_of_parts, pooled, power_of
 from srum_ds.evaluation.benchmarks import Benchmark, Detection, Figure
+from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.scored import RESULTS, Scored
 from srum_ds.types import Prompt
 
 SCHEMA = 1
 SCORES = "scores.jsonl"
 OVERALL = "overall"
-
-
-@dataclass(frozen=True)
-class CanaryResult:
-    """How a judge answered a question whose answer is known. reply: its words, or why there are none."""
-
-    what: str
-    passed: bool
-    reply: str
 
 
 @dataclass(frozen=True)

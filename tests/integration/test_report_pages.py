@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.compare import compare
 from srum_ds.evaluation.report_html import write_report
-from srum_ds.evaluation.results import CanaryResult
 from tests.support.scored_folders import SCRIPT, scored_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from srum_ds.evaluation.benchmarks import Benchmark, Detection, Figure, Grade, Published
-from srum_ds.evaluation.results import CanaryResult, build_results, score_rows, write_results
+from srum_ds.evaluation.canary import CanaryResult
+from srum_ds.evaluation.results import build_results, score_rows, write_results
 from srum_ds.evaluation.scored import Scored, picture_path
 from srum_ds.judges.protocol import Question, Reply
 from srum_ds.types import Prompt

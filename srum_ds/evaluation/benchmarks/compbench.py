@@ -216,5 +216,6 @@ BENCHMARK = Benchmark(
         "Prompts: T2I-CompBench (Karine-Huang/T2I-CompBench, MIT), read from your copy. Question and arithmetic: SRUM "
         "(WayneJin0918/SRUM, Apache-2.0, commit a53ba18); its published judge is Qwen2.5-VL-72B-Instruct."
     ),
+    srum_compat=True,
 )
 """T2I-CompBench as ``--benchmark compbench``."""

@@ -173,7 +173,8 @@ class Benchmark:
     of the benchmark's own making (None: the bundled ones; UserError where there are none, naming where to get them).
     samples: pictures a prompt by its protocol. full: the best grade (100, 1). grading: how one picture is graded.
     figures: what is reported, given the prompts' leaf categories; the last is ``overall``. notice: licence and source
-    of its files, in a sentence. part_figures: names of ``Grade.parts`` that are reported like the value.
+    of its files, in a sentence. part_figures: names of ``Grade.parts`` that are reported like the value. srum_compat:
+    whether SRUM's released scripts score it, so that their arithmetic can be asked for.
     """
 
     name: str
@@ -187,6 +188,7 @@ class Benchmark:
     canaries: Callable[[], Sequence[Canary]] = tuple
     published: Sequence[Published] = ()
     notice: str = ""
+    srum_compat: bool = False
 
 
 def equal_shares(categories: Sequence[str]) -> list[Figure]:

@@ -16,9 +16,10 @@ from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config, save_config
 from srum_ds.evaluation.benchmarks import Figure, Grade
+from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.compare import compare
 from srum_ds.evaluation.report import Measured, build_result, write_result
-from srum_ds.evaluation.results import CanaryResult, build_results, score_rows, write_results
+from srum_ds.evaluation.results import build_results, score_rows, write_results
 from srum_ds.evaluation.scored import Scored
 from srum_ds.prompts.shards import write_shards
 from srum_ds.types import Prompt

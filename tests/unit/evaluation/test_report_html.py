@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from srum_ds.evaluation.benchmarks import Grade
+from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.report_html import write_report
 from srum_ds.evaluation.report_html.score_page import in_order
 from srum_ds.evaluation.report_html.thumbnails import Thumbnails, overlay
-from srum_ds.evaluation.results import CanaryResult, Score, build_results, score_rows, write_results
+from srum_ds.evaluation.results import Score, build_results, score_rows, write_results
 from srum_ds.evaluation.scored import Scored
 from srum_ds.types import Prompt
 from tests.support.scored_folders import BENCHMARK, JUDGE, SCRIPT, scored_folder
