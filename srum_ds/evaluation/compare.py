@@ -29,6 +29,8 @@ from srum_ds.evaluation.scored import REPORT
 
 COMPARISON = "compare.json"
 
+# Entries of drawn.json: the models are what is compared, and which prompts are common is looked up one by one.
+_MEANT_TO_DIFFER = ("model", "weights", "prompts", "schema")
 _T = TypeVar("_T")
 
 
@@ -126,7 +128,8 @@ def _refuse(sides: Sequence[Compared], any_judge: bool) -> list[str]:
 
 def _drawn_apart(first: Compared, side: Compared) -> list[str]:
     ours, theirs = first.results["drawn"] or {}, side.results["drawn"] or {}
-    differing = [key for key in ours if key in theirs and ours[key] != theirs[key] and not key.startswith("model")]
+    shared = [key for key in ours if key in theirs and not key.startswith(_MEANT_TO_DIFFER)]
+    differing = [key for key in shared if ours[key] != theirs[key]]
     if not differing:
         return []
     said = ", ".join(f"{key} {_short(theirs[key])} for {_short(ours[key])}" for key in differing)

@@ -119,8 +119,8 @@ def test_what_was_not_scored_alike_is_refused_by_name(tmp_path: Path) -> None:
 def test_failed_canaries_and_other_seeds_are_told(tmp_path: Path) -> None:
     canary = [CanaryResult("a blank picture must score below 20", False, "95")]
     folders = [
-        scored_folder(tmp_path / "a", FIRST, drawn={"model": "x", "seed": 0}),
-        scored_folder(tmp_path / "b", SECOND, canary=canary, drawn={"model": "y", "seed": 1}),
+        scored_folder(tmp_path / "a", FIRST, drawn={"model": "x", "weights_sha256": "1", "seed": 0}),
+        scored_folder(tmp_path / "b", SECOND, canary=canary, drawn={"model": "y", "weights_sha256": "2", "seed": 1}),
     ]
     found, _ = run(*folders, out=tmp_path / "out")
     assert "judge of b failed its canary" in found["notes"][0]
