@@ -63,7 +63,15 @@ def train(cfg: Config, run_dir: Path) -> int:
             if engine.has_weights("ema"):
                 engine.update_weights("ema", min(cfg.train.ema_decay, (1 + step) / (10 + step)))
         metrics, asked_to_stop = measure(
-            engine, model.token_spec, batches, total, count, clock, job.stop_signal.asked, job.flops(batches)
+            engine,
+            model.token_spec,
+            batches,
+            total,
+            count,
+            clock,
+            job.stop_signal.asked,
+            job.flops(batches),
+            job.judging.externals.names,
         )
         staleness = job.source.staleness(step)
         metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label, "staleness": staleness}

@@ -155,7 +155,8 @@ class Scores:
     region of the image shows, in [0, 1]; None when nobody looked. ``raw``: the reply, or the
     answers' probabilities, behind each of the N + R scores, images first. ``status_Q`` (int64): how
     each of the Q requests ended; a region is asked about several phrases. ``failures``: those of them
-    that failed.
+    that failed. ``by_judge``: where several judges were asked, what each of them (the model's own is ``own``) said of
+    the N whole images before their scores were mixed, float32, NaN where it failed.
     """
 
     global_N: Tensor
@@ -167,6 +168,7 @@ class Scores:
     missing_N: Tensor | None = None
     status_Q: Tensor | None = None
     failures: tuple[Failure, ...] = ()
+    by_judge: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Settings of a run: ``schema`` lists them, ``loading`` reads and checks recipes, ``messages`` words the errors."""
 
+from srum_ds.config.external import ExternalJudge, externals_of
 from srum_ds.config.loading import (
     COMMAND_LINE,
     DEFAULT_RECIPE,
@@ -22,10 +23,12 @@ __all__ = [
     "DEFAULT_RECIPE",
     "ROOT",
     "Config",
+    "ExternalJudge",
     "check",
     "check_world",
     "config_schema",
     "diff_configs",
+    "externals_of",
     "find_path",
     "flat_config",
     "known_keys",

@@ -57,6 +57,20 @@ class TemplateName:
     resolve: Callable[[str], str] = lambda text: find_template(text)
 
 
+@dataclass(frozen=True)
+class JudgeList:
+    """``judge.external``: nothing, one name, or a list of judges (``config.external`` says what an entry may be)."""
+
+    words: str = "a checkpoint folder, module:function, a list of judges (docs/judging.md), or null"
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A name, or a list of names and of judges with their settings."""
+        title = handler(core).get("title")
+        entries = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["kind"]}]}}
+        known = {"anyOf": [{"type": "string", "minLength": 1}, entries, {"type": "null"}]}
+        return known if title is None else {**known, "title": title}
+
+
 def find_path(text: str | Path) -> Path:
     """The file or folder a setting names.
 
@@ -97,5 +111,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 Text = Annotated[str, MinLen(1)]
 Options = dict[str, Any]
+# OmegaConf has no unions of texts and lists: `externals_of` checks what is given.
+Judges = Annotated[Any, PathOrName(), JudgeList()]
 PathText = Annotated[str, MinLen(1), PathOrName()]
 TemplateText = Annotated[str, MinLen(1), TemplateName()]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from srum_ds.common.errors import UserError
-from srum_ds.config.marks import OneOf
+from srum_ds.config.marks import JudgeList, OneOf
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
@@ -69,6 +69,9 @@ def expected(kind: Any) -> str:
         names = [mark for mark in arguments[1:] if isinstance(mark, OneOf)]
         if names:
             return f"one of {', '.join(names[0].names())}, or your own as module:name or file.py:name"
+        lists = [mark for mark in arguments[1:] if isinstance(mark, JudgeList)]
+        if lists:
+            return lists[0].words
         limits = [_limit(part) for part in arguments[1:]]
         return " ".join([expected(arguments[0]), " and ".join(limit for limit in limits if limit)]).strip()
     words = {

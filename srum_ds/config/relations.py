@@ -6,6 +6,7 @@ from pathlib import Path
 
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import MODELS, OBJECTIVES
+from srum_ds.config.external import externals_of
 from srum_ds.config.tree import Config
 
 
@@ -72,6 +73,7 @@ def check_together(cfg: Config) -> None:
             "reward.global_weight=0 and reward.local_weight=0 leave no reward: raise one of them, or "
             "train without rewards by objective.name=sft."
         )
+    externals_of(cfg.judge)
     if cfg.judge.answers[0] == cfg.judge.answers[1]:
         raise UserError(f"judge.answers={list(cfg.judge.answers)} must be two different answers.")
     if len(cfg.judge.scale) == 1 or len(set(cfg.judge.scale)) < len(cfg.judge.scale):

@@ -17,6 +17,7 @@ from srum_ds.config.choices import BENCHMARKS, CHECKERS, MODELS, OBJECTIVES, REA
 from srum_ds.config.marks import (
     Count,
     Decay,
+    Judges,
     NotNegative,
     OneOf,
     Options,
@@ -159,10 +160,11 @@ class JudgeConfig:
     # temperature.
     retries: Whole = 2
     retry_temperature: Positive = 0.7
-    # A second judge: a checkpoint folder that is asked the same, or module:function from (images
-    # [N, 3, H, W], prompts) to N scores in [-1, 1] of the whole images. null: none.
-    external: PathText | None = None
-    # Its share of every score it gives; the rest is the model's own.
+    # Judges beside the model's own: a checkpoint folder that is asked the same; module:function from (images [N, 3, H,
+    # W], prompts) to N scores in [-1, 1] of the whole images; or a list of such, and of {kind: http, url: ...}, each
+    # with its own weight (docs/judging.md). null: none.
+    external: Judges = None
+    # The share of every score that one without a weight of its own gives; the rest is the model's own.
     external_weight: Share = 0.5
     # Size in pixels that regions are cut out to: height, width.
     crop_size: tuple[Count, Count] = (56, 56)

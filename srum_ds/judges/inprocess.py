@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Protocol
 from PIL import Image
 
 from srum_ds.common.errors import UserError
+from srum_ds.judges.pictures import decode_png
 from srum_ds.judges.protocol import Ask, Reply
 
 
@@ -49,21 +49,6 @@ def ask_in_batches(speaker: Speaker, asks: Iterable[Ask], batch: int) -> Iterato
         share = (time.monotonic() - start) / len(drawn)
         for (position, _), reply in zip(drawn, found, strict=True):
             yield position, replace(reply, seconds=share)
-
-
-def decode_png(data: bytes) -> Image.Image:
-    """The picture in RGB, transparent pixels on white. ValueError for bytes that are no picture."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if "A" in image.getbands() or "transparency" in image.info:
-                layered = image.convert("RGBA")
-                page = Image.new("RGB", image.size, (255, 255, 255))
-                page.paste(layered, mask=layered.getchannel("A"))
-                return page
-            return image.convert("RGB")
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture cannot be read ({error})") from None
 
 
 def _answer(speaker: Speaker, asks: Sequence[Ask]) -> list[Reply]:

@@ -15,6 +15,9 @@ from srum_ds.types import Judged
 
 FAILURES = "judge_failures.jsonl"
 
+FAILED_SHARE = "_failed_share"
+"""Ends the metric of a judge outside, ``judge_NAME_failed_share``: the share of images that it gave no score for."""
+
 
 class FailureLog:
     """``judge_failures.jsonl``: every reply that could not be used, one a line, until the file is full.
@@ -84,6 +87,14 @@ def refuse_broken_judge(
     max_failed_share: ``judge.max_failed_share``. cure: what the readout says should be looked at. The message shows
     this rank's most frequent unusable replies.
     """
+    for key, value in record.items():
+        # A judge outside gives few of all answers, and leaves all images out of the loss where it gives none.
+        if key.startswith("judge_") and key.endswith(FAILED_SHARE) and value > max_failed_share:
+            raise UserError(
+                f"step {record['step']}: the judge {key.removeprefix('judge_').removesuffix(FAILED_SHARE)!r} gave no "
+                f"score for {value:.0%} of the images, more than judge.max_failed_share={max_failed_share:.0%}: see "
+                f"judge.external. All are in {FAILURES}; of this rank's, the most frequent:\n{worst_replies(batches)}"
+            )
     share = record["parse_failed_share"]
     if share <= max_failed_share:
         return

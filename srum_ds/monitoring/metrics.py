@@ -15,6 +15,7 @@ from torch import Tensor
 from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError
 from srum_ds.engine import Engine
+from srum_ds.monitoring.judge_failures import FAILED_SHARE
 from srum_ds.monitoring.usage import FLOPS, MEMORY, TIME, peak_memory
 from srum_ds.types import Judged, Samples, Status, TokenSpec
 
@@ -28,11 +29,14 @@ def measure(
     clock: Clock,
     stop_asked: bool,
     flops: Mapping[str, float] | None = None,
+    judges: Sequence[str] = (),
 ) -> tuple[dict[str, Any], bool]:
     """A step's metrics over all ranks, and whether any rank was asked to stop.
 
     Sums by one all-reduce, phases as the slowest rank's seconds. loss: this rank's sum of token losses, divided by
-    ``count``, the tokens that count on all ranks. flops: this rank's of each phase, where they are counted.
+    ``count``, the tokens that count on all ranks. flops: this rank's of each phase, where they are counted. judges:
+    names in ``Scores.by_judge``, the same on every rank: of each, ``judge_NAME`` is the mean of its own scores of whole
+    images, ``judge_NAME_failed_share`` the share of the images that it gave none for.
 
     ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
     reply lay off the scale or could not be used, ``masked`` the images left out of the loss.
@@ -80,6 +84,9 @@ def measure(
         "token_count": token_count,
         "stop": float(stop_asked),
     }
+    for name in judges:
+        said_N = torch.cat([b.scores.by_judge.get(name, torch.zeros(0)) for b in batches])
+        own |= dict(zip(_of_judge(name), (*parts(said_N), float(said_N.numel())), strict=True))
     own |= {FLOPS + phase: counted for phase, counted in (flops or {}).items()}
     summed = engine.all_reduce(torch.tensor(list(own.values()), dtype=torch.float64, device=engine.device)).tolist()
     s = dict(zip(own, summed, strict=True))
@@ -105,10 +112,19 @@ def measure(
         "phrases_split": int(s["phrases_split"]),
         "latent_std": max(0.0, s["token_squares"] / s["token_count"] - mean**2) ** 0.5,
     }
+    for name in judges:
+        total, known, asked = (s[key] for key in _of_judge(name))
+        record[f"judge_{name}"] = total / known if known else float("nan")
+        record[f"judge_{name}{FAILED_SHARE}"] = 1 - known / asked if asked else float("nan")
     record |= {TIME + name: value for name, value in zip(clock.seconds, most[:-1], strict=True)}
     record |= {FLOPS + phase: s[FLOPS + phase] for phase in flops or {}}
     record[MEMORY] = int(most[-1])
     return record, s["stop"] > 0
+
+
+def _of_judge(name: str) -> list[str]:
+    """Keys of a judge's sum of scores, of how many there were, and of how many images it was asked about."""
+    return [f"judge {name} {what}" for what in ("sum", "count", "asked")]
 
 
 def status_counts(status_M: Tensor) -> Tensor:

@@ -89,6 +89,9 @@ def encode(
                 for r in members[n]
             ],
             "failures": failures[n],
+            **(
+                {"judges": {name: _value(said[n]) for name, said in scores.by_judge.items()}} if scores.by_judge else {}
+            ),
             # Of the whole micro-batch, kept with its first image.
             "requests": requests if n == 0 or requests is None else {},
             "looked": looked if n == 0 else {},
@@ -147,6 +150,7 @@ def _decode(samples: Sequence[Mapping[str, bytes]], where: str) -> Judged:
         missing_N=None if None in missing else _floats(missing),
         status_Q=_requests(records),
         failures=_failures(records),
+        by_judge=_by_judge(records),
     )
     owner_R = torch.tensor([n for n, _ in regions], dtype=torch.int64)
     boxes_R4 = torch.tensor([part["box"] for part in parts], dtype=torch.float32).reshape(-1, 4)
@@ -159,9 +163,20 @@ def _tokens(data: bytes) -> Tensor:
     return tensors[FORMER_TOKENS] if FORMER_TOKENS in tensors else tensors[TOKENS]
 
 
-def _score(score: Tensor, status: Tensor, raw: str) -> dict[str, Any]:
+def _value(score: Tensor) -> float | None:
     value = float(score)
-    return {"score": None if math.isnan(value) else value, "status": Status(int(status)).name.lower(), "raw": raw}
+    return None if math.isnan(value) else value
+
+
+def _by_judge(records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """What each judge said of the images, NaN where one was not asked."""
+    said = [record.get("judges", {}) for record in records]
+    names = dict.fromkeys(name for of_one in said for name in of_one)
+    return {name: _floats([of_one.get(name) for of_one in said]) for name in names}
+
+
+def _score(score: Tensor, status: Tensor, raw: str) -> dict[str, Any]:
+    return {"score": _value(score), "status": Status(int(status)).name.lower(), "raw": raw}
 
 
 def _floats(values: Sequence[float | None]) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import math
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -80,6 +81,7 @@ class JudgeServer:
         self.seen: list[Seen] = []
         self.times: list[tuple[float, float]] = []
         self.most_at_once = 0
+        self.connections: set[socket.socket] = set()
         self._slots = threading.Semaphore(slots) if slots else None
         self._asked: Counter[str] = Counter()
         self._busy = 0
@@ -95,7 +97,12 @@ class JudgeServer:
 
     @property
     def busy_seconds(self) -> float:
-        """From the first request's arrival to the last answer."""
+        """Seconds that it worked at requests, added up over them."""
+        return sum(end - start for start, end in self.times)
+
+    @property
+    def whole_seconds(self) -> float:
+        """From the start of the first request's work to the end of the last one's."""
         return max(end for _, end in self.times) - min(start for start, _ in self.times)
 
     def __enter__(self) -> JudgeServer:
@@ -106,6 +113,11 @@ class JudgeServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.shutdown()
+        # Who kept a connection open finds nobody there any more.
+        with self._lock:
+            for connection in list(self.connections):
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
 
@@ -113,7 +125,6 @@ class JudgeServer:
 
     def answer(self, handler: _Handler, body: Mapping[str, Any]) -> None:
         """One request to ``/v1/chat/completions``."""
-        start = time.monotonic()
         seen = _seen(body, handler.headers.get("Authorization", ""))
         asked = json.dumps([body["messages"], body["max_tokens"]])
         with self._lock:
@@ -122,18 +133,16 @@ class JudgeServer:
             self.seen.append(seen)
             self._busy += 1
             self.most_at_once = max(self.most_at_once, self._busy)
-        try:
-            if self._slots is not None:
-                self._slots.acquire()
-            try:
-                time.sleep(self.seconds)
-            finally:
-                if self._slots is not None:
-                    self._slots.release()
-        finally:
+        with self._slots or nullcontext():
+            start = time.monotonic()
+            time.sleep(self.seconds)
             with self._lock:
+                # Before the answer: who gets it may ask again at once.
                 self._busy -= 1
-                self.times.append((start, time.monotonic()))
+            self._reply(handler, body, seen, before)
+            self.times.append((start, time.monotonic()))
+
+    def _reply(self, handler: _Handler, body: Mapping[str, Any], seen: Seen, before: int) -> None:
         if self.key and seen.authorization != f"Bearer {self.key}":
             handler.send(401, {"error": {"message": f"Incorrect API key provided: {seen.authorization}"}})
         elif body["model"] not in self.models:
@@ -203,6 +212,15 @@ class _Handler(BaseHTTPRequestHandler):
     # Headers and body go out in one packet: a small answer does not wait for the acknowledgement of a smaller one.
     wbufsize = -1
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner.connections.discard(self.connection)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().finish()
 
     def do_GET(self) -> None:
         if self.path != "/v1/models":

@@ -1,9 +1,10 @@
-"""A second judge beside the model's own: a Python function, and the weighted mean of two judges' scores."""
+"""Judges beside the model's own: a Python function's scores, and the weighted mean of several judges' scores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -42,47 +43,103 @@ def function_scores(function: Scorer, name: str, samples: Samples) -> tuple[Tens
     return score_N.clamp(-1.0, 1.0), status_N, failures
 
 
-def mix(own: Scores, other: Scores, weight: float) -> Scores:
-    """(1 - weight) own + weight other, for images and for regions; FAILED where either failed.
+@dataclass(frozen=True)
+class Opinion:
+    """What a judge beside the model's own said of a micro-batch.
 
-    Phrases are the own judge's; missing shares are mixed where both have them. Requests, failures and replies
-    are those of both.
+    name: its own, for metrics. weight: its share. score_N, status_N: of the whole images. said: its words, for each
+    image (or, with ``scores``, each image and region). status_Q: how its requests ended, None where nobody noted.
+    scores: everything it said, where it judges regions too.
     """
-    global_N, global_status_N = mix_levels(
-        own.global_N, own.global_status_N, other.global_N, other.global_status_N, weight
+
+    name: str
+    weight: float
+    score_N: Tensor
+    status_N: Tensor
+    said: tuple[str, ...]
+    status_Q: Tensor | None
+    failures: tuple[Failure, ...] = ()
+    scores: Scores | None = None
+
+
+def opinion_of_all(name: str, weight: float, scores: Scores) -> Opinion:
+    """The opinion of a judge that was asked everything that the model's own was asked."""
+    return Opinion(
+        name, weight, scores.global_N, scores.global_status_N, scores.raw, scores.status_Q, scores.failures, scores
     )
-    local_R, local_status_R = mix_levels(own.local_R, own.local_status_R, other.local_R, other.local_status_R, weight)
+
+
+def opinion_of_wholes(
+    name: str, weight: float, score_N: Tensor, status_N: Tensor, failures: tuple[Failure, ...]
+) -> Opinion:
+    """The opinion of a judge of whole images alone: each score is a request."""
+    said = tuple(f"{value:.4g}" for value in score_N.tolist())
+    return Opinion(name, weight, score_N, status_N, said, status_N, failures)
+
+
+def mix(own: Scores, opinions: Sequence[Opinion]) -> Scores:
+    """Own and other judges' scores by weight: (1 - sum_k w_k) own + sum_k w_k other_k; FAILED where any failed.
+
+    Regions are mixed likewise over those who judge regions; for the others' weight the own judge counts. Phrases are
+    the own judge's; missing shares are mixed where all who judge regions have them. Requests, failures and replies are
+    those of all. ``by_judge`` has what each said of the whole images.
+    """
+    if not opinions:
+        return own
+    weights = [opinion.weight for opinion in opinions]
+    global_N, global_status_N = mix_levels(
+        [own.global_N, *(opinion.score_N for opinion in opinions)],
+        [own.global_status_N, *(opinion.status_N for opinion in opinions)],
+        weights,
+    )
+    regional = [(opinion.scores, opinion.weight) for opinion in opinions if opinion.scores is not None]
+    local_R, local_status_R = mix_levels(
+        [own.local_R, *(scores.local_R for scores, _ in regional)],
+        [own.local_status_R, *(scores.local_status_R for scores, _ in regional)],
+        [weight for _, weight in regional],
+    )
     missing_N = own.missing_N
-    if own.missing_N is not None and other.missing_N is not None:
-        missing_N = (1 - weight) * own.missing_N + weight * other.missing_N
-    mixed = replace(
+    shares = [scores.missing_N for scores, _ in regional if scores.missing_N is not None]
+    if missing_N is not None and len(shares) == len(regional):
+        missing_N = _weighted([missing_N, *shares], [weight for _, weight in regional])
+    statuses = [own.status_Q, *(opinion.status_Q for opinion in opinions)]
+    known = [status_Q for status_Q in statuses if status_Q is not None]
+    return replace(
         own,
         global_N=global_N,
         global_status_N=global_status_N,
         local_R=local_R,
         local_status_R=local_status_R,
         missing_N=missing_N,
-        raw=tuple(f"{a} | {b}" for a, b in zip(own.raw, other.raw, strict=True)),
+        raw=_joined(own.raw, opinions),
+        status_Q=torch.cat(known) if len(known) == len(statuses) else None,
+        failures=(*own.failures, *(failure for opinion in opinions for failure in opinion.failures)),
+        by_judge={"own": own.global_N} | {opinion.name: opinion.score_N for opinion in opinions},
     )
-    return _with_requests(mixed, other.status_Q, other.failures)
 
 
-def mix_global(own: Scores, score_N: Tensor, status_N: Tensor, failures: tuple[Failure, ...], weight: float) -> Scores:
-    """The same with a judge of whole images alone: the regions' scores stay the own judge's."""
-    global_N, global_status_N = mix_levels(own.global_N, own.global_status_N, score_N, status_N, weight)
-    said = [f" | {value:.4g}" for value in score_N.tolist()]
-    raw = tuple(text + (said[k] if k < len(said) else "") for k, text in enumerate(own.raw))
-    mixed = replace(own, global_N=global_N, global_status_N=global_status_N, raw=raw)
-    return _with_requests(mixed, status_N, failures)
+def mix_levels(scores: Sequence[Tensor], statuses: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(mixed scores, the worst of the statuses). The first are the own judge's, whose weight is what is left of 1.
+
+    NaN, in any, stays NaN at any weight.
+    """
+    worst = statuses[0]
+    for status in statuses[1:]:
+        worst = torch.maximum(worst, status)
+    return _weighted(scores, weights), worst
 
 
-def mix_levels(
-    own_M: Tensor, own_status_M: Tensor, other_M: Tensor, other_status_M: Tensor, weight: float
-) -> tuple[Tensor, Tensor]:
-    """(mixed scores, the worse of the two statuses). NaN, in either, stays NaN at any weight."""
-    return (1 - weight) * own_M + weight * other_M, torch.maximum(own_status_M, other_status_M)
+def _weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    mixed = max(0.0, 1 - math.fsum(weights)) * values[0]
+    for value, weight in zip(values[1:], weights, strict=True):
+        mixed = mixed + weight * value
+    return mixed
 
 
-def _with_requests(mixed: Scores, status_Q: Tensor | None, failures: tuple[Failure, ...]) -> Scores:
-    both = None if mixed.status_Q is None or status_Q is None else torch.cat([mixed.status_Q, status_Q])
-    return replace(mixed, status_Q=both, failures=(*mixed.failures, *failures))
+def _joined(raw: tuple[str, ...], opinions: Sequence[Opinion]) -> tuple[str, ...]:
+    """The judges' words about each image and region, those who said something of it, one behind the other."""
+    texts = list(raw)
+    for opinion in opinions:
+        for k, said in enumerate(opinion.said[: len(texts)]):
+            texts[k] += f" | {said}"
+    return tuple(texts)

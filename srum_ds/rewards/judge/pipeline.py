@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from srum_ds.common.errors import UserError
 from srum_ds.config import Config
-from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.external import Scorer, function_scores, load_function, mix, mix_global
+from srum_ds.rewards.judge.external import mix
 from srum_ds.rewards.judge.judge import Asked, Asking, ask_all, judge_together, render
+from srum_ds.rewards.judge.outside import Externals, Sent
 from srum_ds.rewards.judge.readouts import Request, readout_of
 from srum_ds.rewards.regions.pipeline import RegionPipeline, surplus_penalty_of
 from srum_ds.rewards.templates import Template, load_template
-from srum_ds.types import Failure, Judged, Prompt, Regions, Samples, Scores
-
-Sent = Future[tuple[Tensor, Tensor, tuple[Failure, ...]]] | None
-"""What a judge outside will say of a micro-batch (see ``function_scores``); None where there is none to ask early."""
+from srum_ds.types import Judged, Prompt, Regions, Samples, Scores
 
 
 class JudgePipeline:
@@ -43,15 +37,15 @@ class JudgePipeline:
         self.run_dir = run_dir
         self.readout = readout_of(cfg)
         self.whole, self.part = _templates(cfg)
-        self.external = External(cfg) if cfg.judge.external is not None else None
+        self.externals = Externals(cfg)
 
     def judged(self, judge: Judge, samples: Samples) -> Judged:
         """``judged_together`` of one micro-batch."""
         return self.judged_together(judge, [samples])[0]
 
     def send(self, samples: Samples) -> Sent:
-        """Asks a judge outside that is a function, in a thread; None where there is none. See ``begin``."""
-        return None if self.external is None else self.external.send(samples)
+        """Asks the judges outside that are functions or servers, in threads. See ``begin``."""
+        return self.externals.send(samples)
 
     def first_look(self, judge: Judge, samples: Samples) -> Tensor:
         """The judge's scores of whole images alone: float32 [N] in [-1, 1], NaN for a reply it cannot use."""
@@ -92,22 +86,14 @@ class JudgePipeline:
     def _scores(
         self, judge: Judge, batches: Sequence[tuple[Samples, Regions]], sent: Sequence[Sent]
     ) -> Callable[[], list[Scores]]:
-        if self.external is not None and self.external.function is not None and not sent:
-            sent = [self.external.send(samples) for samples, _ in batches]
+        # What nobody has asked before is asked while the own judge answers.
+        sent = sent or [self.externals.send(samples) for samples, _ in batches]
         own = judge_together(judge, batches, self.asking)
-        if self.external is None or not batches:
-            return lambda: own
-        weight = self.cfg.judge.external_weight
-        if self.external.function is not None:
-            answers = [answer for answer in sent if answer is not None]
-            return lambda: [
-                mix_global(said, *answer.result(), weight) for said, answer in zip(own, answers, strict=True)
-            ]
-        # Each rank has the whole external model: its calls do not communicate.
-        model = self.external.model(batches[0][0].images_NCHW.device)
-        other = judge_together(model, batches, self.asking)
-        mixed = [mix(*pair, weight) for pair in zip(own, other, strict=True)]
-        return lambda: mixed
+        checkpoints = self.externals.opinions(batches, self.asking)
+        return lambda: [
+            mix(said, [*(answer.result() for answer in answers), *others])
+            for said, answers, others in zip(own, sent, checkpoints, strict=True)
+        ]
 
     @cached_property
     def regions(self) -> RegionPipeline:
@@ -144,7 +130,7 @@ class JudgePipeline:
             "global_template": None if self.whole is None else self.whole.described(),
             "local_template": None if self.part is None else self.part.described(),
             "external": self.cfg.written("judge.external"),
-            "external_weight": None if self.external is None else self.cfg.judge.external_weight,
+            "external_weight": self.cfg.judge.external_weight if self.externals.judges else None,
         }
 
 
@@ -154,35 +140,3 @@ def _templates(cfg: Config) -> tuple[Template | None, Template | None]:
         return load_template(j.global_template), load_template(j.local_template)
     caption = None if j.caption_template is None else load_template(j.caption_template)
     return caption, caption
-
-
-class External:
-    """The second judge that ``judge.external`` names: a function, or a checkpoint that is loaded when first asked."""
-
-    def __init__(self, cfg: Config) -> None:
-        self.path = str(cfg.judge.external)
-        self.name = str(cfg.written("judge.external"))
-        self.function: Scorer | None = None
-        self._model: Judge | None = None
-        if Path(self.path).is_dir():
-            return
-        if ":" not in self.path:
-            raise UserError(f"judge.external={self.name}: is no checkpoint folder; give one, or module:function")
-        self.function = load_function(self.path)
-
-    @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        # One: nobody said that the function may run beside itself.
-        return ThreadPoolExecutor(1, "judge")
-
-    def send(self, samples: Samples) -> Sent:
-        """Calls the function in a thread; None where the judge is a checkpoint."""
-        if self.function is None:
-            return None
-        return self._thread.submit(torch.no_grad()(function_scores), self.function, self.name, samples)
-
-    def model(self, device: torch.device) -> Judge:
-        """The checkpoint's model."""
-        if self._model is None:
-            self._model = load_model(self.path, dtype=default_dtype(device), device=device)
-        return self._model

@@ -243,24 +243,27 @@ def test_the_key_stands_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_eight_requests_in_flight_keep_the_server_busy() -> None:
-    # A server that works at 8 requests of 50 ms at once cannot need less than this for 64.
-    ideal = 64 / 8 * 0.05
+    # 64 requests at a server that works at 8 at once: it cannot need less than an eighth of its own work. 50 ms each, or
+    # longer where other processes take the cores from the threads of both sides.
     question = Question("score", ("How good is it?",))
     with JudgeServer(seconds=0.05, slots=8) as server:
         judge = load_judge("http", settings(server))
         # the connections and threads of the first requests are not what is measured
         assert len(dict(judge.ask([Ask(question, b"warm %d" % n) for n in range(8)]))) == 8
-        server.times.clear()
-        best = 10.0
-        for attempt in range(3):
+        ratios = []
+        for attempt, server.seconds in enumerate((0.05, 0.05, 0.05, 0.1, 0.2)):
+            while len(server.times) % 8:
+                time.sleep(0.001)
             server.times.clear()
             drawn = (Ask(question, b"picture %d of %d" % (n, attempt) + bytes(20_000)) for n in range(64))
-            start = time.monotonic()
             assert all(not reply.error for _, reply in judge.ask(drawn))
-            total = time.monotonic() - start
-            best = min(best, total / ideal)
+            while len(server.times) < 64:
+                time.sleep(0.001)
+            ratios.append(server.whole_seconds / (server.busy_seconds / 8))
+            if ratios[-1] <= 1.1:
+                break
         assert server.most_at_once == 8
-    assert best <= 1.2, f"{best:.2f} times the ideal"
+    assert min(ratios) <= 1.2, f"{min(ratios):.2f} times the ideal"
 
 
 def test_pictures_are_drawn_as_they_are_needed() -> None:

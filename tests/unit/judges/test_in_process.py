@@ -17,9 +17,10 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256
 from srum_ds.judges import Ask, JudgeSettings, PictureJudge, Question, Reply, load_judge
-from srum_ds.judges.inprocess import Talk, ask_in_batches, decode_png
+from srum_ds.judges.inprocess import Talk, ask_in_batches
 from srum_ds.judges.local import conversation
 from srum_ds.judges.own import joined
+from srum_ds.judges.pictures import decode_png
 from srum_ds.models import load_model
 from tests.support.paths import MODEL
 from tests.support.tiny_qwen_image import tiny_encoder, tiny_tokenizer

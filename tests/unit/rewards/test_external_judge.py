@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
+from srum_ds.judges.pictures import decode_png
 from srum_ds.models import load_model
 from srum_ds.models.protocol import UnifiedModel
+from srum_ds.monitoring.judge_failures import refuse_broken_judge
 from srum_ds.rewards.judge.external import mix_levels
 from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rewards.templates import load_template
 from srum_ds.types import Prompt, Scores, Status
-from tests.support.judges import one_scene_twice
+from tests.support.judge_server import JudgeServer, Seen, Trouble
+from tests.support.judges import RIGHT, WRONG, one_scene_twice
 from tests.support.paths import MODEL, RECIPE
 
 THIS = "tests.unit.rewards.test_external_judge"
@@ -41,6 +46,10 @@ def model() -> UnifiedModel:
     return load_model(MODEL)
 
 
+def pixels(data: bytes) -> Tensor:
+    return torch.tensor(np.array(decode_png(data)), dtype=torch.float32).permute(2, 0, 1)
+
+
 def judged(model: UnifiedModel, *words: str) -> Scores:
     return JudgePipeline(load_config(RECIPE, words)).scores(model, *one_scene_twice())
 
@@ -48,11 +57,17 @@ def judged(model: UnifiedModel, *words: str) -> Scores:
 def test_scores_mix_by_weight_and_fail_together() -> None:
     own, other = torch.tensor([0.5, 0.5, math.nan]), torch.tensor([-0.5, math.nan, 0.2])
     status = torch.tensor([0, 0, 2]), torch.tensor([1, 2, 0])
-    score, worse = mix_levels(own, status[0], other, status[1], 0.25)
+    score, worse = mix_levels([own, other], status, [0.25])
     assert score[0] == 0.25 and score[1:].isnan().all()
     assert worse.tolist() == [Status.CLAMPED, Status.FAILED, Status.FAILED]
     # not even at no weight is a failure a number
-    assert mix_levels(own, status[0], other, status[1], 0.0)[0].isnan().tolist() == [False, True, True]
+    assert mix_levels([own, other], status, [0.0])[0].isnan().tolist() == [False, True, True]
+    # 0.5 of its own, 0.2 and 0.3 of the others
+    third = torch.tensor([1.0, 0.0, 0.0])
+    score, worse = mix_levels([own, other, third], [*status, torch.tensor([0, 1, 0])], [0.2, 0.3])
+    assert float(score[0]) == pytest.approx(0.5 * 0.5 - 0.2 * 0.5 + 0.3) and score[1:].isnan().all()
+    # weights that sum to 1 leave nothing of its own
+    assert float(mix_levels([own, other, third], [*status, status[0]], [0.5, 0.5])[0][0]) == 0.25
 
 
 def test_a_function_speaks_of_whole_pictures(model: UnifiedModel) -> None:
@@ -65,6 +80,8 @@ def test_a_function_speaks_of_whole_pictures(model: UnifiedModel) -> None:
     assert own.status_Q is not None and both.status_Q is not None
     assert len(both.status_Q) == len(own.status_Q) + 2
     assert both.raw[0] == own.raw[0] + " | 0.5"
+    assert own.by_judge == {} and list(both.by_judge) == ["own", "length"]
+    assert torch.equal(both.by_judge["own"], own.global_N) and both.by_judge["length"].tolist() == [0.5, 1.0]
 
 
 def test_a_function_that_gives_no_number_masks_its_picture(model: UnifiedModel) -> None:
@@ -93,3 +110,61 @@ def test_what_is_no_judge_is_refused_before_anything_runs() -> None:
     ):
         with pytest.raises(UserError, match=message):
             JudgePipeline(load_config(RECIPE, [f"judge.external={name}"]))
+
+
+def test_several_judges_have_a_weight_each(model: UnifiedModel) -> None:
+    with JudgeServer(reply=lambda seen: "Score: 0.5") as server:
+        http = f"{{kind: http, url: {server.url}, template: global_layout_score, weight: 0.25}}"
+        function = f"{{kind: function, function: '{THIS}:length', weight: 0.125, name: long}}"
+        own = judged(model)
+        all_of = judged(model, f"judge.external=[{http}, {function}, {MODEL}]", "judge.external_weight=0.5")
+        assert [seen.body["model"] for seen in server.seen] == ["stand-in"] * 2
+        assert sorted(seen.texts[0] for seen in server.seen) == sorted(
+            load_template("global_layout_score").render(prompt=prompt.text, think=False) for prompt in (RIGHT, WRONG)
+        )
+        picture = one_scene_twice()[0].images_NCHW[0]
+        assert torch.equal(pixels(server.seen[0].picture), (picture * 255).round())
+    # the checkpoint is the same model as its own judge
+    expected = (0.125 + 0.5) * own.global_N + 0.25 * 0.5 + 0.125 * torch.tensor([0.5, 1.0])
+    torch.testing.assert_close(all_of.global_N, expected)
+    torch.testing.assert_close(all_of.local_R, own.local_R)
+    assert list(all_of.by_judge) == ["own", "http", "long", "tiny_bagel"]
+    assert all_of.by_judge["http"].tolist() == [0.5, 0.5]
+    assert own.status_Q is not None and all_of.status_Q is not None
+    assert len(all_of.status_Q) == 2 * len(own.status_Q) + 2 + 2
+    assert "Score: 0.5 | 0.5 | " in all_of.raw[0] and len(all_of.raw) == len(own.raw)
+
+
+def test_what_a_server_does_not_answer_masks_its_picture(model: UnifiedModel) -> None:
+    """Prose is no score, a bare word of judge.answers is one, and what never comes is a failure with its reason."""
+
+    def reply(seen: Seen) -> str:
+        return "No." if WRONG.text in seen.texts[0] else "A lovely picture, I must say."
+
+    with JudgeServer(reply=reply) as server:
+        both = judged(model, f"judge.external=[{{kind: http, url: {server.url}, name: it, weight: 0.5}}]")
+        assert both.by_judge["it"].isnan().tolist() == [True, False] and float(both.by_judge["it"][1]) == -1
+        assert both.global_N.isnan().tolist() == [True, False]
+        assert [(f.picture, f.region, f.reply) for f in both.failures] == [(0, -1, "A lovely picture, I must say.")]
+        assert "shapes_global" in both.failures[0].template and both.failures[0].template.endswith("(it)")
+    with JudgeServer(trouble=lambda seen, before: Trouble("status", 400, "too large")) as server:
+        both = judged(model, f"judge.external=[{{kind: http, url: {server.url}, weight: 0.1}}]")
+        assert both.global_N.isnan().all() and [f.reply for f in both.failures] == ["HTTP 400: too large"] * 2
+
+
+def test_a_server_that_goes_away_fails_images_and_one_that_never_was_ends_the_run(model: UnifiedModel) -> None:
+    with JudgeServer(reply=lambda seen: "Score: 1") as server:
+        words = [f"judge.external=[{{kind: http, url: {server.url}, weight: 0.5, retries: 0}}]"]
+        pipeline = JudgePipeline(load_config(RECIPE, words))
+        assert not pipeline.scores(model, *one_scene_twice()).global_N.isnan().any()
+    gone = pipeline.scores(model, *one_scene_twice())
+    assert gone.global_N.isnan().all() and "no connection" in gone.failures[0].reply
+    with pytest.raises(UserError, match=r"judge.external \(http\): .*no connection"):
+        judged(model, *words)
+
+
+def test_a_judge_that_fails_alone_ends_the_run() -> None:
+    record = {"step": 3, "parse_failed_share": 0.1, "judge_own_failed_share": 0.0, "judge_http_failed_share": 0.6}
+    with pytest.raises(UserError, match="step 3: the judge 'http' gave no score for 60% of the images"):
+        refuse_broken_judge(0.5, "", record, [])
+    refuse_broken_judge(0.5, "", record | {"judge_http_failed_share": math.nan}, [])

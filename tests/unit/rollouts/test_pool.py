@@ -115,8 +115,7 @@ def test_a_judge_outside_answers_while_the_next_images_are_drawn(
     words = ["rollout.images_per_prompt=2", "rollout.num_timesteps=2", "rollout.micro_batch_prompts=1"]
     cfg = load_config(RECIPE, [*words, "judge.external=tests.support.judges:picture", "judge.external_weight=1"])
     collector = collector_of(cfg, model)
-    assert collector.judging.external is not None
-    monkeypatch.setattr(collector.judging.external, "function", scores)
+    monkeypatch.setattr(collector.judging.externals.judges[0], "function", scores)
     generate = model.generate
     calls: list[int] = []
 
