@@ -79,7 +79,6 @@ class JudgeServer:
         self.key = key
         self.takes_schema = takes_schema
         self.seen: list[Seen] = []
-        self.times: list[tuple[float, float]] = []
         self.most_at_once = 0
         self.connections: set[socket.socket] = set()
         self._slots = threading.Semaphore(slots) if slots else None
@@ -94,16 +93,6 @@ class JudgeServer:
     def url(self) -> str:
         """The address, as ``--judge-url`` wants it."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds that it worked at requests, added up over them."""
-        return sum(end - start for start, end in self.times)
-
-    @property
-    def whole_seconds(self) -> float:
-        """From the start of the first request's work to the end of the last one's."""
-        return max(end for _, end in self.times) - min(start for start, _ in self.times)
 
     def __enter__(self) -> JudgeServer:
         self._thread.start()
@@ -134,13 +123,11 @@ class JudgeServer:
             self._busy += 1
             self.most_at_once = max(self.most_at_once, self._busy)
         with self._slots or nullcontext():
-            start = time.monotonic()
             time.sleep(self.seconds)
             with self._lock:
                 # Before the answer: who gets it may ask again at once.
                 self._busy -= 1
             self._reply(handler, body, seen, before)
-            self.times.append((start, time.monotonic()))
 
     def _reply(self, handler: _Handler, body: Mapping[str, Any], seen: Seen, before: int) -> None:
         if self.key and seen.authorization != f"Bearer {self.key}":
