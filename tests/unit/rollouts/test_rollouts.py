@@ -56,6 +56,17 @@ def test_a_sample_reads_back_bit_for_bit() -> None:
     assert alone.scores.raw == ("reply 2", "reply 3", "reply 6", "reply 7", "reply 8")
 
 
+def test_what_each_of_several_judges_said_reads_back() -> None:
+    one = judged()
+    said = {"own": torch.tensor([0.5, torch.nan, 0.25, 1.0]), "http": torch.tensor([1.0, 0.0, torch.nan, -1.0])}
+    several = replace(one, scores=replace(one.scores, by_judge=said))
+    found = decode(list(encode(several, 0, 0, 0, {})), "here").scores.by_judge  # type: ignore[arg-type]
+    assert list(found) == ["own", "http"]
+    for name, score_N in said.items():
+        assert torch.equal(found[name].nan_to_num(9), score_N.nan_to_num(9))
+    assert decode(list(encode(one, 0, 0, 0, {})), "here").scores.by_judge == {}  # type: ignore[arg-type]
+
+
 def test_a_picture_without_regions_and_a_judge_without_opinion() -> None:
     one = judged()
     none = Regions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
