@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -91,7 +91,7 @@ def _entry(entry: Any, weight: float, where: str) -> ExternalJudge:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{where}: unknown key '{key}'; known are {', '.join(known)}{hint}")
     try:
-        found = cast(ExternalJudge, TypeAdapter(ExternalJudge).validate_python({"weight": weight} | dict(entry)))
+        found = TypeAdapter(ExternalJudge).validate_python({"weight": weight} | dict(entry))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

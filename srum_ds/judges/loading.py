@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
+from typing import cast
+
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import JUDGES
 from srum_ds.judges.protocol import JudgeSettings, PictureJudge
+
+_NEEDED = ("kind", "model", "under_test", "ask", "close")
 
 
 def load_judge(kind: str, settings: JudgeSettings) -> PictureJudge:
@@ -18,8 +23,11 @@ def load_judge(kind: str, settings: JudgeSettings) -> PictureJudge:
             f"retries {settings.retries} at least 0, timeout {settings.timeout:g} above 0"
         )
     judge = JUDGES.get(kind)(settings)
-    if not isinstance(judge, PictureJudge):
+    # Looked for, not asked for: a server says its model's name when it is first needed.
+    missing = [name for name in _NEEDED if getattr_static(judge, name, None) is None]
+    if missing:
         raise UserError(
-            f"--judge {kind}: makes {type(judge).__name__}, expected a PictureJudge (srum_ds/judges/protocol.py)"
+            f"--judge {kind}: makes {type(judge).__name__} without {missing[0]}, expected a PictureJudge "
+            f"(srum_ds/judges/protocol.py)"
         )
-    return judge
+    return cast(PictureJudge, judge)

@@ -217,6 +217,8 @@ def test_the_servers_only_model_needs_no_name() -> None:
         judge = load_judge("http", settings(server, model=""))
         assert judge.model == "Qwen/Qwen2.5-VL-72B-Instruct" and (judge.kind, judge.under_test) == ("http", False)
         assert [reply.error for _, reply in judge.ask(asks(2))] == ["", ""]
+    # nobody is asked before the name is needed
+    assert load_judge("http", JudgeSettings(url="http://127.0.0.1:9/v1")).kind == "http"
     with JudgeServer(models=["a", "b"]) as server:
         with pytest.raises(UserError, match="it has a, b; choose by --judge-model"):
             replies(server, asks(1), model="")

@@ -162,7 +162,7 @@ def test_recorded_replies_stand_in_for_the_judge(tmp_path: Path) -> None:
 def test_judges_are_opened_by_name() -> None:
     with pytest.raises(UserError, match="no such judge: use one of http, transformers, self, replay"):
         load_judge("htp", JudgeSettings())
-    with pytest.raises(UserError, match="makes str, expected a PictureJudge"):
+    with pytest.raises(UserError, match="makes str without kind, expected a PictureJudge"):
         load_judge("tests.unit.judges.test_store:no_judge", JudgeSettings())
     with pytest.raises(UserError, match="concurrency 0"):
         load_judge("http", JudgeSettings(concurrency=0))
