@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -191,6 +192,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, as one does after its time-out, is no error of the server's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
