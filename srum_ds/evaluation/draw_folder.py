@@ -74,10 +74,13 @@ def _own_processes(device: str, launched: bool) -> int:
         return default_processes(device)
     if device != "cpu":
         return 1
-    # torchrun and DeepSpeed call the number of ranks on this machine differently; Slurm says a rank's cores itself.
+    cores = default_processes(device)
+    if os.environ.get("SRUM_DS_LAUNCHER") == "slurm":
+        # The job script's tasks have cores of their own, bound to them or not.
+        return max(1, min(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")), cores))
+    # DeepSpeed and torchrun call the number of ranks on this machine differently.
     beside = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
-    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or default_processes(device) // beside)
-    return max(1, min(cores, default_processes(device)))
+    return max(1, cores // beside)
 
 
 def _draw_folder(request: DrawRequest, device: str, processes: int, console: Console) -> None:

@@ -192,6 +192,9 @@ def unknown_commands(text: str) -> list[str]:
                     break
                 named.append(word)
                 if word not in subcommands:
+                    if known.default_command is not None:
+                        # `eval runs/tiny`: the group is a command too, and this is its argument.
+                        break
                     unknown.append(" ".join(["srum-ds", *named]))
                     break
                 known = subcommands[word]

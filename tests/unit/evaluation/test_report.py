@@ -20,7 +20,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key, normal
 from srum_ds.config import load_config, save_config
-from srum_ds.evaluation import draw as drawing
+from srum_ds.evaluation import processes as drawing
 from srum_ds.evaluation.draw import DrawSettings, cache_key, draw_images, image_key
 from srum_ds.evaluation.evaluate import draw_settings, eval_prompts, eval_questions, evaluate_run, grid_positions, main
 from srum_ds.evaluation.report import Measured, build_result, markdown, result_table, verdict, write_result
