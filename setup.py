@@ -67,6 +67,8 @@ EXTRAS = {
         # The floors and rooms of docs/development.md.
         "import-linter>=2.17",
         "mypy>=2.0",
+        # Drives the reports in headless Chromium, where there is one.
+        "playwright>=1.60",
         "pytest>=9.0",
         "pytest-xdist>=3.8",
         "ruff>=0.17",
@@ -99,6 +101,7 @@ setup(
     package_data={
         "srum_ds": [
             "assets/**/*",
+            "evaluation/report_html/templates/*",
             "rewards/questions/*",
             "py.typed",
         ],

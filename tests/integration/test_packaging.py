@@ -125,7 +125,11 @@ def test_built_wheel_ships_what_the_package_reads(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("srum_ds-*.whl"))) as wheel:
         shipped = set(wheel.namelist())
     sources = [path for path in (ROOT / "srum_ds").rglob("*.py")]
-    data = [path for folder in ("assets", "rewards/questions") for path in (ROOT / "srum_ds" / folder).rglob("*")]
+    data = [
+        path
+        for folder in ("assets", "rewards/questions", "evaluation/report_html/templates")
+        for path in (ROOT / "srum_ds" / folder).rglob("*")
+    ]
     expected = {str(path.relative_to(ROOT)) for path in [*sources, *data] if path.is_file()}
     expected = {name for name in expected if "__pycache__" not in name}
     assert len(expected) > 20
