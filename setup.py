@@ -37,6 +37,7 @@ REQUIRES = [
     # Judges over HTTP.
     "httpx2>=2.16",
     "jinja2>=3.1",
+    "markupsafe>=3.0",
     "matplotlib>=3.10",
     # DeepSpeed compiles its CPU communication op with it.
     "ninja>=1.11",
