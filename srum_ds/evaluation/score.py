@@ -162,7 +162,11 @@ def _grade(
             by_prompt = {picture.prompt.id: picture.path for picture in reversed(pictures)}
 
             def picture_of(prompt: Prompt) -> bytes | None:
-                return png_bytes(by_prompt[prompt.id]) if prompt.id in by_prompt else None
+                try:
+                    return png_bytes(by_prompt[prompt.id]) if prompt.id in by_prompt else None
+                except UserError:
+                    # A broken picture is a failure of its own, and no reason to grade none; another is shown.
+                    return None
 
             prompts = [prompt for prompt in folder.prompts if prompt.id in by_prompt]
             canaries = run_canaries(asked, benchmark, prompts, picture_of, lambda asks: ask_missing(asked, asks, store))

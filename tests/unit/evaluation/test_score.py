@@ -178,6 +178,17 @@ def test_a_broken_picture_is_a_failure_and_is_never_sent(folder: Path) -> None:
     assert not any("3 apples" in question for question in judge.asked[-3:])
 
 
+@pytest.mark.parametrize("broken", ["p0", "p1", "p2", "p3"])
+def test_a_broken_picture_that_a_canary_would_show_is_a_failure_alone(folder: Path, broken: str) -> None:
+    path = picture_path(folder, broken, 0)
+    path.write_bytes(path.read_bytes()[:45])
+    results = score_folder(request(folder), QUIET, Scripted(honest))
+    assert (results["n"], results["failures"]) == (3, 1)
+    # Another picture is shown in its place.
+    assert sum("a picture of" in case["what"] for case in results["canary"]["cases"]) == 3
+    assert results["canary"]["passed"] is True
+
+
 def test_a_missing_picture_is_listed_and_the_result_is_not_complete(folder: Path) -> None:
     picture_path(folder, "p0", 0).unlink()
     results = score_folder(request(folder), QUIET, Scripted(honest))
