@@ -40,11 +40,12 @@ DETECTIONS = "detections.jsonl"
 
 @dataclass(frozen=True)
 class _Graded:
-    """Grades in the pictures' order, and by whom. judge: {"kind", "model", "under_test"}."""
+    """Grades in the pictures' order, and by whom. judge: {"kind", "model", "under_test"}. notes: for people."""
 
     grades: Sequence[Grade]
     judge: dict[str, Any]
     canaries: Sequence[CanaryResult] = ()
+    notes: Sequence[str] = ()
     boxes: dict[tuple[str, int], Sequence[Detection]] = field(default_factory=dict)
 
 
@@ -89,9 +90,9 @@ def score_folder(
     write_results(folder.folder, results, score_rows(scored, graded.boxes))
     write_markdown(folder.folder, results)
     write_report(folder.folder)
-    said = verdict(graded.canaries)
-    if said:
-        console.print(said, soft_wrap=True, highlight=False)
+    said = [*graded.notes, verdict(graded.canaries)]
+    for line in filter(None, said):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(screen_table(results))
     console.print(f"written: {folder.folder}/{RESULTS}, {MARKDOWN}, {REPORT}", soft_wrap=True, highlight=False)
     if results["n"] == 0:
@@ -198,16 +199,26 @@ def _detected(
         )
     if choice.detections is not None:
         recorded = read_detections(choice.detections)
+        names = [picture.path.relative_to(folder.folder).as_posix() for picture in folder.pictures()]
+        recorded.refuse(names, grading.classes(folder.prompts))
+        others = recorded.strangers(names)
+        notes = [_others(recorded.source, others)] if others else []
         named = {"kind": "detections", "model": choice.detections.name, "under_test": False}
         grades, boxes = grade_detected(
             grading, folder.pictures(), folder.folder, recorded, folder.folder / DETECTIONS, on_done
         )
-        return _Graded(grades, named, boxes=boxes)
+        return _Graded(grades, named, notes=notes, boxes=boxes)
     detector = load_detector(choice.detector, "cuda" if torch.cuda.is_available() else "cpu")
     grades, boxes = grade_detected(
         grading, folder.pictures(), folder.folder, detector, folder.folder / DETECTIONS, on_done
     )
     return _Graded(grades, {"kind": "detector", "model": detector.name, "under_test": False}, boxes=boxes)
+
+
+def _others(source: Path, names: Sequence[str]) -> str:
+    return f"{source}: {len(names)} of its entries are of none of these pictures: {', '.join(names[:5])}" + (
+        " ..." if len(names) > 5 else ""
+    )
 
 
 def _judge(benchmark: Benchmark, folder: PictureFolder, choice: JudgeChoice) -> PictureJudge:

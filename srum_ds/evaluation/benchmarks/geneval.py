@@ -112,7 +112,7 @@ class GenEval:
             return f"expected {name} >= {count}, found {len(objects)}"
         if not color:
             return ""
-        seen = [one.color or self.color(image_CHW, one) for one in objects]
+        seen = [one.color.strip().casefold() or self.color(image_CHW, one) for one in objects]
         if seen.count(color) >= count:
             return ""
         return f"expected {color} {name} >= {count}, found {', '.join(seen)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
 from srum_ds.evaluation.benchmarks import Detection, Grade
 
+_FORMS = 'an object {"images/ID_000.png": [...], ...}, or lines {"picture": "images/ID_000.png", "detections": [...]}'
 _OBJECT = '{"label": text, "score": number in [0, 1], "box": [x0, y0, x1, y1]} and perhaps "color" and "mask"'
 
 
@@ -36,6 +38,34 @@ class RecordedDetections:
         """What was found in a picture, by its path from the folder on or its file name; None: not looked at."""
         found = self.by_picture.get(picture)
         return self.by_picture.get(PurePosixPath(picture).name) if found is None else found
+
+    def refuse(self, pictures: Sequence[str], classes: Sequence[str]) -> None:
+        """UserError for what would grade pictures wrongly rather than not at all.
+
+        That is a file name without a folder that several of the pictures have, and a label that is one of the prompts'
+        classes but for its spelling, so that its objects would never be found.
+        """
+        named = Counter(PurePosixPath(picture).name for picture in pictures)
+        for name in self.by_picture:
+            if named[name] > 1 and name not in pictures:
+                raise UserError(
+                    f"{self.source}: {name!r} may be any of {named[name]} pictures of that name: name each by its path "
+                    f"in the folder, such as {next(one for one in pictures if PurePosixPath(one).name == name)!r}"
+                )
+        wanted = {_plain(name): name for name in classes}
+        for name, found in self.by_picture.items():
+            for one in found:
+                meant = wanted.get(_plain(one.label), one.label)
+                if one.label != meant and one.label not in classes:
+                    raise UserError(
+                        f"{self.source}: {name!r} has the label {one.label!r}, which the prompts spell {meant!r}: it "
+                        "would count as not found; spell labels as the prompts do"
+                    )
+
+    def strangers(self, pictures: Sequence[str]) -> list[str]:
+        """The names in the file that are none of these pictures."""
+        known = {*pictures, *(PurePosixPath(picture).name for picture in pictures)}
+        return [name for name in self.by_picture if name not in known]
 
     def missing(self, picture: str) -> Grade:
         """The grade of a picture that nobody looked at: a failure that says so."""
@@ -79,6 +109,18 @@ def write_detections(path: Path, by_picture: Iterable[tuple[str, Sequence[Detect
     write_atomic(path, "".join(line + "\n" for line in lines))
 
 
+class _Object(dict[str, Any]):
+    """A JSON object; twice: the keys that occur more than once in it, of which a dictionary keeps the last."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.casefold().replace("_", " ").replace("-", " ").split())
+
+
 _Entry = tuple[str, str, Any, tuple[float, float] | None]
 
 
@@ -108,11 +150,13 @@ def _lines(text: str, path: Path) -> Iterator[_Entry]:
 
 def _whole(text: str, path: Path) -> Iterator[_Entry]:
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_Object)
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: is {type(record).__name__}, expected an object from picture to detections")
+        raise UserError(f"{path}: not valid JSON ({error}); expected {_FORMS}") from error
+    if not isinstance(record, _Object):
+        raise UserError(f"{path}: is {type(record).__name__}, expected {_FORMS}")
+    if record.twice:
+        raise UserError(f"{path}: the picture {record.twice[0]!r} occurs twice")
     for picture, objects in record.items():
         yield f"{path}: {picture!r}", picture, objects, None
 

@@ -67,6 +67,8 @@ def test_malformed_detections_are_named(tmp_path: Path, line: str, message: str)
         ("", "not valid JSON"),
         ("[]", "is list"),
         ("{}", "names no pictures"),
+        ('{"a.png": [], "b.png": [], "a.png": []}', "the picture 'a.png' occurs twice"),
+        ('{"image": "a.png"}\n{"image": "b.png"}\n', 'or lines {"picture"'),
         ('{"a.png": [{"label": "d"}]}', "'a.png': object 1: score"),
     ],
 )
@@ -75,6 +77,22 @@ def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> N
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_detections(path)
+
+
+def test_what_would_grade_pictures_wrongly_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "detections.json"
+    pictures = ["00000/samples/00000.png", "00001/samples/00000.png", "00001/samples/00001.png"]
+    path.write_text(json.dumps({"00000.png": [DOG]}))
+    with pytest.raises(UserError, match=r"may be any of 2 pictures.*'00000/samples/00000.png'"):
+        read_detections(path).refuse(pictures, ["dog"])
+    path.write_text(json.dumps({"00001.png": [{**DOG, "label": "Hot_Dog"}]}))
+    with pytest.raises(UserError, match="label 'Hot_Dog', which the prompts spell 'hot dog'"):
+        read_detections(path).refuse(pictures, ["dog", "hot dog"])
+    path.write_text(json.dumps({"00001.png": [DOG, {**DOG, "label": "person"}], pictures[0]: []}))
+    # Objects that no prompt asks for are as detectors find them.
+    read_detections(path).refuse(pictures, ["dog"])
+    assert read_detections(path).strangers(pictures) == []
+    assert read_detections(path).strangers(pictures[:1]) == ["00001.png"]
 
 
 def images() -> list[torch.Tensor]:

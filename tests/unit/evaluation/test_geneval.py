@@ -74,6 +74,7 @@ def test_colours_of_the_most_confident_objects_alone_are_looked_at() -> None:
     assert value(red, dog(0.9, color="red"), dog(0.5, color="blue")) == 1
     assert value(red, dog(0.9, color="blue"), dog(0.95, color="red")) == 1
     assert value(red, dog(0.9, color="blue"), dog(0.8, color="red")) == 0
+    assert value(red, dog(0.9, color=" Red")) == 1
 
 
 def test_a_null_colour_asks_for_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,8 +89,6 @@ class Scripted:
     asked: list[str] = field(default_factory=list)
 
     def ask(self, asks: Iterable[Ask]) -> Iterator[tuple[int, Reply]]:
-        import io
-
         for position, one in enumerate(asks):
             self.asked.append(one.question.turns[0])
             grey = Image.open(io.BytesIO(one.picture)).convert("L").getpixel((0, 0))
@@ -252,6 +251,20 @@ def test_detections_of_a_file_grade_and_a_picture_that_it_lacks_has_failed(folde
     assert results["by_category"]["few"]["mean"] == 0.5
     assert (results["n"], results["failures"]) == (3, 1)
     assert read_scores(folder)[1].boxes[0]["label"] == "lamp"
+
+
+def test_detections_of_other_pictures_are_counted_and_of_which_is_never_guessed(folder: Path, tmp_path: Path) -> None:
+    boxes: dict[str, list[Any]] = {f"p{n}_000.png": [] for n in range(6)}
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(boxes))
+    wanted = request(folder, "lamps", kind="checker", detections=file)
+    console = Console(record=True, width=200, file=io.StringIO())
+    assert score_folder(wanted, console)["n"] == 4
+    assert "2 of its entries are of none of these pictures: p4_000.png, p5_000.png" in console.export_text()
+    boxes["p0_000.png"] = [{"label": "Lamp", "score": 0.9, "box": [0, 0, 1, 1]}]
+    file.write_text(json.dumps(boxes))
+    with pytest.raises(UserError, match="'Lamp', which the prompts spell 'lamp'"):
+        score_folder(wanted, QUIET)
 
 
 def test_pixels_are_checked_by_the_shapes_world(tmp_path: Path) -> None:
