@@ -1,13 +1,13 @@
 """From pictures' values to figures as plain JSON: means with errors, and what is missing. ``results`` calls it.
 
-No mean loses a category in silence: a figure that lacks one is None and says which, unless the user chose categories
-(then it is of those, and marked) or asked for the released arithmetic, which drops them.
+No mean loses a category in silence: a figure that lacks one is None and says which, unless the user left it out (then
+it is of the chosen ones, and marked) or asked for the released arithmetic, which drops them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,24 +44,35 @@ def by_category(rows: Sequence[Row], absent: Mapping[str, int]) -> dict[str, Any
 
 
 def figures(
-    wanted: Sequence[Figure], rows: Sequence[Row], absent: Mapping[str, int], chosen: bool, released: bool
+    wanted: Sequence[Figure],
+    rows: Sequence[Row],
+    absent: Mapping[str, int],
+    chosen: bool,
+    released: bool,
+    left_out: Collection[str] = (),
+    as_zero: Collection[str] = (),
 ) -> dict[str, Any]:
     """{figure: what ``by_category`` has of a category, and "weights", "lacks", "partial", "smallest_difference"}.
 
-    lacks: the figure's categories without one counted picture. Where there are any, the mean is None; but with
-    ``chosen`` (the user left categories out) or ``released`` (the released arithmetic) it is of the others, and
-    "partial" is true. weights: those that were used.
+    lacks: the figure's categories without one counted picture. Where there are any, the mean is None; but those of
+    ``left_out`` (by the user, who then has ``chosen``), or any with ``released`` (the released arithmetic), are left
+    aside, and "partial" is true. as_zero: with ``released``, categories that count as 0 where all of them lack.
+    weights: those that were used.
     """
     answered = {row.category for row in rows if row.value is not None}
     found = {}
     for figure in wanted:
         lacks = [name for name in figure.weights if name not in answered]
         parts = [other for other in wanted if other is not figure]
-        weights = remaining_weights(figure, parts, answered) if chosen or released else dict(figure.weights)
-        if lacks and not weights or lacks and not (chosen or released):
-            measured = _counts(rows, figure.weights, absent)
-        else:
+        weights = dict(figure.weights)
+        if released:
+            weights = remaining_weights(figure, parts, answered, as_zero)
+        elif left_out:
+            weights = remaining_weights(figure, parts, set(weights) - set(left_out))
+        if weights and set(weights) <= answered:
             measured = _measured(rows, weights, absent)
+        else:
+            measured = _counts(rows, figure.weights, absent)
         found[figure.name] = {
             **measured,
             "weights": weights or dict(figure.weights),
@@ -94,11 +105,14 @@ def pooled(rows: Sequence[Row]) -> dict[str, Any]:
     return _measured(together, {"": 1.0}, {})
 
 
-def remaining_weights(figure: Figure, parts: Sequence[Figure], answered: set[str]) -> dict[str, float]:
+def remaining_weights(
+    figure: Figure, parts: Sequence[Figure], answered: set[str], as_zero: Collection[str] = ()
+) -> dict[str, float]:
     """The weights of a figure over the categories that have an answer, summing to 1; empty where none has.
 
     Categories that form another figure (CompBench's complex, of three) keep that one's share among themselves, and
-    leave the denominator only when all of them lack: so do the means of means of the released code.
+    leave the denominator only when all of them lack: so do the means of means of the released code. But ``as_zero``,
+    where all of these lack, does not leave it: its share counts as 0, and the weights sum to less than 1.
     """
     groups: list[Mapping[str, float]] = []
     seen: set[str] = set()
@@ -109,11 +123,14 @@ def remaining_weights(figure: Figure, parts: Sequence[Figure], answered: set[str
             seen |= names
     groups += [{name: weight} for name, weight in figure.weights.items() if name not in seen]
     kept: dict[str, float] = {}
+    zero = 0.0
     for group in groups:
         present = {name: weight for name, weight in group.items() if name in answered}
         scale = sum(group.values()) / sum(present.values()) if present else 0.0
         kept.update({name: weight * scale for name, weight in present.items()})
-    total = sum(kept.values())
+        if set(group) <= set(as_zero) and answered.isdisjoint(as_zero):
+            zero += sum(group.values())
+    total = sum(kept.values()) + zero
     return {name: kept[name] / total for name in figure.weights if name in kept}
 
 

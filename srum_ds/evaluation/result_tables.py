@@ -116,6 +116,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     if overall["lacks"]:
         names = ", ".join(map(label, overall["lacks"]))
         verb = "overall is of the other categories alone" if overall["partial"] else "there is no overall"
+        if overall["partial"] and sum(overall["weights"].values()) < 0.999:
+            verb = "overall is of the others, complex counted as 0 as the released scripts do"
         said.append(f"No answer in {names}: {verb}.")
     if results["missing"]:
         said.append(f"{_are(len(results['missing']))} missing from the folder.")

@@ -115,7 +115,8 @@ def build_results(
         raise UserError(f"nothing to score for {benchmark.name}: the folder has no prompts")
     partial = partial or Chosen()
     categories = dict.fromkeys([*(one.prompt.category for one in scored), *(p.category for p, _ in missing)])
-    wanted = benchmark.figures(list(categories))
+    as_zero = benchmark.released_as_zero if srum_compat else ()
+    wanted = benchmark.figures(list(dict.fromkeys([*categories, *as_zero])))
     order = _order(wanted, list(categories), partial)
     absent = {name: 0 for name in order} | dict(Counter(prompt.category for prompt, _ in missing))
     rows = [
@@ -129,7 +130,9 @@ def build_results(
     ]
     chosen = bool(partial.categories)
     told = [row for one in scored for row in part_rows(one.prompt.text, one.grade.parts, one.grade.weights, failures)]
-    found = figures([figure for figure in wanted if not figure.of_parts], rows, absent, chosen, srum_compat)
+    of_leaves = [figure for figure in wanted if not figure.of_parts]
+    left_out = {name for figure in of_leaves for name in figure.weights if chosen and name not in partial.categories}
+    found = figures(of_leaves, rows, absent, chosen, srum_compat, left_out, as_zero)
     found |= figures_of_parts([figure for figure in wanted if figure.of_parts], told, chosen, srum_compat)
     overall = found[OVERALL]
     parts = {name: _part(name, scored, wanted, failures, chosen) for name in benchmark.part_figures}

@@ -217,5 +217,6 @@ BENCHMARK = Benchmark(
         "(WayneJin0918/SRUM, Apache-2.0, commit a53ba18); its published judge is Qwen2.5-VL-72B-Instruct."
     ),
     srum_compat=True,
+    released_as_zero=COMPLEX,
 )
 """T2I-CompBench as ``--benchmark compbench``."""

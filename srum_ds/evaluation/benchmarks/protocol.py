@@ -174,7 +174,8 @@ class Benchmark:
     samples: pictures a prompt by its protocol. full: the best grade (100, 1). grading: how one picture is graded.
     figures: what is reported, given the prompts' leaf categories; the last is ``overall``. notice: licence and source
     of its files, in a sentence. part_figures: names of ``Grade.parts`` that are reported like the value. srum_compat:
-    whether SRUM's released scripts score it, so that their arithmetic can be asked for.
+    whether SRUM's released scripts score it, so that their arithmetic can be asked for. released_as_zero: categories
+    that these scripts count as 0 where none of them has a picture.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Benchmark:
     published: Sequence[Published] = ()
     notice: str = ""
     srum_compat: bool = False
+    released_as_zero: tuple[str, ...] = ()
 
 
 def equal_shares(categories: Sequence[str]) -> list[Figure]:

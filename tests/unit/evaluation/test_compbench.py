@@ -20,6 +20,9 @@ from srum_ds.evaluation.benchmarks.compbench import (
     read,
     released_score,
 )
+from srum_ds.evaluation.result_tables import remarks
+from srum_ds.evaluation.results import build_results
+from srum_ds.evaluation.scored import Scored
 from srum_ds.judges.protocol import Reply
 from srum_ds.prompts.importers import COMPBENCH_CATEGORIES
 from srum_ds.prompts.records import write_records
@@ -153,6 +156,44 @@ def test_srum_compat_without_failures_is_the_mean_that_results_use() -> None:
     for figure in figures(leaves):
         mean = sum(weight * sum(raws[name]) / len(raws[name]) for name, weight in figure.weights.items())
         assert found.figures[figure.name] == pytest.approx(mean, abs=2e-4)
+
+
+REPLIES = (
+    "prose",
+    '{"score": 150}',
+    '{"score": 85.7}',
+    '{"score": "77"}',
+    '{"score": 7',
+    '{"score": 64, "explanation": ""}',
+)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_results_with_srum_compat_are_the_released_arithmetic_on_any_made_up_set(seed: int) -> None:
+    rng = random.Random(seed)
+    leaves = [*COMPBENCH_CATEGORIES, "complex_action", "complex_spatial"]
+    # Half of them lack categories, some all three of complex.
+    leaves = rng.sample(leaves, rng.randint(1, 4)) if seed % 2 else leaves
+    scored: list[Scored] = []
+    raws: dict[str, list[float]] = {}
+    for leaf in leaves:
+        for number in range(rng.randint(1, 5)):
+            dead = Reply(error="the connection broke", attempts=3)
+            grade = CompBenchGrading().grade(PROMPT, {"score": rng.choice([dead, *map(_reply, REPLIES)])})
+            scored.append(Scored(Prompt(f"{leaf}-{number}", f"{leaf} {number}", leaf), 0, "a.png", grade))
+            raws.setdefault(leaf, []).append(grade.value if grade.raw is None else grade.raw)
+    judge = {"kind": "http", "model": "stand-in", "under_test": False}
+    found = build_results(BENCHMARK, scored, judge, srum_compat=True)
+    expected = compat_figures(raws)
+    for leaf, mean in expected.by_category.items():
+        assert found["by_category"][leaf]["mean"] == pytest.approx(mean, abs=1e-4)
+    assert found["overall"]["mean"] == pytest.approx(expected.figures["overall"], abs=2e-4)
+    if not set(leaves) & {"complex", "complex_action", "complex_spatial"}:
+        assert any("complex counted as 0" in said for said in remarks(found))
+
+
+def _reply(text: str) -> Reply:
+    return Reply((text,))
 
 
 def test_prompts_come_from_the_users_files_and_are_never_bundled(tmp_path: Path) -> None:

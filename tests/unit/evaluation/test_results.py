@@ -128,6 +128,18 @@ def test_overall_never_loses_a_category_in_silence() -> None:
     assert released["overall"]["partial"] and released["overall"]["lacks"] == ["complex_action"]
 
 
+def test_a_chosen_category_without_an_answer_leaves_no_overall() -> None:
+    rows = [*(row for row in WHOLE if row.prompt.category == "color"), one("complex", "e", None)]
+    found = build_results(BENCHMARK, rows, JUDGE, partial=Chosen(("color", "complex")))
+    assert found["overall"]["mean"] is None and not found["overall"]["partial"]
+    assert "complex" in found["overall"]["lacks"]
+    assert any("there is no overall" in text for text in remarks(found))
+    # Nobody chose the other two: with an answer there is an overall of what was chosen.
+    found = build_results(BENCHMARK, [*rows, one("complex", "f", 30.0)], JUDGE, partial=Chosen(("color", "complex")))
+    assert found["overall"]["mean"] == pytest.approx((70 + 30) / 2)
+    assert found["overall"]["weights"] == pytest.approx({"color": 1 / 2, "complex": 1 / 2})
+
+
 def test_chosen_categories_are_marked_as_a_part() -> None:
     rows = [row for row in WHOLE if row.prompt.category == "color"]
     found = build_results(BENCHMARK, rows, JUDGE, partial=Chosen(("color",)))
