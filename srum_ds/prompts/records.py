@@ -13,6 +13,7 @@ from srum_ds.prompts.shards import prompt_from_json, prompt_to_json
 from srum_ds.types import Prompt
 
 SCHEMA = 1
+_EXAMPLE = '{"schema": 1, "id": "my-0001", "text": "a red bench", "category": "color"}'
 
 
 def write_records(path: Path, prompts: Sequence[Prompt]) -> None:
@@ -22,7 +23,9 @@ def write_records(path: Path, prompts: Sequence[Prompt]) -> None:
 
 
 def read_records(path: Path) -> list[Prompt]:
-    """The prompts of a file that ``write_records`` wrote, or that another tool wrote likewise.
+    """The prompts of a file that ``write_records`` wrote, or that somebody wrote likewise.
+
+    category, phrases and meta may be absent: no category, no phrases, nothing else known.
 
     Raises UserError naming file and line for what is no such record, an unknown schema, and an id that occurs twice.
     """
@@ -51,6 +54,6 @@ def _record(line: str, where: str) -> Prompt:
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise UserError(f'{where}: expected an object with "schema": {SCHEMA}')
+        raise UserError(f'{where}: expected an object with "schema": {SCHEMA}, such as {_EXAMPLE}')
     del record["schema"]
-    return prompt_from_json(json.dumps(record).encode(), where)
+    return prompt_from_json(json.dumps({"category": "", "phrases": [], "meta": {}, **record}).encode(), where)

@@ -15,6 +15,7 @@ from srum_ds.prompts.reasonbench import PROMPT_FILES, REASONBENCH_SECTIONS, read
 from srum_ds.prompts.records import read_records, write_records
 from srum_ds.prompts.shards import check_shards, write_shards
 from srum_ds.prompts.wise import read_wise, read_wise_verified
+from srum_ds.types import Prompt
 
 
 def _plain(count: int = 2) -> dict[str, Any]:
@@ -240,3 +241,17 @@ def test_such_prompts_go_through_shards_and_records(
     assert check_shards(tmp_path / "shards")["test"].prompts == count == len(prompts)
     write_records(tmp_path / "prompts.jsonl", prompts)
     assert read_records(tmp_path / "prompts.jsonl") == prompts
+
+
+def test_a_record_that_somebody_wrote_needs_no_more_than_an_id_and_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        '{"schema": 1, "id": "a", "text": "a bench", "category": "c"}\n{"schema": 1, "id": "b", "text": "b"}\n'
+    )
+    assert read_records(path) == [Prompt("a", "a bench", "c"), Prompt("b", "b")]
+    path.write_text('{"id": "a", "text": "a bench"}\n')
+    with pytest.raises(UserError, match=r'line 1: expected an object with "schema": 1, such as \{"schema": 1, "id"'):
+        read_records(path)
+    path.write_text('{"schema": 1, "id": "a"}\n')
+    with pytest.raises(UserError, match="line 1: expected an object with keys id, text"):
+        read_records(path)
