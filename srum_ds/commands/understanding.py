@@ -73,6 +73,11 @@ def understanding(
     result = _understanding(folders, asked, out, readout, batch, Placement(device, dtype))
     print("\n".join(result["told"]))
     print(f"written: {out}/{RESULT}, {MARKDOWN}, {ANSWERS}")
+    if not any(found["overall"]["n"] for found in result["models"].values()):
+        raise UserError(
+            f"{' and '.join(map(str, folders.values()))}: no usable answer to any of {result['n']} questions; "
+            f"{out}/{ANSWERS} says why of each (--readout generate reads a written answer)"
+        )
 
 
 def _understanding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from srum_ds.commands.understanding import understanding
 from srum_ds.common.errors import UserError
+from srum_ds.evaluation.canary import plain_png
 from tests.support.paths import MODEL
 from tests.support.tiny_models import write_tiny_bagel
 
@@ -51,6 +53,17 @@ def test_wrong_words_are_named(tmp_path: Path, words: dict[str, object], message
     with pytest.raises(UserError, match=message):
         understanding(MODEL, out=tmp_path, device="cpu", **words)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_answers_nothing_ends_in_an_error_after_everything_is_written(tmp_path: Path) -> None:
+    png = base64.b64encode(plain_png((255, 0, 0), (32, 32))).decode()
+    path = tmp_path / "mini.tsv"
+    # The shipped model says yes and no, never a letter.
+    path.write_text(f"index\tquestion\tA\tB\tanswer\timage\n1\tWhat colour is it?\tred\tblue\tA\t{png}\n")
+    with pytest.raises(UserError, match=r"no usable answer to any of 1 questions; .*answers.jsonl says why"):
+        understanding(MODEL, questions=str(path), out=tmp_path, device="cpu")
+    result = json.loads((tmp_path / "understanding.json").read_text())
+    assert (result["models"]["model"]["overall"]["n"], result["models"]["model"]["overall"]["failures"]) == (0, 1)
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
