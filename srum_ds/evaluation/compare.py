@@ -200,6 +200,8 @@ def _result(sides: Sequence[Compared], common: _Common, notes: Sequence[str]) ->
     for name, used in weights.items():
         told = _parts(common, rule) if first["figures"][name].get("of_parts") else (common.values, categories, clusters)
         figures[name] = _line(*told, used)
+    if lacks := figures[OVERALL]["lacks"]:
+        notes.append(f"No picture with a score in all runs in {', '.join(map(label, lacks))}: there is no overall.")
     lines = {name: _line(common.values, categories, clusters, {name: 1.0}) for name in leaves}
     return {
         "benchmark": first["benchmark"],

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from srum_ds.evaluation.benchmarks import equal_shares
 from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.compare import compare
 from srum_ds.evaluation.report_html import write_report
-from tests.support.scored_folders import SCRIPT, scored_folder
+from tests.support.scored_folders import BENCHMARK, SCRIPT, scored_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Playwright may be there without what it needs.
@@ -51,7 +53,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     b = scored_folder(root / LONG[:120], second, size=300, texts=texts)
     c = scored_folder(root / "c", {**first, ("color", 0): 20.0}, texts=texts)
     compare(a, b, c, out=root / "out")
-    return {"score": write_report(a), "comparison": root / "out" / "report.html"}
+    pages = {"score": write_report(a), "comparison": root / "out" / "report.html"}
+    # Runs that have pictures of one category in common, and no overall.
+    many = replace(BENCHMARK, figures=equal_shares)
+    whole: dict[tuple[str, int], float | None] = {(f"category_{n}", i): 50.0 for n in range(9) for i in range(2)}
+    sparse = {key: value if key[0] == "category_0" else None for key, value in whole.items()}
+    folders = [scored_folder(root / name, of, benchmark=many) for name, of in (("d", whole), ("e", sparse))]
+    compare(*folders, out=root / "lacking")
+    return {**pages, "lacking": root / "lacking" / "report.html"}
 
 
 def _open(browser: Any, path: Path, width: int, scheme: str = "light") -> tuple[Any, list[str]]:
@@ -66,6 +75,15 @@ def _open(browser: Any, path: Path, width: int, scheme: str = "light") -> tuple[
 
 def _outside(url: str) -> bool:
     return not url.startswith(("file:", "data:"))
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_list_of_what_lacks_stays_on_the_page(browser: Any, pages: dict[str, Path], width: int) -> None:
+    page, complaints = _open(browser, pages["lacking"], width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert "no overall" in page.locator(".tag.bad").first.inner_text()
+    assert complaints == []
+    page.context.close()
 
 
 @pytest.mark.parametrize("which", ["score", "comparison"])

@@ -80,6 +80,7 @@ def test_a_figure_without_a_common_category_is_none(tmp_path: Path) -> None:
     found, _ = run(*folders, out=tmp_path / "out")
     assert found["figures"]["overall"]["differences"][0]["mean"] is None
     assert found["figures"]["overall"]["lacks"] == ["complex_b"]
+    assert "No picture with a score in all runs in complex_b: there is no overall." in found["notes"]
     assert "no overall: nothing in complex_b" in (tmp_path / "out" / "report.html").read_text()
 
 
