@@ -60,5 +60,5 @@ def _missing(ask: Ask, files: tuple[Path, ...]) -> Reply:
 def replay_judge(settings: JudgeSettings) -> ReplayJudge:
     """The entry of the registry. UserError without files, and for files that are no records."""
     if not settings.replies:
-        raise UserError("--judge replay needs recorded replies: --replies FILE (replies-*.jsonl of a scored folder)")
+        raise UserError("--judge replay needs recorded replies: --replies FILE (replies.jsonl of a scored folder)")
     return ReplayJudge(settings.replies)
