@@ -13,6 +13,7 @@ from pathlib import Path
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import find_path, load_config
+from srum_ds.evaluation.benchmarks import load_benchmark
 from srum_ds.evaluation.draw_folder import draw_folders
 from srum_ds.evaluation.draw_request import DrawOptions, DrawRequest, PromptChoice, draw_request
 from srum_ds.evaluation.score_request import SELF, Failures, JudgeChoice, ScoreRequest
@@ -48,6 +49,7 @@ def evaluate_benchmark(
     def plan() -> list[DrawRequest]:
         if not is_run and out is None:
             raise UserError(f"{source} is a model, no run (no {CONFIG}): say by --out where its pictures shall lie.")
+        ScoreRequest(out or source, choice, judge, failures, srum_compat).check(load_benchmark(choice.benchmark))
         return [draw_request(source, base, choice, options, folder) for base, folder in folders.items()]
 
     folders = run_folders(source, choice.benchmark, out) if is_run else {False: out or source}

@@ -61,9 +61,7 @@ def score_folder(
     """
     console = console or Console()
     benchmark = load_benchmark(request.choice.benchmark)
-    if request.srum_compat and not benchmark.srum_compat:
-        raise UserError(f"--srum-compat: SRUM's released scripts say nothing of {benchmark.name}; leave it out.")
-    request.judge.check()
+    request.check(benchmark, judge is not None)
     folder = _folder(request, benchmark)
     pictures = folder.pictures()
     for line in folder.lines():
@@ -156,7 +154,7 @@ def _grade(
     if isinstance(grading, Asks):
         with ExitStack() as held:
             if judge is None:
-                judge = _judge(benchmark, folder, choice)
+                judge = _judge(folder, choice)
                 held.callback(judge.close)
             store = held.enter_context(ReplyStore(folder.folder / REPLIES))
             asked = judge
@@ -174,10 +172,6 @@ def _grade(
             grades = grade_asked(grading, pictures, asked, store, told("asked"))
             named = {"kind": asked.kind, "model": asked.model, "under_test": asked.under_test}
         return _Graded(grades, named, canaries)
-    if judge is not None or choice.kind != CHECKER:
-        raise UserError(
-            f"--judge {choice.kind}: {benchmark.name} asks no judge; leave --judge out (or give --judge {CHECKER})"
-        )
     if isinstance(grading, Checks):
         grades = grade_checked(grading, pictures, str(folder.folder), told("checked"))
         return _Graded(grades, {"kind": CHECKER, "model": grading.name, "under_test": False})
@@ -192,11 +186,6 @@ def _detected(
     choice: JudgeChoice,
     on_done: Callable[[int, int], None],
 ) -> _Graded:
-    if (choice.detections is None) == (not choice.detector):
-        raise UserError(
-            f"{benchmark.name} is graded from a detector's boxes: give either --detector FOLDER (a model such as "
-            f"Grounding DINO, OWLv2 or Mask2Former) or --detections FILE (boxes that were made elsewhere)"
-        )
     if choice.detections is not None:
         recorded = read_detections(choice.detections)
         names = [picture.path.relative_to(folder.folder).as_posix() for picture in folder.pictures()]
@@ -221,12 +210,7 @@ def _others(source: Path, names: Sequence[str]) -> str:
     )
 
 
-def _judge(benchmark: Benchmark, folder: PictureFolder, choice: JudgeChoice) -> PictureJudge:
-    if choice.kind == CHECKER:
-        raise UserError(
-            f"--judge {CHECKER}: {benchmark.name} cannot be checked from pixels, it asks a judge: give --judge http, "
-            f"transformers, {SELF} or replay"
-        )
+def _judge(folder: PictureFolder, choice: JudgeChoice) -> PictureJudge:
     model = choice.model
     if choice.kind == SELF and not model:
         model = str((folder.drawn or {}).get("model", ""))

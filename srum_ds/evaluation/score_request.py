@@ -8,7 +8,9 @@ from typing import Literal
 
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import JUDGES
+from srum_ds.evaluation.benchmarks import Asks, Benchmark, Detects
 from srum_ds.evaluation.draw_request import PromptChoice
+from srum_ds.judges.transport import checked_url
 
 CHECKER = "checker"
 SELF = "self"
@@ -61,3 +63,32 @@ class ScoreRequest:
     judge: JudgeChoice
     failures: Failures = "exclude"
     srum_compat: bool = False
+
+    def check(self, benchmark: Benchmark, judge_given: bool = False) -> None:
+        """UserError for what cannot be scored whatever the pictures: before any is drawn, or a judge is loaded.
+
+        judge_given: somebody else than ``judge`` is asked.
+        """
+        judge = self.judge
+        judge.check()
+        if self.srum_compat and not benchmark.srum_compat:
+            raise UserError(f"--srum-compat: SRUM's released scripts say nothing of {benchmark.name}; leave it out.")
+        if self.srum_compat and self.failures == "zero":
+            raise UserError("--srum-compat counts failures as the released scripts do; leave --failures zero out.")
+        if isinstance(benchmark.grading, Asks):
+            if judge.kind == CHECKER and not judge_given:
+                raise UserError(
+                    f"--judge {CHECKER}: {benchmark.name} cannot be checked from pixels, it asks a judge: give --judge "
+                    f"http, transformers, {SELF} or replay"
+                )
+            if judge.kind == "http" and not judge_given:
+                checked_url(judge.url)
+        elif judge_given or judge.kind != CHECKER:
+            raise UserError(
+                f"--judge {judge.kind}: {benchmark.name} asks no judge; leave --judge out (or give --judge {CHECKER})"
+            )
+        elif isinstance(benchmark.grading, Detects) and (judge.detections is None) == (not judge.detector):
+            raise UserError(
+                f"{benchmark.name} is graded from a detector's boxes: give either --detector FOLDER (a model such as "
+                f"Grounding DINO, OWLv2 or Mask2Former) or --detections FILE (boxes that were made elsewhere)"
+            )

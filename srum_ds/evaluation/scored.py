@@ -3,7 +3,7 @@
 DIR/prompts.jsonl            the prompts (srum_ds.prompts.records)
 DIR/drawn.json               which benchmark, model, sampler and seed made the pictures; absent where another tool did
 DIR/images/ID_000.png        picture 0 of the prompt ID
-DIR/results.json, eval.md, report.html, replies-*.jsonl      what ``srum-ds eval score`` adds
+DIR/results.json, eval.md, report.html, replies.jsonl        what ``srum-ds eval score`` adds
 """
 
 from __future__ import annotations

@@ -71,6 +71,29 @@ def test_a_bare_model_is_drawn_and_scored_in_one_command(score: Any, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("compbench --judge http", "needs the server's address"),
+        ("compbench --judge http --judge-url host:8000", "host:8000: is no address"),
+        ("compbench --judge checker", "compbench cannot be checked from pixels"),
+        ("geneval", "give either --detector FOLDER"),
+        ("shapes --judge self", "shapes asks no judge"),
+        ("shapes --srum-compat", "say nothing of shapes"),
+        ("compbench --judge self --srum-compat --failures zero", "leave --failures zero out"),
+    ],
+)
+def test_what_could_not_be_scored_is_not_drawn(
+    words: str, said: str, score: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text('{"schema": 1, "id": "a", "text": "a red circle"}\n')
+    out = ["--prompts", str(prompts), "--out", str(tmp_path / "d")]
+    assert main(["eval", str(MODEL), "--benchmark", *words.split(), *out]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "d").exists() and score.asked == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         ("eval draw --benchmark shapes --out D", "expected one folder of a run or of a model"),
         ("eval draw A B --benchmark shapes --out D", "found A B"),
         ("eval draw A --benchmark shapes --out D --processes 0", "--processes 0"),

@@ -214,7 +214,7 @@ def test_pictures_drawn_for_another_benchmark_are_refused(folder: Path) -> None:
         score_folder(request(folder), QUIET, Scripted(honest))
 
 
-def test_who_cannot_grade_is_named_before_anything_is_asked(folder: Path) -> None:
+def test_who_cannot_grade_is_named_before_anything_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--judge checker: rated cannot be checked from pixels"):
         score_folder(request(folder, kind="checker"), QUIET)
     with pytest.raises(UserError, match="lamps asks no judge"):
@@ -223,6 +223,9 @@ def test_who_cannot_grade_is_named_before_anything_is_asked(folder: Path) -> Non
         score_folder(request(folder, "lamps", kind="checker"), QUIET)
     with pytest.raises(UserError, match="--srum-compat: SRUM's released scripts say nothing of rated"):
         score_folder(replace(request(folder), srum_compat=True), QUIET, Scripted(honest))
+    monkeypatch.setattr(score_module, "load_benchmark", lambda name: replace(RATED, srum_compat=True))
+    with pytest.raises(UserError, match="--srum-compat counts failures as the released scripts do"):
+        score_folder(replace(request(folder), srum_compat=True, failures="zero"), QUIET, Scripted(honest))
 
 
 def test_a_detector_looks_at_each_picture_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
