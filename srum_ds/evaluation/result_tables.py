@@ -119,6 +119,10 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         if overall["partial"] and sum(overall["weights"].values()) < 0.999:
             verb = "overall is of the others, complex counted as 0 as the released scripts do"
         said.append(f"No answer in {names}: {verb}.")
+    lacking = _not_asked(results)
+    if lacking and not results["partial"]:
+        named = ", ".join(map(label, lacking))
+        said.append(f"The prompts have nothing in {named}: overall is not comparable with published rows.")
     if results["missing"]:
         said.append(f"{_are(len(results['missing']))} missing from the folder.")
     if results["partial"]:
@@ -210,6 +214,12 @@ def cell(text: str) -> str:
     """Text that stays in its cell and starts no tag: a judge's reply may hold anything."""
     flat = " ".join(text.split())
     return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+def _not_asked(results: Mapping[str, Any]) -> list[str]:
+    """Categories of the published rows that the prompts of this result do not have."""
+    own = {*results["by_category"], *results["figures"], *results["parts"]}
+    return list(dict.fromkeys(name for row in results["published"] for name in row["figures"] if name not in own))
 
 
 def _are(count: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from srum_ds.common.errors import UserError
-from srum_ds.evaluation.benchmarks import Asks, Benchmark, Detection, Figure, Grade, Published
+from srum_ds.evaluation.benchmarks import Asks, Benchmark, Detection, Figure, Grade, Published, equal_shares
 from srum_ds.evaluation.result_tables import figure_rows, markdown, published_rows, remarks, screen_table
 from srum_ds.evaluation.results import (
     CanaryResult,
@@ -138,6 +138,17 @@ def test_a_chosen_category_without_an_answer_leaves_no_overall() -> None:
     found = build_results(BENCHMARK, [*rows, one("complex", "f", 30.0)], JUDGE, partial=Chosen(("color", "complex")))
     assert found["overall"]["mean"] == pytest.approx((70 + 30) / 2)
     assert found["overall"]["weights"] == pytest.approx({"color": 1 / 2, "complex": 1 / 2})
+
+
+def test_prompts_without_a_published_category_are_told_of() -> None:
+    row = Published("BAGEL", {"color": 89.3, "texture": 80.0, "overall": 82.18}, "arXiv, table 1")
+    rows = [one for one in WHOLE if one.prompt.category == "color"]
+    benchmark = replace(BENCHMARK, figures=equal_shares, published=[row])
+    found = build_results(benchmark, rows, JUDGE)
+    assert "The prompts have nothing in texture: overall is not comparable with published rows." in remarks(found)
+    assert not any(
+        "texture" in said for said in remarks(build_results(benchmark, rows, JUDGE, partial=Chosen(limit=2)))
+    )
 
 
 def test_chosen_categories_are_marked_as_a_part() -> None:
