@@ -181,7 +181,9 @@ def test_results_with_srum_compat_are_the_released_arithmetic_on_any_made_up_set
             dead = Reply(error="the connection broke", attempts=3)
             grade = CompBenchGrading().grade(PROMPT, {"score": rng.choice([dead, *map(_reply, REPLIES)])})
             scored.append(Scored(Prompt(f"{leaf}-{number}", f"{leaf} {number}", leaf), 0, "a.png", grade))
-            raws.setdefault(leaf, []).append(grade.value if grade.raw is None else grade.raw)
+            counted = grade.value if grade.raw is None else grade.raw
+            assert counted is not None
+            raws.setdefault(leaf, []).append(counted)
     judge = {"kind": "http", "model": "stand-in", "under_test": False}
     found = build_results(BENCHMARK, scored, judge, srum_compat=True)
     expected = compat_figures(raws)
