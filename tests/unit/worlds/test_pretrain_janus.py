@@ -127,7 +127,7 @@ def test_training_resumes_to_the_same_bits_and_its_folder_is_the_library_s_own(
         for name, p in stored.items()
         if not name.startswith("model.vqmodel.")
     )
-    assert JanusProcessor.from_pretrained(out).num_image_tokens == 64
+    assert JanusProcessor.from_pretrained(out).num_image_tokens == 16
 
 
 def _interrupt(*_: object) -> None:
@@ -139,7 +139,7 @@ def test_passes_equal_the_library_s_own(work: Path) -> None:
     model, wording = build(SIZE, load_file(work / "vq.safetensors"), 0)
     model.model.generation_head.vision_head.weight.data.mul_(20)
     model.eval()
-    processor = build_processor(64, 64)
+    processor = build_processor(64, 16)
     image = load_looking(work / "worn.safetensors").images(torch.tensor([0]))
     question = "is this a striped red circle?"
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]

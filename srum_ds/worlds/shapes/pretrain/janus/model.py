@@ -29,13 +29,14 @@ CODES = SIDE * SIDE
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths."""
+    """Widths and depths. vision_side: patches along a side of what the vision tower sees: one a cell of the world."""
 
     hidden: int = 160
     intermediate: int = 448
     layers: int = 5
     heads: int = 5
     key_value_heads: int = 5
+    vision_side: int = 4
     vision_hidden: int = 128
     vision_layers: int = 3
     vision_heads: int = 4
@@ -44,7 +45,7 @@ class Size:
 
 
 def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
-    """The library's configuration. One side of codes, of patches, and so of image tokens, is ``SIDE``."""
+    """The library's configuration, of ``SIDE`` x ``SIDE`` codes."""
     text = LlamaConfig(
         vocab_size=vocabulary_size(tokenizer),
         hidden_size=size.hidden,
@@ -68,8 +69,8 @@ def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
         num_attention_heads=size.vision_heads,
         mlp_ratio=3.0,
         image_size=PICTURE,
-        patch_size=PICTURE // SIDE,
-        num_image_tokens=CODES,
+        patch_size=PICTURE // size.vision_side,
+        num_image_tokens=size.vision_side**2,
         projection_dim=size.hidden,
         depth=2,
     )
