@@ -29,18 +29,21 @@ CODES = SIDE * SIDE
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths. vision_side: patches along a side of what the vision tower sees: one a cell of the world."""
+    """Widths and depths. vision_side: patches along a side of what the vision tower sees.
 
-    hidden: int = 160
-    intermediate: int = 448
-    layers: int = 5
-    heads: int = 5
-    key_value_heads: int = 5
-    vision_side: int = 4
+    The library's ``generate`` draws as many codes as there are patches: the two sides are one.
+    """
+
+    hidden: int = 192
+    intermediate: int = 512
+    layers: int = 6
+    heads: int = 6
+    key_value_heads: int = 6
+    vision_side: int = SIDE
     vision_hidden: int = 128
     vision_layers: int = 3
     vision_heads: int = 4
-    codes: int = 193
+    codes: int = 49
     code_dim: int = 32
 
 

@@ -243,7 +243,9 @@ def train(
             path = out / f"own-{name}-{own_step}.safetensors"
             if not path.exists():
                 draw_own(model, wording, plan, stage.averaged, own_step, path)
-            own = Questions(load_looking(path), wording)
+            # A model that has hardly learned fills its pictures, and held-out pairs are in all of them: none is kept.
+            drawn = load_looking(path)
+            own = Questions(drawn, wording) if len(drawn) > 0 else None
         asked = pools if own is None else [*pools, own]
         g = stage.begin_step()
         late = stage.step / plan.steps > plan.flat_share
