@@ -138,7 +138,8 @@ def _normalise(norm: Any, _: Any, output: Tensor) -> Tensor:
 
 def decoded(vq: Vq, codes_NT: Tensor) -> Tensor:
     """Pictures [N, 3, H, W], about [-1, 1], of codes; with a gradient for decoder and codebook."""
-    vectors = F.normalize(vq.quantize.embedding(codes_NT), dim=-1).view(len(codes_NT), SIDE, SIDE, -1)
+    side = math.isqrt(codes_NT.shape[1])
+    vectors = F.normalize(vq.quantize.embedding(codes_NT), dim=-1).view(len(codes_NT), side, side, -1)
     pixels: Tensor = vq.decoder(vq.post_quant_conv(vectors.permute(0, 3, 1, 2).contiguous()))
     return pixels
 
