@@ -59,7 +59,7 @@ def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
         head_dim=size.hidden // size.heads,
         max_position_embeddings=1024,
         # Sequences have about a hundred tokens: slower rotations would tell no position from another.
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,

@@ -51,13 +51,13 @@ class Plan(Schedule):
     which own pictures are asked about, and how often they are drawn anew. snapshot_every: steps between kept averages.
     """
 
-    steps: int = 1800
+    steps: int = 2600
     captions: int = 32
     noise_copies: int = 1
-    lr: float = 3e-3
+    lr: float = 1.5e-3
     warmup: int = 100
     flat_share: float = 0.4
-    altered: float = 0.3
+    altered: float = 0.25
     caption_dropout: float = 0.1
     ema_decay: float = 0.998
     max_grad_norm: float = 2.0
@@ -74,7 +74,7 @@ class Plan(Schedule):
     own_from: int = 900
     own_every: int = 450
     own_pictures: int = 2400
-    own_guidance: tuple[float, ...] = (1.0, 1.5, 2.5)
+    own_guidance: tuple[float, ...] = (1.0, 1.5)
 
 
 def disturbed(images_NCHW: Tensor, g: torch.Generator) -> Tensor:

@@ -45,10 +45,10 @@ CONSTANT = 3.0
 class VqSchedule:
     """Steps of the decoder and of the encoder, pictures a step, and the rate, under one cosine each."""
 
-    steps: int = 3000
-    encoder_steps: int = 300
-    pictures: int = 4
-    lr: float = 4e-3
+    steps: int = 1500
+    encoder_steps: int = 150
+    pictures: int = 8
+    lr: float = 1.5e-3
     warmup: int = 30
     compiled: bool = True
 
