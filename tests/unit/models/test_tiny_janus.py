@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
@@ -26,7 +28,7 @@ def test_the_library_draws_with_it() -> None:
     processor = JanusProcessor.from_pretrained(FOLDER)
     exact = []
     for prompt in _validation(27):
-        turn = [{"role": "user", "content": [{"type": "text", "text": prompt.text}]}]
+        turn: Any = [{"role": "user", "content": [{"type": "text", "text": prompt.text}]}]
         text = processor.apply_chat_template(turn, add_generation_prompt=True)
         inputs = processor(text=text, generation_mode="image", return_tensors="pt")
         with torch.no_grad():
