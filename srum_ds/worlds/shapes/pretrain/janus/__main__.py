@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from srum_ds.worlds.shapes.pretrain.janus.model import Size, build
 from srum_ds.worlds.shapes.pretrain.janus.pool import build_pool, load_drawing, load_looking
 from srum_ds.worlds.shapes.pretrain.janus.publish import publish
-from srum_ds.worlds.shapes.pretrain.janus.umm import JUDGE, JUDGE_PLAN, Plan, train
+from srum_ds.worlds.shapes.pretrain.janus.umm import NAME, Plan, train
 from srum_ds.worlds.shapes.pretrain.janus.vq import VqSchedule, make_vq, vq_config
 
 GUIDANCE = 1.5
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain_janus"), help="folder for stages and state")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain_janus/tiny_janus"), help="checkpoint folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=32000)
-    parser.add_argument("--worn", type=int, default=8000)
+    parser.add_argument("--scenes", type=int, default=60000)
+    parser.add_argument("--worn", type=int, default=12000)
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--altered", type=float, default=Plan.altered, help="share of untrue captions")
     parser.add_argument("--threads", type=int, default=2)
@@ -45,9 +45,9 @@ def main() -> None:
     model, wording = build(size, load_file(work / "vq.safetensors"), args.seed)
     drawing = load_drawing(work / "drawing.safetensors")
     looking = [load_looking(work / "fresh.safetensors"), load_looking(work / "worn.safetensors")]
-    train(model, wording, drawing, looking, Plan(steps=args.steps, altered=args.altered, seed=args.seed + 1), work)
-    train(model, wording, drawing, looking, JUDGE_PLAN, work, name=JUDGE)
-    publish(work, work / f"{JUDGE}-{JUDGE_PLAN.steps}.safetensors", args.out, size, GUIDANCE)
+    plan = Plan(steps=args.steps, altered=args.altered, seed=args.seed + 1)
+    train(model, wording, drawing, looking, plan, work)
+    publish(work, work / f"{NAME}-{plan.steps}.safetensors", args.out, size, GUIDANCE)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from srum_ds.worlds.shapes.pretrain.janus.model import CODES, Janus
+from srum_ds.worlds.shapes.pretrain.janus.model import Janus
 from srum_ds.worlds.shapes.pretrain.janus.prompting import Wording
 
 
@@ -31,7 +31,7 @@ def draw_codes(
     x_BLD = model.model.language_model.embed_tokens(ids_BL)
     position = (valid.long().cumsum(1) - 1).clamp(min=0)
     found = []
-    for step in range(CODES):
+    for step in range(uniform_NT.shape[1]):
         hidden = model.model.language_model(
             inputs_embeds=x_BLD, attention_mask=valid.long(), position_ids=position, cache=cache, use_cache=True
         ).last_hidden_state

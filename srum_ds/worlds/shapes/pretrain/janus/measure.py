@@ -31,7 +31,7 @@ from srum_ds.rewards.regions.components import component_candidates
 from srum_ds.types import Prompt, Samples
 from srum_ds.worlds.shapes.checker import check
 from srum_ds.worlds.shapes.pretrain.janus.draw import draw_codes
-from srum_ds.worlds.shapes.pretrain.janus.model import CODES, Janus, answer_logits
+from srum_ds.worlds.shapes.pretrain.janus.model import Janus, answer_logits
 from srum_ds.worlds.shapes.pretrain.janus.prompting import Wording, pixel_values
 from srum_ds.worlds.shapes.pretrain.janus.vq import decode
 from srum_ds.worlds.shapes.pretrain.measure import by_kind, crop_answers, whole_scores
@@ -56,10 +56,11 @@ class Bare:
         self, prompts: Sequence[Prompt], guidance: float, temperature: float, seed: int, sample: int
     ) -> tuple[Tensor, Tensor]:
         """(codes [N, T], pictures [N, 3, H, W] in [0, 1]), one a prompt, by the prompts' names."""
+        count = self.model.config.vq_config.num_patches**2
         codes, images = [], []
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH]
-            uniform = torch.stack([seeds.uniform((CODES,), "measure", seed, p.id, sample) for p in part]).double()
+            uniform = torch.stack([seeds.uniform((count,), "measure", seed, p.id, sample) for p in part]).double()
             drawn = draw_codes(self.model, self.wording, [p.text for p in part], guidance, temperature, uniform)
             codes.append(drawn)
             images += [decode(self.model.model.vqmodel, some, autocast=False) for some in drawn.split(60)]

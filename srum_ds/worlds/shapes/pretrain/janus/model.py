@@ -29,22 +29,26 @@ CODES = SIDE * SIDE
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths."""
+    """Widths and depths. vision_side: patches along a side of what the vision tower sees.
 
-    hidden: int = 160
-    intermediate: int = 448
-    layers: int = 5
-    heads: int = 5
-    key_value_heads: int = 5
+    The library's ``generate`` draws as many codes as there are patches: the two sides are one.
+    """
+
+    hidden: int = 192
+    intermediate: int = 512
+    layers: int = 6
+    heads: int = 6
+    key_value_heads: int = 6
+    vision_side: int = SIDE
     vision_hidden: int = 128
     vision_layers: int = 3
     vision_heads: int = 4
-    codes: int = 193
+    codes: int = 49
     code_dim: int = 32
 
 
 def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
-    """The library's configuration. One side of codes, of patches, and so of image tokens, is ``SIDE``."""
+    """The library's configuration, of ``SIDE`` x ``SIDE`` codes."""
     text = LlamaConfig(
         vocab_size=vocabulary_size(tokenizer),
         hidden_size=size.hidden,
@@ -55,7 +59,7 @@ def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
         head_dim=size.hidden // size.heads,
         max_position_embeddings=1024,
         # Sequences have about a hundred tokens: slower rotations would tell no position from another.
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -68,8 +72,8 @@ def janus_config(size: Size, tokenizer: Any) -> JanusConfig:
         num_attention_heads=size.vision_heads,
         mlp_ratio=3.0,
         image_size=PICTURE,
-        patch_size=PICTURE // SIDE,
-        num_image_tokens=CODES,
+        patch_size=PICTURE // size.vision_side,
+        num_image_tokens=size.vision_side**2,
         projection_dim=size.hidden,
         depth=2,
     )

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from srum_ds.common.errors import UserError
-from srum_ds.worlds.shapes.pretrain.janus.model import CODES, Size, build, generation_config
+from srum_ds.worlds.shapes.pretrain.janus.model import Size, build, generation_config
 from srum_ds.worlds.shapes.pretrain.janus.prompting import build_processor
 from srum_ds.worlds.shapes.world import PICTURE
 
@@ -30,7 +30,7 @@ def publish(work: Path, snapshot: Path, out: Path, size: Size, guidance: float) 
         for name, parameter in wanted.items():
             parameter.copy_(averaged[name])
     out.mkdir(parents=True, exist_ok=True)
-    processor = build_processor(PICTURE, CODES)
+    processor = build_processor(PICTURE, size.vision_side**2)
     model.generation_config = generation_config(processor.tokenizer, guidance)
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)

@@ -4,8 +4,8 @@ Codes of a picture are looked up (``patches``), so that the decoder learns by pl
 the codebook with it; the encoder, which nothing here or in training reads, then learns to give the codebook's vectors.
 Two things let it learn in minutes. The library normalises one or two channels over a whole picture, mostly black, so
 that the scale would depend on how many objects there are: constants of either sign, far larger than what varies, are
-put into every channel before a norm. And nothing tells an upsampled pixel where in its patch it is but its neighbours:
-codes begin with vectors that say on which side of an object they lie, and of what kind it is.
+put into every channel before a norm. And codes begin with vectors that say of what kind an object is. Where in its
+patch an upsampled pixel is, its neighbours tell it, and the picture's border where two objects are the same.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ CONSTANT = 3.0
 class VqSchedule:
     """Steps of the decoder and of the encoder, pictures a step, and the rate, under one cosine each."""
 
-    steps: int = 3000
-    encoder_steps: int = 300
-    pictures: int = 4
-    lr: float = 4e-3
+    steps: int = 1500
+    encoder_steps: int = 150
+    pictures: int = 8
+    lr: float = 1.5e-3
     warmup: int = 30
     compiled: bool = True
 
@@ -60,7 +60,7 @@ def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
         num_embeddings=codes,
         latent_channels=32,
         base_channels=64,
-        channel_multiplier=[1, 1, 1, 1],
+        channel_multiplier=[1, 1, 1, 1, 1],
         num_res_blocks=0,
         num_patches=SIDE,
         projection_dim=hidden,
@@ -71,23 +71,11 @@ def vq_config(codes: int, embed_dim: int, hidden: int) -> JanusVQVAEConfig:
 
 
 def code_maps(count: int, generator: torch.Generator) -> Tensor:
-    """Random codes [count, T] of objects on black, a few of them broken: quadrants of another kind, or missing."""
-    kinds = alphabet()[1]
-    shape = (count, SIDE * SIDE // 4)
-
-    def some() -> Tensor:
-        return kinds[torch.randint(len(kinds), shape, generator=generator)]
-
-    def chance(share: float, *more: int) -> Tensor:
-        return torch.rand(*shape, *more, generator=generator) < share
-
+    """Random codes [count, T] of objects on black."""
+    shape = (count, SIDE * SIDE)
     occupied = torch.rand(count, 1, generator=generator) * 0.4 + 0.05
-    quadrants = torch.where(chance(0.1, 1) & chance(0.5, 4), some(), some())
-    quadrants = torch.where(chance(0.03, 4), 0, quadrants)
-    present = torch.rand(shape, generator=generator) < occupied
-    half = SIDE // 2
-    cells = torch.where(present[..., None], quadrants, 0).view(count, half, half, 2, 2)
-    return cells.permute(0, 1, 3, 2, 4).reshape(count, -1)
+    objects = torch.randint(1, len(alphabet()), shape, generator=generator)
+    return torch.where(torch.rand(shape, generator=generator) < occupied, objects, 0)
 
 
 @torch.no_grad()
@@ -120,18 +108,16 @@ def initialise(vq: Vq, generator: torch.Generator) -> None:
 
 
 def _structure(codebook_KC: Tensor) -> None:
-    """Vectors of codes: black has a direction of its own; others say side, colour, shape, texture."""
+    """Vectors of codes: black has a direction of its own; others say colour, shape, texture."""
     codebook_KC.normal_(0, 0.05)
     codebook_KC[0, 0] = 3.0
     kinds = ((color, shape, texture) for color in COLORS for shape in SHAPES for texture in TEXTURES)
-    for (color, shape, texture), quadrants in zip(kinds, alphabet()[1].tolist(), strict=True):
-        for place, code in enumerate(quadrants):
-            vector = codebook_KC[code]
-            vector[1], vector[2], vector[3] = 1.5, 1.5 - 3 * (place % 2), 1.5 - 3 * (place // 2)
-            vector[4:7] = PALETTE[COLORS.index(color)] * 2 - 1
-            if len(vector) >= 12:
-                vector[7 + SHAPES.index(shape)] = 1.5
-                vector[11] = 1.5 - 3 * TEXTURES.index(texture)
+    for code, (color, shape, texture) in enumerate(kinds, start=1):
+        vector = codebook_KC[code]
+        vector[1] = 1.5
+        vector[2:5] = PALETTE[COLORS.index(color)] * 2 - 1
+        vector[5 + SHAPES.index(shape)] = 1.5
+        vector[9] = 1.5 - 3 * TEXTURES.index(texture)
 
 
 def _add_constants(conv: Any, _: Any, output: Tensor) -> Tensor:
@@ -152,7 +138,8 @@ def _normalise(norm: Any, _: Any, output: Tensor) -> Tensor:
 
 def decoded(vq: Vq, codes_NT: Tensor) -> Tensor:
     """Pictures [N, 3, H, W], about [-1, 1], of codes; with a gradient for decoder and codebook."""
-    vectors = F.normalize(vq.quantize.embedding(codes_NT), dim=-1).view(len(codes_NT), SIDE, SIDE, -1)
+    side = math.isqrt(codes_NT.shape[1])
+    vectors = F.normalize(vq.quantize.embedding(codes_NT), dim=-1).view(len(codes_NT), side, side, -1)
     pixels: Tensor = vq.decoder(vq.post_quant_conv(vectors.permute(0, 3, 1, 2).contiguous()))
     return pixels
 
