@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.registry import Registry
 from srum_ds.config.choices import BENCHMARKS
 from srum_ds.judges.protocol import Question, Reply
 from srum_ds.types import Prompt
@@ -200,7 +201,8 @@ def equal_shares(categories: Sequence[str]) -> list[Figure]:
 
 def load_benchmark(name: str) -> Benchmark:
     """The benchmark of this name. UserError for an unknown one, and for code that is no benchmark."""
-    found = _found(name)
+    # The option is what the user wrote, not the setting.
+    found = _found(name, replace(BENCHMARKS, setting="--benchmark"))
     if not isinstance(found, Benchmark):
         raise UserError(
             f"--benchmark {name}: is {type(found).__name__}, expected a Benchmark "
@@ -229,7 +231,7 @@ def load_checks(name: str) -> Checks:
     )
 
 
-def _found(name: str) -> object:
-    found = BENCHMARKS.get(name)
+def _found(name: str, registry: Registry[Any] = BENCHMARKS) -> object:
+    found = registry.get(name)
     # A class without arguments stands for its one instance.
     return found() if isinstance(found, type) else found

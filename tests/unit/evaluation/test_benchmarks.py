@@ -12,7 +12,7 @@ import torch
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import load_config
-from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_checks
+from srum_ds.evaluation.benchmarks import Outcome, RegionTruth, load_benchmark, load_checks
 from srum_ds.evaluation.checkers import load_checker
 from srum_ds.evaluation.draw import refuse_broken
 from srum_ds.evaluation.evaluate import (
@@ -102,6 +102,11 @@ def test_prompts_that_nobody_can_score_are_refused_before_anything_is_drawn(tmp_
 def test_what_is_no_benchmark_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"eval.benchmark={name}"):
         load_checks(name)
+
+
+def test_a_misspelt_benchmark_is_named_as_it_was_written() -> None:
+    with pytest.raises(UserError, match="^--benchmark=combench: no such benchmark.*did you mean 'compbench'"):
+        load_benchmark("combench")
 
 
 def test_what_is_no_checker_is_named() -> None:

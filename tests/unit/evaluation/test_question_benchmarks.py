@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from srum_ds.common.errors import UserError
-from srum_ds.evaluation.benchmarks import Grade, dpg, geneval2, load_benchmark, unigenbench
-from srum_ds.evaluation.benchmarks.pooling import Pooled, figure_of_parts, part_values, pool_parts
+from srum_ds.evaluation.aggregate import Row, figures_of_parts
+from srum_ds.evaluation.benchmarks import dpg, geneval2, load_benchmark, unigenbench
 from srum_ds.judges.protocol import Reply
 from srum_ds.types import Prompt
 
@@ -263,30 +263,12 @@ def test_malformed_unigenbench_rows_are_named_and_a_missing_comma_is_put_in(tmp_
 def test_published_overalls_are_the_means_of_ten_dimensions() -> None:
     (overall,) = load_benchmark("unigenbench").figures(["Art", "Design"])
     for row in unigenbench.PUBLISHED:
-        pooled = {name: Pooled(row.figures[name], 1, 0) for name in unigenbench.DIMENSIONS}
-        assert figure_of_parts(overall, pooled) == pytest.approx(row.figures["overall"], abs=0.006), row.model
+        rows = [Row(name, name, row.figures[name]) for name in unigenbench.DIMENSIONS]
+        mean = figures_of_parts([overall], rows, False, False)["overall"]["mean"]
+        assert mean == pytest.approx(row.figures["overall"], abs=0.006), row.model
 
 
-# ---------------------------------------------------------------- pooling, canaries
-
-
-def test_parts_are_pooled_over_questions_and_none_is_dropped_silently() -> None:
-    grades = [
-        Grade(100.0, {"a": 100.0, "b": 50.0}, weights={"a": 1, "b": 2}),
-        Grade(0.0, {"b": 0.0}, weights={"b": 6}),
-        Grade(None, {"a": None, "c": None}, failure="no reply"),
-    ]
-    pooled = pool_parts(grades)
-    # b: (2 x 50 + 6 x 0) / 8.
-    assert pooled == {"a": Pooled(100.0, 1, 1), "b": Pooled(12.5, 2, 0), "c": Pooled(None, 0, 1)}
-    assert part_values(grades[0]) == [("a", 100.0), ("b", 50.0), ("b", 50.0)]
-    assert part_values(grades[2]) == [("a", None), ("c", None)]
-    (overall,) = unigenbench.figures([])
-    thirds = type(overall)("overall", {"a": 0.25, "b": 0.25, "d": 0.5}, of_parts=True)
-    # d is asked for by no prompt: as with a category that is not there, the others' mean.
-    assert figure_of_parts(thirds, pooled) == 56.25
-    # c is asked for and nobody answered.
-    assert figure_of_parts(type(overall)("overall", {"a": 0.5, "c": 0.5}, of_parts=True), pooled) is None
+# ---------------------------------------------------------------- canaries
 
 
 @pytest.mark.parametrize("name", ["geneval2", "dpg", "unigenbench"])
