@@ -7,12 +7,14 @@ Every image is a grid of tokens, row-major, whatever design drew it. Tokens are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    # Whoever holds a tensor has imported torch; prompts are read without it, in a tenth of the time.
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class TokenSpec:
         """Whether a tensor [N, T, C] or [N, T] holds tokens of this kind; codes are not looked at one by one."""
         if self.kind == "continuous":
             return tokens.ndim == 3 and tokens.shape[-1] == self.size and tokens.is_floating_point()
+        import torch
+
         return tokens.ndim == 2 and tokens.dtype == torch.int64
 
     def moments(self, tokens: Tensor) -> tuple[float, float, int]:
@@ -64,6 +68,8 @@ class TokenSpec:
         if self.kind == "continuous":
             numbers = tokens.double()
             return float(numbers.sum()), float(numbers.square().sum()), numbers.numel()
+        import torch
+
         squares = 0.0
         for codes_T in tokens:
             shares = torch.unique(codes_T, return_counts=True)[1].double() / codes_T.numel()
@@ -76,6 +82,8 @@ class TokenSpec:
         Continuous: root of the mean squared difference over tokens and channels; independent tokens of unit scale give
         sqrt(2). Discrete: share of the places where the codes differ.
         """
+        import torch
+
         members = tokens_KT.detach().double().flatten(start_dim=1)
         if self.kind == "continuous":
             return float(torch.pdist(members).mean()) / float(members.shape[1] ** 0.5)
@@ -86,9 +94,9 @@ class TokenSpec:
 class Samples:
     """N generated images: K samples for each prompt, the samples of one prompt adjacent.
 
-    images_NCHW: float in [0, 1]. tokens: exactly as sampled, never re-encoded, [N, T, C] float32 or [N, T] int64
-    (``TokenSpec``), row-major over ``grid`` = (h, w), T = h * w. ``group_N`` says which samples share a
-    prompt (0..P-1); ``sample_N`` is the sample's index within its prompt.
+    images_NCHW: float in [0, 1]; one that could not be drawn is NaN throughout. tokens: exactly as sampled, never
+    re-encoded, [N, T, C] float32 or [N, T] int64 (``TokenSpec``), row-major over ``grid`` = (h, w), T = h * w.
+    ``group_N`` says which samples share a prompt (0..P-1); ``sample_N`` is the sample's index within its prompt.
     """
 
     prompts: tuple[Prompt, ...]
@@ -104,6 +112,25 @@ class Samples:
         if len(self.prompts) != groups:
             raise ValueError(f"there are {len(self.prompts)} prompts for {groups} groups of pictures")
         return [self.prompts[group] for group in self.group_N.tolist()]
+
+    @cached_property
+    def finite_N(self) -> Tensor:
+        """bool [N], on the CPU: the images whose pixels and tokens are all finite. The others are no images."""
+        return all_finite(self.images_NCHW, self.tokens)
+
+    def finite(self) -> Samples:
+        """The same, with zeros for every number that is not finite; itself where there is none."""
+        if bool(self.finite_N.all()):
+            return self
+        images_NCHW, tokens = (x.nan_to_num(0.0, 0.0, 0.0) for x in (self.images_NCHW, self.tokens))
+        return replace(self, images_NCHW=images_NCHW, tokens=tokens)
+
+
+def all_finite(*values: Tensor) -> Tensor:
+    """bool [N], on the CPU, of values [N, ...] on one device: whether all that belong to one are finite."""
+    import torch
+
+    return torch.stack([x.isfinite().flatten(1).all(dim=1) for x in values]).all(dim=0).cpu()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from srum_ds.common.phases import PHASES
+
 
 class Clock:
     """Seconds of a step by phase."""
@@ -17,6 +19,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        PHASES.enter(phase)
         begin = time.perf_counter()
         yield
         if torch.cuda.is_available():

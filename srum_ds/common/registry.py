@@ -3,7 +3,7 @@
 A ``Registry`` stands for one kind of extension (objectives, readouts, region proposers, models, ...). Its built-in
 entries are one line each in ``srum_ds/config/choices.py``: a name and where the code is, imported when first asked for.
 Packages add entries by an entry point of the registry's group; anything else is named ``module:attribute`` or
-``file.py:attribute``.
+``file.py:attribute``. What a Python program hands over itself (``common.given``) has a name of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
+from srum_ds.common import foreign
 from srum_ds.common.errors import UserError
 
 T = TypeVar("T")
@@ -52,7 +53,11 @@ class Registry(Generic[T]):
         Raises UserError for an unknown name (it names the nearest known one) and for code that cannot be imported.
         """
         if name not in self._loaded:
-            self._loaded[name] = self._load(name)
+            found = self._load(name)
+            if ".py:" in name:
+                # A file may change, and the working directory: whoever asks again (a notebook) gets what it is then.
+                return found
+            self._loaded[name] = found
         return self._loaded[name]
 
     def check_name(self, name: str) -> None:
@@ -78,19 +83,17 @@ class Registry(Generic[T]):
             )
         if self.kind is not None and isinstance(found, type) and issubclass(found, self.kind):
             # A class without arguments stands for its one instance.
-            found = found()
+            found = foreign.run(f"{self.setting}={name}", found)
         if self.kind is not None and not isinstance(found, self.kind):
             raise UserError(f"{self.setting}={name}: is {type(found).__name__}, expected {self.kind.__name__}")
         return cast(T, found)
 
     def _from_package(self, name: str, point: metadata.EntryPoint) -> Any:
+        what = f"{self.setting}={name}: the entry point {point.value} of the group {self.group}"
         try:
-            return point.load()
-        except Exception as error:
-            raise UserError(
-                f"{self.setting}={name}: the entry point {point.value} of the group {self.group} cannot be loaded "
-                f"({type(error).__name__}: {error}); repair or remove that package"
-            ) from error
+            return foreign.run(what, point.load)
+        except UserError as error:
+            raise UserError(f"{what} cannot be loaded ({_cause(error)}); repair or remove that package") from error
 
     def _installed(self) -> dict[str, metadata.EntryPoint]:
         return {point.name: point for point in metadata.entry_points(group=self.group)}
@@ -102,32 +105,48 @@ def load_attribute(name: str, setting: str) -> Any:
     Raises UserError, which names ``setting``, where there is no such file, module or attribute, or its import fails.
     """
     source, _, attribute = name.rpartition(":")
+    what = f"{setting}={name}"
     try:
-        module = import_file(Path(source)) if source.endswith(".py") else _import_module(source)
-    except Exception as error:
+        module = foreign.run(what, lambda: import_file(Path(source)) if source.endswith(".py") else _imported(source))
+    except UserError as error:
         raise UserError(
-            f"{setting}={name}: {source} cannot be imported ({type(error).__name__}: {error}); expected module:name "
-            f"or file.py:name"
+            f"{what}: {source} cannot be imported ({_cause(error)}); expected module:name or file.py:name"
         ) from error
-    if not hasattr(module, attribute):
-        raise UserError(f"{setting}={name}: {source} has no {attribute!r}")
-    return getattr(module, attribute)
+    if not foreign.run(what, lambda: hasattr(module, attribute)):
+        near = difflib.get_close_matches(attribute, foreign.run(what, lambda: dir(module)), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "give the name of what it defines."
+        raise UserError(f"{what}: {source} has no {attribute!r}; {hint}")
+    return foreign.run(what, lambda: getattr(module, attribute))
 
 
-def _import_module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+def _cause(error: UserError) -> str:
+    """What made foreign code fail, as its own error says it."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{type(cause).__name__.lstrip('_')}: {cause}"
+
+
+def _imported(name: str) -> ModuleType:
+    _put_on_path(Path.cwd())
     return importlib.import_module(name)
 
 
+def _put_on_path(folder: Path) -> None:
+    """Behind everything else, so that no file of the user's stands in the place of a package."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def import_file(path: Path) -> ModuleType:
-    """The module of a user's Python file, imported once under a name that is the same in every process."""
+    """The module of a user's Python file, imported once for its contents, under the same name in every process."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
+    name = f"{_USER_MODULE}{path.stem}_{digest[:12]}"
     if name not in sys.modules:
+        # What it imports itself may lie in the working directory, or beside it.
+        _put_on_path(Path.cwd())
+        _put_on_path(path.parent)
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -1,8 +1,8 @@
 """Every name of code that a setting may take: one line for each built-in extension.
 
-Adding an objective, a readout, a region proposer, a model, a checker or a benchmark is one file and one line here. The
-lines are data: nothing is imported before a recipe asks for it. What an entry must be is said by the class or protocol
-named above its table; CONTRIBUTING.md shows one of each.
+Adding an objective, a readout, a region proposer, a model, a checker, a benchmark or a tracker is one file and one
+line here. The lines are data: nothing is imported before a recipe asks for it. What an entry must be is said by the
+class or protocol named above its table; CONTRIBUTING.md shows one of each.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ BENCHMARKS: Registry[Any] = Registry(
         "unigenbench": "srum_ds.evaluation.benchmarks.unigenbench:BENCHMARK",
         "shapes": "srum_ds.worlds.shapes.benchmark:BENCHMARK",
         "compbench": "srum_ds.evaluation.benchmarks.compbench:BENCHMARK",
+        "own": "srum_ds.evaluation.benchmarks.own:BENCHMARK",
         "compbench_yes": "srum_ds.evaluation.benchmarks.compbench_yes:BENCHMARK",
         "reasonbench": "srum_ds.evaluation.benchmarks.reasonbench:BENCHMARK",
         "wise": "srum_ds.evaluation.benchmarks.wise:WISE",
@@ -106,5 +107,17 @@ JUDGES: Registry[Any] = Registry(
         "transformers": "srum_ds.judges.local:local_judge",
         "self": "srum_ds.judges.own:own_judge",
         "replay": "srum_ds.judges.replay:replay_judge",
+    },
+)
+
+# From a monitoring.trackers.TrackerRun to a monitoring.trackers.Tracker.
+TRACKERS: Registry[Any] = Registry(
+    "log.trackers",
+    "tracker",
+    "srum_ds.trackers",
+    {
+        "wandb": "srum_ds.monitoring.trackers.to_wandb:WandbTracker",
+        "mlflow": "srum_ds.monitoring.trackers.to_mlflow:MlflowTracker",
+        "trackio": "srum_ds.monitoring.trackers.to_trackio:TrackioTracker",
     },
 )

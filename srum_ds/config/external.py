@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,13 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from srum_ds.common.errors import UserError
-from srum_ds.config.marks import Count, Positive, Share, Whole, find_path, find_template
+from srum_ds.config.marks import Count, Seconds, Share, Whole, find_path, find_template
 from srum_ds.config.schema import JudgeConfig
 
 Kind = Literal["function", "checkpoint", "http"]
 _NEEDS: Mapping[str, str] = {"function": "function", "checkpoint": "path", "http": "url"}
 _OF_HTTP = ("url", "model", "template", "concurrency", "timeout", "retries", "max_tokens")
+_OF_FUNCTION = ("function", "crops")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ExternalJudge:
     kind: a function of images and prompts, a checkpoint that is asked the same questions, or an OpenAI-compatible
     server. weight: its share of every score that it gives. name: what metrics call it.
 
-    function: ``module:function`` or ``file.py:function``. path: of the checkpoint's folder. url: of the server's API;
+    function: ``module:function`` or ``file.py:function``; crops: another one, or the same, for crops of regions; empty:
+    the function judges whole images alone. path: of the checkpoint's folder. url: of the server's API;
     model: the name it knows, empty where it has one; template: the question about the whole image, empty:
     ``judge.global_template``; concurrency: requests of a rank in flight; timeout: seconds of one request; retries:
     further attempts; max_tokens: of a reply.
@@ -38,12 +40,13 @@ class ExternalJudge:
     weight: Share = 0.5
     name: str = ""
     function: str = ""
+    crops: str = ""
     path: str = ""
     url: str = ""
     model: str = ""
     template: str = ""
     concurrency: Count = 8
-    timeout: Positive = 60.0
+    timeout: Seconds = 60.0
     retries: Whole = 3
     max_tokens: Count = 512
 
@@ -52,9 +55,17 @@ class ExternalJudge:
         """Who it is: the function, the folder, or the server and its model."""
         return f"{self.url} {self.model}".strip() if self.kind == "http" else self.function or self.path
 
+    @property
+    def judges_regions(self) -> bool:
+        """Whether it judges regions beside whole images."""
+        return self.kind == "checkpoint" or bool(self.crops)
 
-def externals_of(judge: JudgeConfig) -> tuple[ExternalJudge, ...]:
+
+def externals_of(judge: JudgeConfig, secret: bool = False) -> tuple[ExternalJudge, ...]:
     """The judges that ``judge.external`` lists, each with a name of its own.
+
+    secret: whether the setting reads the environment: a judge without a name is then called by its kind, since names
+    stand in files and messages.
 
     An entry without a weight has ``judge.external_weight``. Raises UserError, naming the entry and its key, for one
     that is none, and for weights that sum to more than 1.
@@ -63,7 +74,7 @@ def externals_of(judge: JudgeConfig) -> tuple[ExternalJudge, ...]:
     if given is None:
         return ()
     if isinstance(given, str):
-        return _named([_of_text(given, judge.external_weight, "judge.external")])
+        return _named([_of_text(given, judge.external_weight, "judge.external")], secret)
     if not isinstance(given, list | tuple):
         raise UserError(f"judge.external={given!r}: expected a name, or a list of judges (docs/judging.md)")
     found = [_entry(entry, judge.external_weight, f"judge.external[{k}]") for k, entry in enumerate(given)]
@@ -74,7 +85,13 @@ def externals_of(judge: JudgeConfig) -> tuple[ExternalJudge, ...]:
             f"judge.external: the weights {listed} sum to {total:g}; they are shares of a score, of which the model's "
             f"own judge has the rest: lower them to 1 at most"
         )
-    return _named(found)
+    return _named(found, secret)
+
+
+def own_share(judges: Sequence[ExternalJudge]) -> float:
+    """The share in [0, 1] of every score that the model's own judge has beside these; at 0 nobody asks it."""
+    rest = 1 - math.fsum(one.weight for one in judges)
+    return rest if rest > 1e-9 else 0.0
 
 
 def _entry(entry: Any, weight: float, where: str) -> ExternalJudge:
@@ -99,7 +116,7 @@ def _entry(entry: Any, weight: float, where: str) -> ExternalJudge:
     needed = _NEEDS[found.kind]
     if not getattr(found, needed):
         raise UserError(f"{where}: a judge of the kind {found.kind} needs {needed}")
-    others = [name for name in (*_OF_HTTP, *_NEEDS.values()) if name in entry and not _reads(found.kind, name)]
+    others = [name for name in (*_OF_HTTP, *_NEEDS.values(), "crops") if name in entry and not _reads(found.kind, name)]
     if others:
         raise UserError(f"{where}: a judge of the kind {found.kind} does not read {others[0]}; remove it")
     template = find_template(found.template) if found.template else ""
@@ -107,7 +124,8 @@ def _entry(entry: Any, weight: float, where: str) -> ExternalJudge:
 
 
 def _reads(kind: str, name: str) -> bool:
-    return name == _NEEDS[kind] or (kind == "http" and name in _OF_HTTP)
+    further = {"http": _OF_HTTP, "function": _OF_FUNCTION}
+    return name == _NEEDS[kind] or name in further.get(kind, ())
 
 
 def _of_text(text: str, weight: float, where: str) -> ExternalJudge:
@@ -123,14 +141,18 @@ def _of_text(text: str, weight: float, where: str) -> ExternalJudge:
     return ExternalJudge("function", weight, function=text)
 
 
-def _named(found: list[ExternalJudge]) -> tuple[ExternalJudge, ...]:
+def _named(found: list[ExternalJudge], secret: bool) -> tuple[ExternalJudge, ...]:
     """The same with names that differ, from each other and from ``own``, and fit a metric's."""
     taken = {"own"}
     named = []
     for one in found:
         last = one.model.rsplit("/", 1)[-1] or "http"
-        said = {"function": one.function.rsplit(":", 1)[-1], "checkpoint": Path(one.path).name, "http": last}
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", one.name or said[one.kind]).strip("_") or one.kind
+        said = (
+            {}
+            if secret
+            else {"function": one.function.rsplit(":", 1)[-1], "checkpoint": Path(one.path).name, "http": last}
+        )
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", one.name or said.get(one.kind, "")).strip("_") or one.kind
         number = 2
         unique = name
         while unique in taken:

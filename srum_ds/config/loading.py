@@ -9,62 +9,70 @@ and stay unresolved in every copy that is written.
 
 from __future__ import annotations
 
-import io
+import os
+import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from srum_ds.common.errors import UserError
+from srum_ds.common.errors import UserError, hide
 from srum_ds.common.files import write_atomic
-from srum_ds.config.marks import OneOf, PathOrName, TemplateName, find_path
-from srum_ds.config.messages import expected, is_options, is_text, marks, nearest
-from srum_ds.config.relations import check_together
+from srum_ds.config.marks import OneOf, PathOrName, TemplateName
+from srum_ds.config.messages import expected, marks
+from srum_ds.config.reading import (
+    IN_PYTHON,
+    Setting,
+    as_in_yaml,
+    find_recipe,
+    flatten,
+    known_keys,
+    read_overrides,
+    read_recipe,
+    sections,
+    told,
+    wrong_value,
+)
+from srum_ds.config.relations import check_together, together_problems
 from srum_ds.config.tree import Config
 
-DEFAULT_RECIPE = Path("launch/recipes/tiny.yaml")
-COMMAND_LINE = "on the command line"
+_READS_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
 
 
-class _Setting(NamedTuple):
-    key: str
-    value: Any
-    where: str
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Takes ``[RECIPE] [key=value ...]`` apart; without a recipe it is the default one.
-
-    Raises UserError for a second word without ``=``.
-    """
-    words = list(arguments)
-    recipe = DEFAULT_RECIPE
-    if words and "=" not in words[0]:
-        recipe = Path(words.pop(0))
-    stray = [word for word in words if "=" not in word]
-    if stray:
-        raise UserError(
-            f"'{stray[0]}' is not of the form key=value. Give one recipe first, then settings (train.steps=10)."
-        )
-    return recipe, words
-
-
-def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: Path | str, overrides: Sequence[str] = (), wrong: list[str] | None = None) -> Config:
     """Defaults, then the recipe's bases, the recipe, the ``key=value`` overrides; checked.
 
-    Raises UserError for a recipe that cannot be read, an unknown key, and a value of the wrong
-    type or out of range.
+    Raises UserError for a recipe that cannot be read, an unknown key, and a value of the wrong type or out of range.
+    wrong: a list that takes what is wrong with single settings, all of it, instead; such a setting has its default
+    then.
     """
-    settings = [*_read_recipe(find_path(recipe), ()), *_read_overrides(overrides)]
+    return _load([*read_recipe(find_recipe(recipe), (), wrong), *read_overrides(overrides, wrong)], wrong)
+
+
+def config_of(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) -> Config:
+    """The same from the contents of recipes, the later ones on top.
+
+    Of each ``base`` names a recipe below it. Keys are sections, or full keys (``train.steps``); paths may be ``Path``,
+    lists tuples. UserError as ``load_config``.
+    """
+    settings: list[Setting] = []
+    for layer in layers:
+        content = as_in_yaml(layer)
+        base = content.pop("base", None)
+        settings += [] if base is None else read_recipe(find_recipe(str(base)), ())
+        settings += flatten(content, "", IN_PYTHON)
+    return _load([*settings, *read_overrides(overrides)])
+
+
+def _load(settings: Sequence[Setting], wrong: list[str] | None = None) -> Config:
     merged = OmegaConf.structured(Config)
-    for section in _sections():
+    for section in sections():
         # Frozen dataclasses come out read-only.
         OmegaConf.set_readonly(merged[section], False)
     origin: dict[str, str] = {}
@@ -72,12 +80,23 @@ def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> Config:
         try:
             OmegaConf.update(merged, setting.key, setting.value)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise _wrong_value(setting.key, setting.value, setting.where) from error
+            told(wrong_value(setting.key, setting.value, setting.where), error, wrong)
+            continue
         origin[setting.key] = setting.where
     cfg = _resolve(merged, origin)
     for key, value in flat_config(cfg).items():
-        _check_value(key, value, origin.get(key, ""))
-    check_together(cfg)
+        try:
+            _check_value(key, value, origin.get(key, ""))
+        except UserError as error:
+            told(error, None, wrong)
+            section, name = key.split(".")
+            default = getattr(getattr(Config(), section), name)
+            cfg = replace(cfg, **{section: replace(getattr(cfg, section), **{name: default})})
+    if wrong is None:
+        check_together(cfg)
+    elif not wrong:
+        # Between settings of which one is wrong by itself, nothing can be said.
+        wrong += together_problems(cfg)
     return cfg
 
 
@@ -125,32 +144,9 @@ def diff_configs(old: Config, new: Config, ignore: Iterable[str] = ()) -> list[t
     return changed
 
 
-def config_schema() -> dict[str, Any]:
-    """A JSON Schema of recipes, for editors that complete and check YAML."""
-    schema = TypeAdapter(Config).json_schema()
-    schema["properties"].pop("expressions")
-    schema["properties"]["base"] = {"type": "string", "title": "Recipe that this one builds on"}
-    for section in [schema, *schema["$defs"].values()]:
-        section["additionalProperties"] = False
-    return schema
-
-
 def flat_config(cfg: Config) -> dict[str, Any]:
     """Full key -> value, in the tree's order."""
     return {key: getattr(getattr(cfg, key.split(".")[0]), key.split(".")[1]) for key in known_keys()}
-
-
-@cache
-def known_keys() -> dict[str, Any]:
-    """Full key -> its annotated type, in the tree's order."""
-    keys: dict[str, Any] = {}
-    for section, kind in typing.get_type_hints(Config, include_extras=True).items():
-        if not is_dataclass(kind):
-            continue
-        hints = typing.get_type_hints(kind, include_extras=True)
-        for setting in fields(kind):
-            keys[f"{section}.{setting.name}"] = hints[setting.name]
-    return keys
 
 
 def check(cfg: Config) -> None:
@@ -160,101 +156,13 @@ def check(cfg: Config) -> None:
     check_together(cfg)
 
 
-def _read_recipe(path: Path, above: tuple[Path, ...]) -> Iterator[_Setting]:
-    if path.resolve() in above:
-        raise UserError(f"{path}: its `base` leads back to itself; a recipe builds on others only.")
-    if not path.is_file():
-        raise UserError(f"no recipe at {path}: give the path of a YAML file, such as {DEFAULT_RECIPE}.")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(path.read_text(encoding="utf-8"))))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem}.") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected sections with settings (`train:` and below it `steps: 10`).")
-    base = content.pop("base", None)
-    if base is not None:
-        if not isinstance(base, str):
-            raise UserError(f"{path}: `base` is {base!r}; expected the path of another recipe.")
-        beside = path.parent / base
-        yield from _read_recipe(beside if beside.exists() else find_path(base), (*above, path.resolve()))
-    yield from _flatten(content, "", f"in {path}")
-
-
-def _read_overrides(overrides: Sequence[str]) -> Iterator[_Setting]:
-    keys = known_keys()
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise UserError(f"'{item}' is not of the form key=value (such as train.steps=10).")
-        _check_known(key, COMMAND_LINE)
-        if key in keys and is_text(keys[key]):
-            yield _Setting(key, text, COMMAND_LINE)
-            continue
-        try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise _wrong_value(key, text, COMMAND_LINE) from error
-        value = typing.cast(dict[str, Any], parsed)["value"]
-        yield from _flatten({key: value}, "", COMMAND_LINE)
-
-
-def _flatten(content: Mapping[Any, Any], prefix: str, where: str) -> Iterator[_Setting]:
-    """Settings of a nested mapping; every key is checked against the tree."""
-    keys = known_keys()
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        _check_known(key, where)
-        if _in_options(key):
-            yield _Setting(key, value, where)
-            continue
-        if key not in keys:
-            if value is None:
-                # A section whose settings are all commented out.
-                continue
-            if not isinstance(value, Mapping):
-                raise UserError(
-                    f"{key} is {value!r} {where}, but it is a section: set what is in it, such as "
-                    f"{nearest(f'{key}.', list(keys))}."
-                )
-            yield from _flatten(value, f"{key}.", where)
-            continue
-        yield _Setting(key, _switch(keys[key], value), where)
-
-
-def _switch(kind: Any, value: Any) -> Any:
-    """YAML reads a bare on or off as a truth value; it is the word again where a setting has these words."""
-    words = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    return ("on" if value else "off") if isinstance(value, bool) and {"on", "off"} <= set(words) else value
-
-
-def _check_known(key: str, where: str) -> None:
-    known = known_keys()
-    if key not in known and key not in _sections() and not _in_options(key):
-        raise UserError(f"unknown key '{key}' {where}. The nearest known key is '{nearest(key, list(known))}'.")
-
-
-def _in_options(key: str) -> bool:
-    """Whether a key lies inside a setting that holds further ones (``objective.options.margin``)."""
-    parts = key.split(".")
-    above = ".".join(parts[:2])
-    return len(parts) > 2 and above in known_keys() and is_options(known_keys()[above])
-
-
-def _sections() -> list[str]:
-    return list(dict.fromkeys(key.split(".")[0] for key in known_keys()))
-
-
 def _resolve(merged: Any, origin: Mapping[str, str]) -> Config:
     written = typing.cast(dict[str, dict[str, Any]], OmegaConf.to_container(merged, resolve=False))
     # Where anything reads the environment, every expression stays as written in saved copies, since
     # it may pass the secret on; otherwise copies are fully resolved.
     secret = "oc.env" in repr(written)
+    for name in _READS_ENVIRONMENT.findall(repr(written)):
+        hide(os.environ.get(name, ""), f"${{oc.env:{name}}}")
     expressions: dict[str, tuple[Any, Any]] = {}
     for key in known_keys():
         section, name = key.split(".")
@@ -304,21 +212,12 @@ def _check_value(key: str, value: Any, where: str) -> None:
     try:
         _adapter(key).validate_python(value)
     except ValidationError as error:
-        raise _wrong_value(key, value, where) from error
-    for mark in marks(known_keys()[key]):
-        if isinstance(mark, OneOf) and value != mark.word and value not in mark.registry.names():
-            if ":" not in value:
-                raise _wrong_value(key, value, where)
-            mark.check(value)
-    # YAML reads a bare yes or no as a truth value; OmegaConf would then keep the text "True".
-    if isinstance(value, tuple) and "True" in value and "False" in value:
-        raise UserError(
-            f"{key}={list(value)} {where}: YAML reads a bare yes or no as a truth value; put the words "
-            'in quotes ("yes").'
-        )
-
-
-def _wrong_value(key: str, value: Any, where: str) -> UserError:
-    shown = list(value) if isinstance(value, tuple) else value
-    place = f" {where}" if where else ""
-    return UserError(f"{key}={shown}{place} is not allowed; expected {expected(known_keys()[key])}.")
+        raise wrong_value(key, value, where) from error
+    kind = known_keys()[key]
+    listed = typing.get_origin(kind) is tuple
+    for mark in marks(typing.get_args(kind)[0] if listed else kind):
+        for name in value if listed else (value,):
+            if isinstance(mark, OneOf) and name != mark.word and name not in mark.registry.names():
+                if ":" not in name:
+                    raise wrong_value(key, value, where)
+                mark.check(name)

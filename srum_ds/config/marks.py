@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
 from srum_ds.common.registry import Registry
+from srum_ds.common.texts import at_home
 
 # The folder that holds the package: a clone of the repository, or site-packages.
 ROOT = Path(__file__).resolve().parents[2]
+# What a wheel brings along of a clone's other folders: launch, ds_configs, data_shards (setup.py puts them there).
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 QUESTIONS = Path("srum_ds/rewards/questions")
 # Where templates stood in recipes of earlier versions.
 FORMER_QUESTIONS = Path("srum_ds/rewards/prompts")
@@ -74,14 +78,17 @@ class JudgeList:
 def find_path(text: str | Path) -> Path:
     """The file or folder a setting names.
 
-    Relative paths are looked up from the working directory, then from the folder that holds the
-    package; one that exists in neither comes back unchanged, for its reader to complain about.
+    Relative paths are looked up from the working directory, then from the folder that holds the package, then among
+    what a wheel ships; one that exists in none comes back unchanged, for its reader to complain about.
     """
-    path = Path(text).expanduser()
-    if path.is_absolute() or path.exists():
+    path = Path(at_home(str(text)))
+    try:
+        if path.is_absolute() or path.exists():
+            return path
+        return next((found for place in (ROOT, SHIPPED) if (found := place / path).exists()), path)
+    except (OSError, ValueError):
+        # Too long for a name, or with a NUL: no file, whatever reads it says so.
         return path
-    beside_package = ROOT / path
-    return beside_package if beside_package.exists() else path
 
 
 def find_template(text: str) -> str:
@@ -90,8 +97,8 @@ def find_template(text: str) -> str:
     A file in the working directory comes before a template of the package. Recipes of earlier versions name the
     package's own by their former folder.
     """
-    path = Path(text).expanduser()
-    if path.is_file():
+    path = Path(at_home(text))
+    if os.path.isfile(path):
         return str(path)
     if path.parent in (Path("."), FORMER_QUESTIONS, QUESTIONS):
         name = path.name.removesuffix(".jinja")
@@ -102,10 +109,15 @@ def find_template(text: str) -> str:
 
 # ---- the types of settings
 
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0), Lt(float("inf"))]
-NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+# What a whole number of 32 bits holds, and what a float32 holds a product of: beyond lies no sense, but an overflow.
+MOST = 2**31 - 1
+Count = Annotated[int, Ge(1), Le(MOST)]
+Whole = Annotated[int, Ge(0), Le(MOST)]
+Seed = Annotated[int, Ge(0), Lt(2**64)]
+Positive = Annotated[float, Ge(1e-30), Le(1e30)]
+NotNegative = Annotated[float, Ge(0), Le(1e30)]
+# Up to thirty years: clocks overflow beyond.
+Seconds = Annotated[float, Gt(0), Le(1e9)]
 Share = Annotated[float, Ge(0), Le(1)]
 # The exponential averages: at 1 they would never take in anything.
 Decay = Annotated[float, Ge(0), Lt(1)]
@@ -114,4 +126,8 @@ Options = dict[str, Any]
 # OmegaConf has no unions of texts and lists: `externals_of` checks what is given.
 Judges = Annotated[Any, PathOrName(), JudgeList()]
 PathText = Annotated[str, MinLen(1), PathOrName()]
+# A URL is no path: what looks like one would lose a slash.
+SourceText = Annotated[str, MinLen(1), PathOrName(lambda text: text if "://" in text else str(find_path(text)))]
+FolderText = Annotated[str, MinLen(1), PathOrName(at_home)]
+"""A folder that is written: it need not be there."""
 TemplateText = Annotated[str, MinLen(1), TemplateName()]

@@ -37,6 +37,23 @@ def is_text(kind: Any) -> bool:
     return kind is str or typing.get_origin(kind) is Literal
 
 
+def switch(kind: Any, value: Any) -> Any:
+    """YAML reads a bare on or off as a truth value; it is the word again where a setting has these words."""
+    words = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    return ("on" if value else "off") if isinstance(value, bool) and {"on", "off"} <= set(words) else value
+
+
+def wants_text(kind: Any) -> bool:
+    """Whether a setting holds text, a list of texts, or one of these or nothing; no truth value belongs there."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        return wants_text(parts[0])
+    if typing.get_origin(kind) in (typing.Union, UnionType, tuple):
+        texts = [part for part in parts if part not in (type(None), Ellipsis)]
+        return all(wants_text(part) for part in texts)
+    return is_text(kind)
+
+
 def is_options(kind: Any) -> bool:
     """Whether values of this type are mappings of further settings."""
     return typing.get_origin(kind) is dict
@@ -85,6 +102,9 @@ def expected(kind: Any) -> str:
 
 
 def _limit(part: Any) -> str:
+    if isinstance(part, Ge) and isinstance(part.ge, float) and 0 < part.ge < 1e-6:
+        # The least that does not overflow when something is divided by it.
+        return f"above 0 (at least {part.ge:g})"
     if isinstance(part, Ge):
         return f"of at least {part.ge}"
     if isinstance(part, Gt):

@@ -3,7 +3,9 @@
 A key is written ``section.name`` in recipes (as nested YAML) and on the command line
 (``section.name=value``). Settings of type ``Options`` hold further keys that only the chosen code knows
 (``objective.options.margin=0.5``). Paths are relative to the working directory, or else to the folder that
-holds the ``srum_ds`` package; they are resolved once, when a recipe is loaded.
+holds the ``srum_ds`` package; they are resolved once, when a recipe is loaded. The sections `regions`,
+`reward` and `objective` stand in ``schema_rewards``, `limits` in ``limits``. The comment above a setting is what users
+read of it (``descriptions``).
 """
 
 from __future__ import annotations
@@ -11,23 +13,45 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 
-from srum_ds.config.choices import BENCHMARKS, CHECKERS, MODELS, OBJECTIVES, READOUTS, REGION_PROPOSERS
+from srum_ds.config.choices import BENCHMARKS, CHECKERS, MODELS, READOUTS, TRACKERS
 from srum_ds.config.marks import (
     Count,
     Decay,
+    FolderText,
     Judges,
     NotNegative,
     OneOf,
     Options,
     PathText,
     Positive,
+    Seed,
     Share,
+    SourceText,
     TemplateText,
     Text,
     Whole,
 )
+from srum_ds.config.schema_rewards import ObjectiveConfig, RegionsConfig, RewardConfig
+
+__all__ = [
+    "DataConfig",
+    "DeepSpeedConfig",
+    "EvalConfig",
+    "JudgeConfig",
+    "KernelsConfig",
+    "LogConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "RegionsConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "TrainConfig",
+    "WatchConfig",
+]
 
 
 @dataclass(frozen=True)
@@ -35,9 +59,16 @@ class RunConfig:
     """Where a run lives and what seeds it."""
 
     # Folder of everything the run writes; the same folder again means: resume.
-    dir: Text = "runs/tiny"
+    dir: FolderText = "runs/tiny"
     # Seeds the order of the prompts, the samples, their training views and times.
-    seed: Whole = 0
+    seed: Seed = 0
+    # Go on although prompts, models, questions or code behind the same paths have changed; inputs.json records it.
+    accept_changed_inputs: bool = False
+    # Begin with the weights of another run's checkpoint instead of the model's: that run's folder (train --fork). The
+    # optimizer's moments come along where train.betas are the same; the steps begin at 0.
+    fork: FolderText | None = None
+    # Which of its checkpoints, by the steps that were done; null: the newest.
+    fork_step: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +105,13 @@ class LoraConfig:
 class DataConfig:
     """The prompts."""
 
+    # Prompts of your own: a text, JSON, CSV or Parquet file, a folder that Hugging Face's datasets saved, or a URL of a
+    # file. They are taken to run.dir/prompts, in the splits train and test. null: the prompts of data.shards.
+    prompts: SourceText | None = None
+    # The column (key) of data.prompts that holds the texts; null: text, prompt or caption.
+    column: Text | None = None
+    # The share of data.prompts to train on; the others are the split test.
+    train_share: Annotated[float, Gt(0), Le(1)] = 0.95
     # Folder of prompt shards (tars) with their index.
     shards: PathText = "data_shards/shapes"
     # Split the loop trains on.
@@ -94,7 +132,7 @@ class RolloutConfig:
     micro_batch_prompts: Count = 4
     # Image size in pixels: height, width.
     image_size: tuple[Count, Count] = (64, 64)
-    # The sampler. A design takes those of the following that it knows; `sampler` holds its further ones.
+    # Settings of the sampler that only its design knows, beside those below, of which it takes what it knows.
     sampler: Options = field(default_factory=dict)
     # Time points of the sampler; the Euler updates are one fewer.
     num_timesteps: Annotated[int, Ge(2)] = 11
@@ -114,9 +152,10 @@ class RolloutConfig:
     # While images are drawn, all weights are gathered on every rank, or each layer when it runs; auto: all where they
     # fit into the memory that is free.
     gather: Literal["auto", "whole", "layers"] = "auto"
-    # Samples drawn of each prompt in few steps (time points of the sampler), of which those with the best and the
-    # worst scores of the whole image are drawn in full: images_per_prompt of them. 0: no pool.
+    # Samples drawn of each prompt in few steps, of which those with the best and the worst scores of the whole image
+    # are drawn in full: rollout.images_per_prompt of them. 0: no pool.
     pool: Whole = 0
+    # Time points of the sampler for the samples of rollout.pool.
     pool_timesteps: Annotated[int, Ge(2)] = 4
     # Keep every step's images, tokens and scores as shards in the run's folder `rollouts`.
     keep: bool = False
@@ -134,8 +173,9 @@ class JudgeConfig:
     # Regions: each cut out and asked about alone, or all listed as text in one question about the
     # whole image (as released; generate only).
     regional: Literal["crop", "boxes"] = "crop"
-    # Jinja templates of the question on the whole image and of the one on a crop.
+    # Jinja template of the question on the whole image.
     global_template: TemplateText = "shapes_global"
+    # Jinja template of the question on a crop.
     local_template: TemplateText = "shapes_local"
     # The good answer, the bad answer (generate: as a reply's only word). In YAML in quotes: a bare yes is
     # a truth value there.
@@ -150,15 +190,15 @@ class JudgeConfig:
     caption_template: TemplateText | None = None
     # likelihood: nats per token by which a text must be likelier than on a blank image for a score of 1/2.
     likelihood_temperature: Positive = 1.0
-    # generate: most tokens of a reply (writing ends when all replies have ended), and whether the templates ask to
-    # think first.
+    # generate: most tokens of a reply; writing ends when all replies have ended.
     max_new_tokens: Count = 512
+    # generate: whether the templates ask to think first.
     think: bool = False
     # generate: 0 takes the likeliest token, above 0 replies are sampled.
     temperature: NotNegative = 0.0
-    # generate: how often a reply without a score is asked for again, with another seed and at this
-    # temperature.
+    # generate: how often a reply without a score is asked for again, with another seed.
     retries: Whole = 2
+    # generate: the temperature of judge.retries.
     retry_temperature: Positive = 0.7
     # Judges beside the model's own: a checkpoint folder that is asked the same; module:function from (images [N, 3, H,
     # W], prompts) to N scores in [-1, 1] of the whole images; or a list of such, and of {kind: http, url: ...}, each
@@ -171,104 +211,10 @@ class JudgeConfig:
     # What is asked at once, which bounds memory: images or crops in one pass of a micro-batch; generate, and whatever
     # else is written: replies in one decoding, of all that a rank asks in a step.
     batch: Count = 64
-    # The run stops when a larger share of a step's answers could not be used.
+    # The run stops when a larger share of a step's answers could not be used, or lay off the scale.
     max_failed_share: Share = 0.5
     # Largest size of judge_failures.jsonl, which keeps the replies that could not be used.
     failures_megabytes: NotNegative = 10.0
-
-
-@dataclass(frozen=True)
-class RegionsConfig:
-    """Which boxes of an image are judged locally."""
-
-    # Connected bright components, masks of Segment Anything, boxes that the judge is asked for, the cells of
-    # a grid, or no boxes at all.
-    kind: Annotated[str, OneOf(REGION_PROPOSERS)] = "components"
-    # Settings of a proposer of your own.
-    options: Options = field(default_factory=dict)
-    # At most so many boxes of an image, the largest first.
-    max_count: Count = 6
-    # Of two boxes that overlap by more than this (intersection over union) the smaller goes; 1 keeps both.
-    overlap: Share = 1.0
-    # Whether the judge is asked which boxes concern the prompt, by which question, and about how many boxes
-    # of an image at most, the largest first.
-    filter: bool = False
-    filter_template: TemplateText = "region_filter"
-    candidates: Count = 10
-    # Where the object phrases come from that boxes are judged against: the prompt set; the judge, asked by
-    # this question for a list of so many tokens; a plain split of the prompt; or the first of these that
-    # has any.
-    phrases: Literal["auto", "shard", "ask", "split"] = "auto"
-    phrases_template: TemplateText = "phrases"
-    phrases_tokens: Count = 96
-    # Sam: folder of a SAM or SAM 2 checkpoint, or its id in the local Hugging Face cache; points of the
-    # grid along each side.
-    sam_model: PathText = "facebook/sam-vit-huge"
-    sam_points: Count = 32
-    # Ground: the question, the length of a reply in tokens, and whether the judge writes pixels of the
-    # image as Qwen2.5-VL sees it, thousandths as Qwen3-VL, or pixels of the image itself.
-    ground_template: TemplateText = "ground_boxes"
-    ground_tokens: Count = 512
-    ground_convention: Literal["qwen2.5-vl", "qwen3-vl", "pixels"] = "qwen2.5-vl"
-    # Components: contrast to the background, in (0, 1), from which a pixel is foreground.
-    threshold: Annotated[float, Gt(0), Lt(1)] = 0.2
-    # Grid: cells along each side.
-    grid_side: Count = 2
-    # Smallest box, as a share of the image's area.
-    min_area: Share = 0.003
-    # Margin added on each side of a box, as a share of the image's side.
-    pad: Annotated[float, Ge(0), Lt(0.5)] = 0.03
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """How scores become a map of weights over tokens.
-
-    Objective `weighted` takes the paper's map instead, whose arithmetic is fixed.
-    """
-
-    # Weights of the whole-image score and of the boxes' scores.
-    global_weight: NotNegative = 1.0
-    local_weight: NotNegative = 1.0
-    # Where boxes overlap: the largest score, the one farthest from neutral, their mean, or the score
-    # of the smallest box.
-    combine: Literal["max", "strongest", "mean", "smallest"] = "strongest"
-    # What a token outside all boxes has for a local score, in spreads above the mean.
-    background: Annotated[float, Ge(-10), Le(10)] = 0.0
-    # The whole image's score stands beside the boxes', or fades them by (score + 1) / 2 as released.
-    global_factor: Literal["additive", "multiplicative"] = "additive"
-    # From boxes to tokens: by the exact share of a token that a box covers, or painted on pixels and read
-    # off bilinearly around the token's centre, as released.
-    resize: Literal["area", "bilinear"] = "area"
-    # Taken off the whole-image score, times the share of asked-for objects that no box shows.
-    missing_penalty: NotNegative = 0.5
-    # A box that no phrase claims (a surplus object) scores minus this.
-    surplus_penalty: Share = 1.0
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """How rewards weigh the loss of each token."""
-
-    # nft: implicit negatives (DiffusionNFT); weighted: the paper's positive weights; sft: none;
-    # signed: negative rewards push away; group: the clipped advantage of each token within a prompt's
-    # samples; awm: the same with the clip on whole images; dpo: a prompt's best against its worst.
-    name: Annotated[str, OneOf(OBJECTIVES)] = "nft"
-    # Settings of an objective of your own.
-    options: Options = field(default_factory=dict)
-    # Strength of the implicit policies of `nft`.
-    beta: Positive = 1.0
-    # `nft`: errors count in proportion to their size instead of its square, and early steps of the sampler more.
-    adaptive: bool = True
-    # `signed`: the error at which repulsion has run out; null: the design's own (2 for velocities, 1 for codes, where
-    # it makes the loss |w| (p - 1)). `group`, `awm`: how far a ratio may move. `dpo`: how much a pair's margin counts.
-    bound: Positive | None = None
-    clip: Annotated[float, Gt(0), Lt(1)] = 0.2
-    dpo_beta: Positive = 100.0
-    # What holds the generator: the untrained model's prediction, the sampled target, or nothing.
-    constraint: Literal["reference", "target", "none"] = "reference"
-    # Its weight beside the rewarded loss (unused with `none`).
-    constraint_weight: NotNegative = 0.3
 
 
 @dataclass(frozen=True)
@@ -291,20 +237,27 @@ class TrainConfig:
     activation_checkpointing: bool = False
     # Compile what a block does with torch.compile, where the design offers it: pays off in long runs only.
     compile: bool = False
-    # AdamW: learning rate, linear warm-up, moments, denominator, decoupled decay.
+    # AdamW's learning rate.
     lr: NotNegative = 5e-4
+    # Steps over which the learning rate rises linearly.
     warmup_steps: Whole = 5
     # After the warm-up: the same rate, or half a cosine down to zero at the run's end.
     schedule: Literal["constant", "cosine"] = "constant"
+    # AdamW's decays of the two moments.
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    # AdamW's addend of the denominator.
     eps: Positive = 1e-8
+    # AdamW's decoupled weight decay.
     weight_decay: NotNegative = 0.0
     # Gradients are scaled down to this norm.
     max_grad_norm: Positive = 1.0
+    # A step whose loss or gradient is not finite, also when it is run again: leave it out, or end the run.
+    on_bad_step: Literal["skip", "stop"] = "skip"
     # Training views of each image in a step, each at a time of its own where the design has times.
     timesteps_per_image: Count = 6
-    # Density they are drawn from, and its shift (as in rollout.timestep_shift).
+    # Density that the times of training views are drawn from.
     timestep_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    # Shift of that density, as in rollout.timestep_shift.
     timestep_shift: Positive = 2.0
     # Share of images trained without their prompt, which keeps guidance possible.
     caption_dropout: Share = 0.1
@@ -315,7 +268,7 @@ class TrainConfig:
     # Checkpoints are copied into the host's memory and written by a thread while the next step runs, at whose end they
     # are there. For large models: a run that is killed within that step goes back to the checkpoint before.
     save_in_background: bool = False
-    # Newest checkpoints that stay on disk.
+    # Newest checkpoints that stay on disk, and beside them the best by the held-out reward (watch.every).
     keep_checkpoints: Count = 2
 
 
@@ -344,41 +297,49 @@ class LogConfig:
 
     # Scalars and images for TensorBoard.
     tensorboard: bool = True
-    # Steps between two grids of the fixed prompts.
+    # Steps between two grids of the fixed prompts; the base's and the last step's are always drawn.
     image_every: Count = 20
-    # A live line on the first rank.
+    # A status line on a terminal, a line a minute elsewhere.
     progress: bool = True
+    # Who gets the figures and samples too: wandb, mlflow, trackio, or your own; see docs/monitoring.md.
+    trackers: tuple[Annotated[str, OneOf(TRACKERS)], ...] = ()
+    # The project (experiment) that they file the run under.
+    project: Text = "srum-ds"
 
 
 @dataclass(frozen=True)
 class WatchConfig:
     """Signs of a model that learns to please its judge, or feeds back its own errors; see docs/watch.md."""
 
-    # End the run where a label-free sign has been out of its range for `patience` steps. Without, it is
-    # only told.
+    # End the run where a label-free sign has been out of its range for watch.patience steps. Without, it is only told.
     stop: bool = False
+    # Steps in a row that a sign must be out of its range.
     patience: Count = 5
-    # The first steps, which later ones are compared with; over how many steps figures are averaged, since
-    # they depend on a step's prompts; and over how many the self-reward, which does so more.
+    # The first steps, which later ones are compared with.
     first_steps: Count = 10
+    # Over how many steps figures are averaged, since they depend on a step's prompts.
     smoothing: Count = 10
+    # Over how many steps the self-reward is averaged, which depends on them more.
     reward_smoothing: Count = 15
-    # Spread of the rollouts' tokens against the first steps'.
+    # Least spread of the rollouts' tokens against the first steps'.
     min_std_ratio: Share = 0.95
-    max_std_ratio: Annotated[float, Ge(1), Lt(float("inf"))] = 1.1
-    # Distance between the samples of a prompt against the first steps'.
+    # Largest spread of the rollouts' tokens against the first steps'.
+    max_std_ratio: Annotated[float, Ge(1), Le(1e30)] = 1.1
+    # Least distance between the samples of a prompt against the first steps'.
     min_diversity_ratio: Share = 0.8
-    # Gradient norm against the first steps'.
+    # Largest gradient norm against the first steps'.
     max_grad_growth: Positive = 6.0
     # How far the self-reward, in [-1, 1], may fall from its best.
     max_reward_drop: Positive = 0.25
     # Share of prompts whose samples all get one reward, and so teach nothing. Told, never a reason to stop.
     max_zero_share: Share = 0.9
-    # Who looks at held-out prompts (split `validation`), every so many steps (0: never), and at how many.
-    # It knows the truth, so it is reported and stops nothing.
-    checker: Annotated[str, OneOf(CHECKERS, "none")] = "none"
+    # Every so many steps (0: never), before the first and after the last, so many fixed prompts of the split
+    # `validation` (else `test`) are drawn and judged as in training; the checkpoint with the best reward there is kept.
     every: Whole = 20
+    # Held-out prompts that watch.checker looks at.
     prompts: Count = 48
+    # A checker that looks at the same images. It knows the truth, so it is reported, stops nothing and chooses nothing.
+    checker: Annotated[str, OneOf(CHECKERS, "none")] = "none"
 
 
 @dataclass(frozen=True)
@@ -390,17 +351,20 @@ class EvalConfig:
     # Prompts, one image each of either model.
     prompts: Count = 900
     # Seeds the images.
-    seed: Whole = 1234
+    seed: Seed = 1234
     # What scores them.
     benchmark: Annotated[str, OneOf(BENCHMARKS)] = "shapes"
     # Settings of the sampler that only its design knows; else what rollout.sampler says.
     sampler: Options = field(default_factory=dict)
-    # The sampler: guidance by the text, timestep shift, guided times, which norm is given back, its
-    # smallest factor. null takes what rollout.* says.
+    # The sampler's guidance by the text; null: rollout.text_scale.
     text_scale: NotNegative | None = None
+    # The sampler's timestep shift; null: rollout.timestep_shift.
     timestep_shift: Positive | None = None
+    # The sampler's guided times; null: rollout.interval.
     interval: tuple[Share, Share] | None = None
+    # The sampler's renormalisation; null: rollout.renorm.
     renorm: Literal["global", "channel", "text_channel"] | None = None
+    # The sampler's smallest factor of it; null: rollout.renorm_min.
     renorm_min: Share | None = None
     # Time points of the sampler.
     num_timesteps: Annotated[int, Ge(2)] = 17

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from srum_ds.config.limits import LimitsConfig
 from srum_ds.config.schema import (
     DataConfig,
     DeepSpeedConfig,
@@ -42,6 +43,7 @@ class Config:
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     # Key -> (as written, as resolved) of what reads the environment and of paths. No setting: it lets saved copies
     # say `${oc.env:NAME}` again rather than the secret, and a path as it was given.
@@ -51,6 +53,10 @@ class Config:
         compare=False,
         metadata={"omegaconf_ignore": True},
     )
+
+    def reads_environment(self, key: str) -> bool:
+        """Whether the setting ``section.name`` may hold a secret: as written it is an expression."""
+        return "${" in repr(self.written(key))
 
     def written(self, key: str) -> Any:
         """The setting ``section.name`` as it was written: a path as given, an expression with its `${...}`."""

@@ -85,6 +85,18 @@ def _step(
     AVERAGES: tl.constexpr,
     HAS_COPY: tl.constexpr,
 ):
+    kept = tl.cast(kept, tl.float32)
+    rate = tl.cast(rate, tl.float32)
+    second_scale = tl.cast(second_scale, tl.float32)
+    beta_1 = tl.cast(beta_1, tl.float32)
+    rest_1 = tl.cast(rest_1, tl.float32)
+    beta_2 = tl.cast(beta_2, tl.float32)
+    rest_2 = tl.cast(rest_2, tl.float32)
+    eps = tl.cast(eps, tl.float32)
+    decay_0 = tl.cast(decay_0, tl.float32)
+    rest_of_0 = tl.cast(rest_of_0, tl.float32)
+    decay_1 = tl.cast(decay_1, tl.float32)
+    rest_of_1 = tl.cast(rest_of_1, tl.float32)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements
     gradient = tl.load(gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)

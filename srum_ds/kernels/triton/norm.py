@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srum_ds.kernels.triton.tiles import row_tile, steps_and_programs, warps
+from srum_ds.kernels.triton.tiles import row_tile, stages, steps_and_programs, warps
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -44,6 +44,7 @@ def _forward(
     COLUMNS: tl.constexpr,
     ADD: tl.constexpr,
 ):
+    eps = tl.cast(eps, tl.float32)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, COLUMNS)
     inside = (n[:, None] < rows) & (d[None, :] < D)
@@ -75,14 +76,16 @@ def _backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
     ADD: tl.constexpr,
     FOR_WEIGHT: tl.constexpr,
 ):
     # With s the scale: dw = sum over rows of g x s, dx = s g w - x s^3 mean(g w x), and the sum's own gradient on top.
+    eps = tl.cast(eps, tl.float32)
     d = tl.arange(0, COLUMNS)
     weight = tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
     dweight = tl.zeros((COLUMNS,), dtype=tl.float32)
-    for step in range(0, STEPS):
+    for step in tl.range(0, STEPS, num_stages=STAGES):
         n = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = (n[:, None] < rows) & (d[None, :] < D)
         at = n[:, None].to(tl.int64) * D + d[None, :]
@@ -108,7 +111,7 @@ def _normed(
     """The sum (x itself without a delta) and the normed sum; ``spare``: the array of the delta may be written to."""
     added = x
     if delta is not None:
-        dtype = torch.result_type(x, delta)
+        dtype = torch.promote_types(x.dtype, delta.dtype)
         added = delta if spare and delta.dtype == dtype else torch.empty_like(x, dtype=dtype)
     normed = torch.empty_like(added)
     width = x.shape[-1]
@@ -156,6 +159,7 @@ def _gradients(
             ROWS=tile,
             COLUMNS=columns,
             STEPS=steps,
+            STAGES=stages((2 + (g_sum is not None)) * tile * columns * x.element_size()),
             ADD=g_sum is not None,
             FOR_WEIGHT=for_weight,
             num_warps=warps(tile * columns),

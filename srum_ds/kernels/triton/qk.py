@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srum_ds.kernels.triton.tiles import row_tile, steps_and_programs, warps
+from srum_ds.kernels.triton.tiles import row_tile, stages, steps_and_programs, warps
 
 
 def qk_norm_rotary(
@@ -52,6 +52,7 @@ def _forward(
     COLUMNS: tl.constexpr,
     HAS_SLOT: tl.constexpr,
 ):
+    eps = tl.cast(eps, tl.float32)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.arange(0, COLUMNS)
     inside = (n[:, None] < rows) & (i[None, :] < HALF)
@@ -93,16 +94,18 @@ def _backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
     HAS_SLOT: tl.constexpr,
     FOR_WEIGHT: tl.constexpr,
 ):
     # Taken from its place and rotated back; from there on it is the gradient of a norm (see norm.py).
+    eps = tl.cast(eps, tl.float32)
     i = tl.arange(0, COLUMNS)
     weight_a = tl.load(weight_ptr + i, mask=i < HALF, other=0.0).to(tl.float32)
     weight_b = tl.load(weight_ptr + HALF + i, mask=i < HALF, other=0.0).to(tl.float32)
     dweight_a = tl.zeros((COLUMNS,), dtype=tl.float32)
     dweight_b = tl.zeros((COLUMNS,), dtype=tl.float32)
-    for step in range(0, STEPS):
+    for step in tl.range(0, STEPS, num_stages=STAGES):
         n = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = (n[:, None] < rows) & (i[None, :] < HALF)
         place = n // H
@@ -136,14 +139,13 @@ def _backward(
         tl.store(dweight_ptr + own + HALF, dweight_b, mask=i < HALF)
 
 
-def _shape(x_NHD: Tensor) -> dict[str, int]:
-    """The constants of a group's kernels, and their warps."""
+def _shape(x_NHD: Tensor, back: bool) -> dict[str, int]:
+    """The constants of a group's kernels, and their warps; back: whose tiles have twice as many rows."""
     _, heads, width = x_NHD.shape
     tile, columns = row_tile(width // 2)
-    # Two halves, and factors of each, are held at once.
-    rows = max(1, tile // 2)
+    rows = tile if back else max(1, tile // 2)
     sizes = {"H": heads, "D": width, "HALF": width // 2, "ROWS": rows, "COLUMNS": columns}
-    return sizes | {"num_warps": warps(2 * rows * columns)}
+    return sizes | {"num_warps": warps(tile * columns)}
 
 
 def _slots(slot_N: Tensor | None, split: int) -> tuple[Tensor | None, Tensor | None]:
@@ -169,7 +171,7 @@ def _placed(
     for (x_NHD, weight_D), slot in zip(groups, _slots(slot_N, len(first_UHD)), strict=True):
         rows = x_NHD.shape[0] * x_NHD.shape[1]
         if rows:
-            sizes = _shape(x_NHD)
+            sizes = _shape(x_NHD, back=False)
             x_NHD = x_NHD.contiguous()
             _forward[(triton.cdiv(rows, sizes["ROWS"]),)](
                 x_NHD,
@@ -198,8 +200,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Of one group, and of its weight if it is wanted."""
     rows = x_NHD.shape[0] * x_NHD.shape[1]
-    sizes = _shape(x_NHD)
-    steps, programs = steps_and_programs(triton.cdiv(rows, sizes["ROWS"]))
+    sizes = _shape(x_NHD, back=True)
+    steps, programs = steps_and_programs(triton.cdiv(rows, sizes["ROWS"]), finer=8)
     dx = torch.empty_like(x_NHD)
     partial = torch.empty(programs if for_weight else 0, x_NHD.shape[-1], dtype=torch.float32, device=x_NHD.device)
     if rows:
@@ -215,6 +217,8 @@ def _gradients(
             rows,
             eps,
             STEPS=steps,
+            # Two halves each of the gradient, of what was normed and of the factors.
+            STAGES=stages(6 * sizes["ROWS"] * sizes["COLUMNS"] * x_NHD.element_size()),
             HAS_SLOT=slot is not None,
             FOR_WEIGHT=for_weight,
             **sizes,

@@ -34,6 +34,7 @@ def velocity_loss(
 @triton.jit
 def _branch(v, old, target, coefficient_ptr, share, n, counted, C: tl.constexpr):
     """a |(1 - s) old + s v - target|^2 of each token, and its slope in v without the factor 2 / C."""
+    share = tl.cast(share, tl.float32)
     coefficient = tl.load(coefficient_ptr + n, mask=counted, other=0.0).to(tl.float32)
     error = (1.0 - share) * old + share * v - target
     return coefficient * tl.sum(error * error, axis=1) / C, (coefficient * share)[:, None] * error
@@ -62,6 +63,7 @@ def _losses_and_slopes(
     HAS_REFERENCE: tl.constexpr,
     HAS_COUNTS: tl.constexpr,
 ):
+    reference_weight = tl.cast(reference_weight, tl.float32)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, COLUMNS)
     counted = n < tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -74,3 +75,18 @@ def test_what_has_another_type_is_refused() -> None:
     numbers: Registry[int] = Registry("number", "number", "srum_ds.none", {"pi": "math:pi"}, kind=int)
     with pytest.raises(UserError, match="is float, expected int"):
         numbers.get("pi")
+
+
+def test_a_file_that_changed_is_read_again(
+    registry: Registry[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, whose cells run twice, in one folder or in another; what it imports may lie beside it."""
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p])
+    for folder, length in (("first", 3), ("second", 5)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        Path(f"beside_{folder}.py").write_text(f"LENGTH = {length}\n")
+        Path("toys.py").write_text(f"from beside_{folder} import LENGTH as KITE\n")
+        assert registry.get("toys.py:KITE") == length
+    Path("toys.py").write_text("KITE = 7\n")
+    assert registry.get("toys.py:KITE") == 7

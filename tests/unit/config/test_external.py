@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from srum_ds.common.errors import UserError
+from srum_ds.common.errors import UserError, guarded
 from srum_ds.config import diff_configs, externals_of, load_config, save_config
+from srum_ds.rewards.judge.outside import Externals
 from tests.support.paths import MODEL
 
 RECIPE = "launch/recipes/tiny.yaml"
@@ -38,6 +39,20 @@ def test_a_single_name_has_the_weight_of_its_setting(tmp_path: Path) -> None:
     save_config(cfg, tmp_path / "config.yaml")
     assert "external: mine.py:score\n  external_weight: 0.3" in (tmp_path / "config.yaml").read_text()
     assert diff_configs(cfg, load_config(tmp_path / "config.yaml")) == []
+
+
+def test_a_secret_stands_in_no_name_and_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JUDGE", "fjudge:hunter2")
+    cfg = load_config(RECIPE, ["judge.external=${oc.env:JUDGE}"])
+    assert cfg.reads_environment("judge.external")
+    [one] = externals_of(cfg.judge, secret=True)
+    assert (one.name, one.function) == ("function", "fjudge:hunter2")
+    assert guarded(lambda: Externals(cfg)) == 2
+    said = capsys.readouterr().err
+    assert "judge.external=${oc.env:JUDGE}" in said and "hunter2" not in said
+    assert not load_config(RECIPE).reads_environment("judge.external")
 
 
 def test_a_list_of_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

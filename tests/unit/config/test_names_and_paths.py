@@ -8,7 +8,7 @@ import pytest
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import diff_configs, load_config, plain_config, save_config
-from tests.support.paths import ROOT
+from tests.support.paths import RECIPE, ROOT
 
 
 @pytest.fixture
@@ -16,6 +16,15 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text("run:\n  dir: somewhere\ntrain:\n  steps: 7\n  betas: [0.8, 0.9]\n")
     return path
+
+
+def test_the_home_folder_is_meant_for_outputs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = load_config(RECIPE, ["run.dir=~/runs/x", "model.path=~nobody_of_this_name/m"])
+    assert cfg.run.dir == f"{tmp_path}/runs/x"
+    assert cfg.written("run.dir") == "~/runs/x"
+    assert cfg.model.path == "~nobody_of_this_name/m", "its reader says that there is no such folder"
+    assert load_config(RECIPE, ["run.dir=a~b"]).run.dir == "a~b"
 
 
 def test_paths_are_resolved_once_and_stay_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from srum_ds.kernels.triton import norm as triton_norm
 from srum_ds.kernels.triton import qk as triton_qk
 from srum_ds.kernels.triton import swiglu as triton_swiglu
 from srum_ds.kernels.triton import velocity as triton_velocity
+from srum_ds.kernels.triton.tiles import stages
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
@@ -119,6 +120,12 @@ def test_sums_over_many_rows_leave_none_out(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("srum_ds.kernels.triton.tiles.PROGRAMS", 3)
     leaves = [randn(29, 12, seed=1), 1 + randn(12, seed=2) / 4]
     check(lambda x, w: triton_norm.rms_norm(x, w, EPS), lambda x, w: norm.rms_norm_reference(x, w, EPS), leaves)
+
+
+@pytest.mark.parametrize(("turn", "expected"), [(3 * 4096 * 2, 3), (3 * 4096 * 4, 2), (3 * 16384 * 4, 1), (64, 3)])
+def test_what_is_on_its_way_fits_into_shared_memory(turn: int, expected: int) -> None:
+    """Three arrays of BAGEL's width in bfloat16 and in float32, of four times its width, and of next to nothing."""
+    assert stages(turn) == expected
 
 
 # ---- SwiGLU
