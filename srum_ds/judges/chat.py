@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from srum_ds.common.texts import parse_json
 from srum_ds.judges.protocol import Ask, Question
 from srum_ds.judges.words import answer_probabilities
 
@@ -112,7 +113,7 @@ def read_probabilities(answer: Any, answers: Sequence[str]) -> tuple[float, ...]
     top = content[0].get("top_logprobs") or [content[0]]
     try:
         tokens = [(str(entry["token"]), float(entry["logprob"])) for entry in top]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise BrokenReply(f"its top_logprobs cannot be read ({error!r})") from error
     found, spelled = answer_probabilities(tokens, answers)
     if not spelled:
@@ -126,7 +127,7 @@ def schema_error(question: Question, said: Said) -> str:
     if question.schema is None or not said.cut:
         return ""
     try:
-        json.loads(said.text)
+        parse_json(said.text)
     except ValueError:
         return f"the reply was cut off at {question.max_tokens} tokens and is no JSON: {said.text[:200]!r}"
     return ""
@@ -136,7 +137,7 @@ def error_text(content: bytes, limit: int = 300) -> str:
     """What a refusal says, in a line: the message of an OpenAI-like error, else the start of its body."""
     text = content.decode("utf-8", "replace")
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if isinstance(found, Mapping):

@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
@@ -22,9 +23,6 @@ from srum_ds.judges.chat import (
 )
 from srum_ds.judges.protocol import Ask, JudgeSettings, Reply
 from srum_ds.judges.transport import Refused, Transport, Tries, Unusable
-
-_ASKED_AHEAD = 2
-"""Asks that are drawn for each request in flight, so that none waits for whoever draws them or keeps the replies."""
 
 _FORBIDDEN = 3
 """Answers 403 before any reply after which it is the key that is refused, and not a picture by some filter."""
@@ -71,7 +69,10 @@ class HttpJudge:
         return names[0]
 
     def ask(self, asks: Iterable[Ask]) -> Iterator[tuple[int, Reply]]:
-        """See ``PictureJudge``. The asks are drawn, two for each request in flight, by whoever iterates."""
+        """See ``PictureJudge``. The asks are drawn, two for each request in flight, by whoever iterates.
+
+        An ask is sent only when all but ``concurrency - 1`` of those before it have been answered and taken up.
+        """
         # Asked for here, once, rather than by every thread.
         assert self.model
         waiting: queue.SimpleQueue[tuple[int, Ask] | None] = queue.SimpleQueue()
@@ -92,19 +93,26 @@ class HttpJudge:
         for thread in threads:
             thread.start()
         numbered = enumerate(asks)
+        # Drawn, so that a thread that is free need not wait for them, and not yet given to one.
+        ahead: deque[tuple[int, Ask]] = deque()
         open_asks = 0
         try:
             while True:
-                while open_asks < _ASKED_AHEAD * self.concurrency and (drawn := next(numbered, None)) is not None:
-                    waiting.put(drawn)
+                while ahead and open_asks < self.concurrency:
+                    waiting.put(ahead.popleft())
                     open_asks += 1
+                wanted = open_asks < self.concurrency or (done.empty() and len(ahead) < self.concurrency)
+                if wanted and (drawn := next(numbered, None)) is not None:
+                    ahead.append(drawn)
+                    continue
                 if not open_asks:
                     return
                 position, outcome = done.get()
-                open_asks -= 1
                 if isinstance(outcome, BaseException):
                     raise outcome
                 yield position, outcome
+                # Only now has whoever iterates kept the reply: a process that is killed loses no more than this many.
+                open_asks -= 1
         finally:
             ended.set()
             for _ in threads:

@@ -14,11 +14,13 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, pr
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import weights_sha256
+from srum_ds.common.finite import refuse_module
 from srum_ds.config import find_path
 from srum_ds.judges.inprocess import Talk, ask_in_batches
 from srum_ds.judges.protocol import Ask, JudgeSettings, Reply
 from srum_ds.judges.words import answer_of
 from srum_ds.models import default_dtype
+from srum_ds.models.library.spelled_tokens import SpelledTokens
 
 
 class LocalJudge:
@@ -40,6 +42,7 @@ class LocalJudge:
         # What is written starts in the same column for all.
         self._tokenizer.padding_side = "left"
         self._batch = batch
+        self._spelled = SpelledTokens(self._tokenizer)
         self._tokens_of = lru_cache(maxsize=64)(self._find_tokens)
 
     def ask(self, asks: Iterable[Ask]) -> Iterator[tuple[int, Reply]]:
@@ -82,6 +85,10 @@ class LocalJudge:
         )
 
     def _inputs(self, talks: Sequence[Talk]) -> Any:
+        for talk in talks:
+            for text in (*talk.ask.question.turns, talk.ask.question.system):
+                if token := self._spelled.in_text(text):
+                    raise UserError(f"the question spells {token}, which would end or begin a turn: leave it out")
         inputs = self._processor.apply_chat_template(
             [conversation(talk) for talk in talks],
             tokenize=True,
@@ -186,6 +193,7 @@ def local_judge(settings: JudgeSettings) -> LocalJudge:
         module: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=default_dtype(device))
     except (OSError, ValueError, KeyError) as error:
         raise _no_model(path, error) from error
+    refuse_module(module, path)
     if not getattr(processor, "chat_template", None):
         raise UserError(f"--judge-model {path}: has no chat template; copy chat_template.jinja from the release")
     return LocalJudge(_name(path, module), module.to(device).eval(), processor, settings.batch)

@@ -8,21 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-_WHITE = (255, 255, 255)
+from srum_ds.common.errors import UserError
+from srum_ds.common.image_files import decode_picture
 
 
 def decode_png(data: bytes) -> Image.Image:
-    """The picture in RGB, transparent pixels on white. ValueError for bytes that are no picture."""
+    """The picture in RGB, as ``decode_picture`` reads it. ValueError for bytes that are no picture."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if "A" in image.getbands() or "transparency" in image.info:
-                layered = image.convert("RGBA")
-                page = Image.new("RGB", image.size, _WHITE)
-                page.paste(layered, mask=layered.getchannel("A"))
-                return page
-            return image.convert("RGB")
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        return decode_picture(data, "the picture")
+    except UserError as error:
         raise ValueError(f"the picture cannot be read ({error})") from None
 
 

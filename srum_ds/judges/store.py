@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import is_number, parse_json
 from srum_ds.judges.protocol import Ask, PictureJudge, Reply
 
 
@@ -37,7 +39,8 @@ class Record:
     def key(self) -> str:
         """SHA-256 over judge, model, question and picture: the same asked again has the same."""
         said = [self.judge, self.model, self.question_sha256, self.picture_sha256]
-        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
+        # A name from a command line may hold a byte that is no UTF-8.
+        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
     def line(self) -> str:
         """The record as JSON in a line."""
@@ -72,7 +75,7 @@ def read_store(path: Path) -> Iterator[Record]:
     Raises UserError naming file and line for what is no record.
     """
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     for number, line in enumerate(data[: _whole(data)].split(b"\n"), 1):
@@ -157,7 +160,7 @@ class ReplyStore:
             raise UserError(f"{self.path}: another process is judging into it; wait for it or stop it") from error
 
     def _load(self) -> None:
-        data = self.path.read_bytes()
+        data = file_bytes(self.path)
         whole = _whole(data)
         if whole < len(data):
             os.ftruncate(self._file, whole)
@@ -228,15 +231,22 @@ def _whole(data: bytes) -> int:
 
 def _record(line: bytes, where: str) -> Record:
     try:
-        found: Any = json.loads(line)
+        found: Any = parse_json(line)
         reply = Reply(
             tuple(str(text) for text in found["texts"]),
-            tuple(float(value) for value in found["probabilities"]),
-            int(found["attempts"]),
+            tuple(_number(value) for value in found["probabilities"]),
+            int(_number(found["attempts"])),
             str(found["error"]),
-            float(found["seconds"]),
+            _number(found["seconds"]),
         )
         named = [str(found[name]) for name in ("judge", "model", "question", "question_sha256", "picture_sha256")]
         return Record(named[0], named[1], named[2], named[3], named[4], reply)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: no reply as `srum-ds eval score` keeps them ({error!r}); remove the line") from error
+
+
+def _number(value: Any) -> float:
+    """A number of a record. ValueError where it is none, not finite or below 0."""
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{value!r} is no number of 0 or more")
+    return float(value)

@@ -20,6 +20,7 @@ import httpx2
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 from srum_ds.judges.chat import BrokenReply, error_text
 
 KEY_VARIABLES = ("SRUM_DS_JUDGE_KEY", "OPENAI_API_KEY")
@@ -143,7 +144,7 @@ class Transport:
             said = answer_headers.get("location", "") if 300 <= status < 400 else error_text(data)
             raise Refused(status, self._without_key(said))
         try:
-            answer = json.loads(data)
+            answer = parse_json(data)
             return answer if read is None else read(answer)
         except ValueError:
             raise Unusable(f"the answer is no JSON: {self._without_key(error_text(data))!r}") from None

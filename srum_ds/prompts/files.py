@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import parse_json, require_encodable
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark. UserError when it is missing or not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def found_in(source: Path, places: Sequence[str], project: str) -> Path:
+    """A file itself; of a folder, the first of ``places`` in it that is there: its own file, or a checkout's.
+
+    project: whose file it is, for the UserError that names every place that was looked at, or a source that is not
+    there at all.
+    """
+    if not source.is_dir():
+        if not source.exists():
+            raise UserError(f"{source}: is not there; expected {places[0]} of {project}, or a checkout of that")
+        return source
+    for place in places:
+        if (source / place).exists():
+            return source / place
+    looked = ", ".join(str(source / place) for place in places)
+    raise UserError(f"{source}: no {Path(places[0]).name} of {project} there; looked for {looked}")
 
 
 def read_objects(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
@@ -26,7 +45,7 @@ def read_objects(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     Raises UserError naming file and line for what is not JSON, and file and item for what is no object.
     """
     try:
-        items = json.loads(read_text(path))
+        items = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg})") from error
     if not isinstance(items, list) or not items:
@@ -44,6 +63,7 @@ def text_of(item: Mapping[str, Any], key: str, where: str) -> str:
     value = item.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: expected text under {key!r}, found {value!r}")
+    require_encodable(value, f"{where}: {key}")
     return value.strip()
 
 
@@ -53,3 +73,16 @@ def id_of(item: Mapping[str, Any], key: str, where: str) -> int:
     if type(value) is not int or value < 0:
         raise UserError(f"{where}: expected a number under {key!r}, found {value!r}")
     return value
+
+
+def sample_name(member: str) -> tuple[str, str]:
+    """(key, ending in lower case) of a tar's member as webdataset means them; no key for a hidden file.
+
+    The key is what stands before the first dot of the last part of the path, with its folders: ``./run.v1/a.seg.png``
+    is ``seg.png`` of ``run.v1/a``.
+    """
+    folder, _, name = member.removeprefix("./").rpartition("/")
+    stem, _, ending = name.partition(".")
+    if not stem:
+        return "", ending.lower()
+    return (f"{folder}/{stem}" if folder else stem), ending.lower()

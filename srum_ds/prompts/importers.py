@@ -5,14 +5,14 @@ The files are read from the user's own checkout of each project; nothing of them
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
-from srum_ds.prompts.files import read_text
+from srum_ds.common.texts import parse_json, require_encodable
+from srum_ds.prompts.files import found_in, read_text
 from srum_ds.prompts.reasonbench import read_reasonbench
 from srum_ds.prompts.wise import read_wise, read_wise_verified
 from srum_ds.types import Prompt
@@ -30,6 +30,9 @@ COMPBENCH_CATEGORIES = (
 _COMPBENCH_FILE = re.compile(
     rf"(?P<category>{'|'.join(COMPBENCH_CATEGORIES)})_(?P<split>train|val)(?:_(?P<subset>[a-z]+))?\.txt"
 )
+COMPBENCH_FOLDER = Path("examples/dataset")
+"""Where a checkout of T2I-CompBench keeps them."""
+GENEVAL_PLACES = ("evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
 # GenEval class names that are plural already and take no article.
 _PLURAL = {"scissors", "skis"}
 
@@ -52,12 +55,15 @@ def read_lines(path: Path) -> list[str]:
 def read_compbench(source: Path) -> dict[str, list[Prompt]]:
     """T2I-CompBench prompts, by split ("train", "val").
 
-    source: a folder with ``{category}_{train|val}.txt`` (``examples/dataset`` of the project), or
+    source: the project's checkout, a folder with ``{category}_{train|val}.txt`` (its ``examples/dataset``), or
     one such file. A prompt's id is the file's name and its place in it (from 1). In a
     folder, subsets (``complex_val_spatial.txt``, ``color_val_unseen.txt``) are no prompts of their
     own but mark those of the whole file with ``meta["subset"]``. Raises UserError when nothing
     matches, or a subset holds a prompt that the whole does not.
     """
+    named = source
+    if source.is_dir() and (source / COMPBENCH_FOLDER).is_dir():
+        source = source / COMPBENCH_FOLDER
     files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
     found = [(match, path) for path in files if (match := _COMPBENCH_FILE.fullmatch(path.name))]
     whole = {(m["category"], m["split"]): path for m, path in found if not m["subset"]}
@@ -67,9 +73,10 @@ def read_compbench(source: Path) -> dict[str, list[Prompt]]:
         subset = dict.fromkeys(read_lines(path), match["subset"])
         return {match["split"]: _compbench(path, match["category"], subset)}
     if not whole:
+        looked = f"{named} and {named / COMPBENCH_FOLDER}" if named.is_dir() else str(named)
         raise UserError(
-            f"{source}: no T2I-CompBench prompt file there; expected names like color_train.txt and "
-            "complex_val.txt, as in examples/dataset of T2I-CompBench"
+            f"{named}: no T2I-CompBench prompt file there; looked for names like color_train.txt and complex_val.txt "
+            f"in {looked}"
         )
     subsets: dict[tuple[str, str], dict[str, str]] = {}
     for match, path in found:
@@ -127,11 +134,13 @@ def read_srum(source: Path) -> dict[str, list[Prompt]]:
         if split not in ("train", "val"):
             raise UserError(f"{path}: expected a file named train_*.json or val_*.json, to know the split")
         try:
-            records = json.loads(read_text(path))
+            records = parse_json(read_text(path))
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(records, list):
             raise UserError(f"{path}: expected a list of records, found {type(records).__name__}")
+        if not records:
+            raise UserError(f"{path}: holds no records")
         prompts = [_srum(record, f"{path}: record {i}") for i, record in enumerate(records, 1)]
         splits[split] = _unique(prompts, path)
     return splits
@@ -146,6 +155,7 @@ def _srum(record: Any, where: str) -> Prompt:
     text = record["Question"].strip().split("\t")[0].strip()
     if not text:
         raise UserError(f"{where}: its Question is empty")
+    require_encodable(text, f"{where}: its Question")
     category = record["Category"].strip().replace("-", "_")
     if not category:
         raise UserError(f"{where}: its Category is empty")
@@ -156,11 +166,11 @@ def _srum(record: Any, where: str) -> Prompt:
 def read_geneval(source: Path) -> dict[str, list[Prompt]]:
     """GenEval's prompts as one split, "test".
 
-    source: ``evaluation_metadata.jsonl`` or its folder. Ids are the record's place (from 0, as in
-    the folder names of GenEval's images); phrases are the classes to include, with their colour;
+    source: ``evaluation_metadata.jsonl``, its folder, or the project's checkout. Ids are the record's place (from 0,
+    as in the folder names of GenEval's images); phrases are the classes to include, with their colour;
     ``meta`` is the whole record, and ``counts``: how many of each phrase. Raises UserError naming the first bad line.
     """
-    path = source / "evaluation_metadata.jsonl" if source.is_dir() else source
+    path = found_in(source, GENEVAL_PLACES, "djghosh13/geneval")
     prompts: list[Prompt] = []
     for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), 1):
         if line.strip():
@@ -172,7 +182,7 @@ def read_geneval(source: Path) -> dict[str, list[Prompt]]:
 
 def _geneval(line: str, index: int, where: str) -> Prompt:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         counts: dict[str, int] = {}
         for item in record["include"]:
             phrase = _geneval_phrase(item)
@@ -184,6 +194,8 @@ def _geneval(line: str, index: int, where: str) -> Prompt:
         raise UserError(f"{where}: expected tag, prompt and include (a list of {{class, count}})") from error
     if not counts:
         raise UserError(f"{where}: include is empty: nothing would be asked for")
+    for said in (text, tag, *counts):
+        require_encodable(said, where)
     meta = {**record, "counts": list(counts.values())}
     return Prompt(f"geneval-{index:05d}", text, tag, tuple(counts), meta)
 

@@ -6,6 +6,7 @@ for resume, and any number of ranks and workers sees the same union of prompts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import refuse_special
 from srum_ds.common.seeds import derive
-from srum_ds.prompts.shards import Sample, check_sizes, load_index, prompt_from_json
+from srum_ds.prompts.shards import Sample, check_sizes, load_index, prompt_from_json, require_unchanged
 from srum_ds.types import Prompt
 
 
@@ -52,8 +54,8 @@ def global_indices(step: int, prompts_per_step: int, rank: int = 0, world_size: 
 class PromptReader:
     """The prompts of one split of a folder of shards, by position and by step.
 
-    Opens the index and checks that every shard is there at its full size; raises UserError
-    otherwise. Safe to send to worker processes and to use from several threads.
+    Opens the index and checks that every shard is there at its full size, and each shard's SHA-256 when it is opened;
+    raises UserError otherwise. Safe to send to worker processes and to use from several threads.
     """
 
     def __init__(self, folder: Path | str, split: str):
@@ -63,7 +65,10 @@ class PromptReader:
         if split not in splits:
             raise UserError(f"{self.folder}: no split {split!r}; there are {', '.join(sorted(splits))}")
         shards = splits[split]
+        if not any(shard.samples for shard in shards):
+            raise UserError(f"{self.folder}: the split {split!r} is empty; write it anew with `srum-ds shards write`")
         check_sizes(self.folder, shards)
+        self._sha256 = {shard.file: shard.sha256 for shard in shards}
         self._samples: list[tuple[str, Sample]] = [(shard.file, s) for shard in shards for s in shard.samples]
         self._position = {sample.key: i for i, (_, sample) in enumerate(self._samples)}
         self._descriptors: dict[str, int] = {}
@@ -106,7 +111,7 @@ class PromptReader:
     def _read(self, file: str, sample: Sample, where: str) -> bytes:
         try:
             if file not in self._descriptors:
-                self._descriptors[file] = os.open(self.folder / file, os.O_RDONLY)
+                self._descriptors[file] = self._opened(file)
             # pread keeps no position, so that processes and threads can share the descriptor.
             data = os.pread(self._descriptors[file], sample.size, sample.offset)
         except OSError as error:
@@ -117,6 +122,25 @@ class PromptReader:
                 "copy the shard again, or write it anew with `srum-ds shards write`"
             )
         return data
+
+    def __enter__(self) -> PromptReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _opened(self, file: str) -> int:
+        """The descriptor of a shard that is what the index says."""
+        path = self.folder / file
+        refuse_special(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            with open(descriptor, "rb", closefd=False) as stream:
+                require_unchanged(path, hashlib.file_digest(stream, "sha256").hexdigest(), self._sha256[file])
+        except (OSError, UserError):
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptors": {}}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import write_atomic
+from srum_ds.common.files import file_bytes, write_atomic
+from srum_ds.common.texts import parse_json
 from srum_ds.prompts.shards import prompt_from_json, prompt_to_json
 from srum_ds.types import Prompt
 
@@ -27,10 +28,11 @@ def read_records(path: Path) -> list[Prompt]:
 
     category, phrases and meta may be absent: no category, no phrases, nothing else known.
 
-    Raises UserError naming file and line for what is no such record, an unknown schema, and an id that occurs twice.
+    Raises UserError naming file and line for what is no such record, an unknown schema, an empty text, and an id that
+    occurs twice.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
@@ -40,6 +42,12 @@ def read_records(path: Path) -> list[Prompt]:
         if not line.strip():
             continue
         prompt = _record(line, f"{path}: line {number}")
+        if not prompt.text.strip():
+            raise UserError(
+                f"{path}: line {number}: the text of prompt {prompt.id!r} is empty; write one, or remove the line"
+            )
+        if not prompt.id:
+            raise UserError(f"{path}: line {number}: the id is empty; give each prompt one of its own")
         if prompt.id in prompts:
             raise UserError(f"{path}: line {number}: the id {prompt.id!r} occurs twice")
         prompts[prompt.id] = prompt
@@ -50,7 +58,7 @@ def read_records(path: Path) -> list[Prompt]:
 
 def _record(line: str, where: str) -> Prompt:
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

@@ -30,29 +30,32 @@ _MERGED = "merge.json"
 def read_wise(source: Path) -> dict[str, list[Prompt]]:
     """The prompts of the first edition as one split, "test": 400 of culture and 600 of five other categories.
 
-    source: the checkout of PKU-YuanGroup/WISE, its folder ``WISE_legacy/data``, or one file of such records. The
+    source: the checkout of PKU-YuanGroup/WISE (now, or before it had two editions), its folder ``WISE_legacy/data``,
+    or one file of such records. The
     rewritten prompts beside them (``*_rewrite.json``) are another question to a model: they are read where named.
     ``meta`` has the explanation, the subcategory and the number. Raises UserError naming file and item.
     """
-    return _read(source, "wise", "WISE_legacy/data", _LEGACY, (*_VERIFIED, _MERGED))
+    return _read(source, "wise", ("WISE_legacy/data", "data"), _LEGACY, (*_VERIFIED, _MERGED))
 
 
 def read_wise_verified(source: Path) -> dict[str, list[Prompt]]:
     """The prompts of WISE_Verified (2026), likewise; source: the checkout, ``data_verified``, or one file."""
-    return _read(source, "wise_verified", "data_verified", _VERIFIED, _LEGACY)
+    return _read(source, "wise_verified", ("data_verified",), _VERIFIED, _LEGACY)
 
 
 def _read(
-    source: Path, name: str, folder: str, files: tuple[str, ...], others: tuple[str, ...]
+    source: Path, name: str, folders: tuple[str, ...], files: tuple[str, ...], others: tuple[str, ...]
 ) -> dict[str, list[Prompt]]:
+    folder = folders[0]
     if source.is_dir():
-        root = source / folder if (source / folder).is_dir() else source
+        places = [*(source / inside for inside in folders), source]
+        root = next((place for place in places if any((place / file).is_file() for file in files)), source)
         paths = [root / file for file in files]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise UserError(
                 f"{root}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there; expected a checkout "
-                f"of PKU-YuanGroup/WISE, or its folder {folder}"
+                f"of PKU-YuanGroup/WISE, or its folder {folder}; looked in {', '.join(map(str, places))}"
             )
     elif source.name in others:
         raise UserError(f"{source}: holds the prompts of WISE's other edition; {name} needs those of {folder}")

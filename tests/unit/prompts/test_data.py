@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -12,10 +13,18 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from srum_ds.commands.main import main
 from srum_ds.commands.shards import write_prompt_set
 from srum_ds.common.errors import UserError
 from srum_ds.prompts.reader import PromptReader, permutation
-from srum_ds.prompts.shards import check_shards, load_index, prompt_from_json, prompt_to_json, write_shards
+from srum_ds.prompts.shards import (
+    check_shards,
+    load_index,
+    prompt_from_json,
+    prompt_to_json,
+    rebuild_index,
+    write_shards,
+)
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.vocabulary import KINDS
 from srum_ds.worlds.shapes.world import ShapePrompt
@@ -86,6 +95,10 @@ def test_other_splits_stay_and_a_split_is_replaced_only_when_forced(folder: Path
         ([Prompt("a.b", "x")], "train", "'a.b'"),
         ([Prompt("a", "x"), Prompt("a", "y")], "train", "occurs twice"),
         ([Prompt("a", "x")], "../up", "can name a split"),
+        ([Prompt("a", "x"), Prompt("b", " ")], "train", "prompt 'b' is empty"),
+        ([Prompt("a", "x"), Prompt("b", "half \ud83d")], "train", r"prompt 'b': character 1 is \\ud83d"),
+        ([Prompt("a", "x", meta={"note": "\ud83d"})], "train", r"prompt 'a': character 1 is \\ud83d"),
+        ([Prompt("a", "x", meta={"share": float("nan")})], "train", "prompt 'a': its meta cannot be written as JSON"),
     ],
 )
 def test_prompts_that_cannot_be_a_shard_are_refused(
@@ -121,8 +134,20 @@ def test_truncated_shard_is_named_with_both_sizes(folder: Path) -> None:
             action()
 
 
+def test_a_reader_leaves_no_shard_open(folder: Path) -> None:
+    def opened() -> int:
+        links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+        return sum(link.is_symlink() and os.readlink(link).endswith(".tar") for link in links)
+
+    before = opened()
+    with PromptReader(folder, "train") as reader:
+        assert reader[0] and opened() == before + 1
+    assert opened() == before
+
+
 def test_shard_truncated_while_open_is_named(folder: Path) -> None:
     reader = PromptReader(folder, "train")
+    assert reader[4].id == "p-0004"
     with open(folder / "train-000000.tar", "r+b") as stream:
         stream.truncate(1000)
     with pytest.raises(UserError, match=r"train-000000.tar: p-0005.json at byte \d+: truncated"):
@@ -137,8 +162,29 @@ def test_changed_bytes_are_found(folder: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match="train-000000.tar: changed: expected sha256"):
         check_shards(folder)
-    with pytest.raises(UserError, match="p-0000.json.*expected an object with keys"):
-        PromptReader(folder, "train")[0]
+    reader = PromptReader(folder, "train")
+    for _ in range(2):
+        with pytest.raises(UserError, match="train-000000.tar: changed: expected sha256"):
+            reader[0]
+    assert reader[10].id == "p-0010", "another tar is as it was"
+
+
+def test_one_flipped_bit_of_a_prompt_is_refused(folder: Path) -> None:
+    path = folder / "train-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"a caf") + 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="train-000001.tar: changed: expected sha256"):
+        list(PromptReader(folder, "train"))
+
+
+def test_an_empty_split_is_refused(folder: Path) -> None:
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    index["splits"]["train"] = {"count": 0, "shards": []}
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="the split 'train' is empty"):
+        PromptReader(folder, "train")
 
 
 def test_foreign_tar_behind_a_matching_index_is_found(folder: Path) -> None:
@@ -157,6 +203,8 @@ def test_foreign_tar_behind_a_matching_index_is_found(folder: Path) -> None:
         (lambda index: index["splits"]["train"].pop("shards"), "not a complete index"),
         (lambda index: index["splits"]["train"].update(count=24), "counts 24 prompts but lists 23"),
         (lambda index: index["splits"]["train"]["shards"][0].update(file="../x"), "not a plain file name"),
+        (lambda index: index["splits"]["train"]["shards"][0].update(size=float("inf")), "a shard of inf bytes"),
+        (lambda index: index["splits"]["train"]["shards"][0]["samples"][0].__setitem__(1, 2**70), "in a shard of"),
     ],
 )
 def test_broken_index_is_named(folder: Path, change: object, message: str) -> None:
@@ -166,6 +214,38 @@ def test_broken_index_is_named(folder: Path, change: object, message: str) -> No
     path.write_text(json.dumps(index))
     with pytest.raises(UserError, match=f"index.json.*{message}"):
         load_index(folder)
+
+
+def test_a_lost_index_is_rebuilt(folder: Path) -> None:
+    write_shards(folder, "test", make_prompts(3))
+    before = (folder / "index.json").read_bytes()
+    with pytest.raises(UserError, match="index.json is there already"):
+        rebuild_index(folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match="srum-ds shards index"):
+        PromptReader(folder, "train")
+    assert main(["shards", "index", str(folder)]) == 0
+    assert (folder / "index.json").read_bytes() == before
+    (folder / "train-000001.tar").rename(folder / "train-000007.tar")
+    with pytest.raises(UserError, match="train-000001.tar: missing"):
+        rebuild_index(folder, force=True)
+    (folder / "train-000007.tar").write_bytes((folder / "train-000000.tar").read_bytes())
+    (folder / "train-000007.tar").rename(folder / "train-000001.tar")
+    with pytest.raises(UserError, match="the split 'train' holds the prompt 'p-0000' twice"):
+        rebuild_index(folder, force=True)
+
+
+def test_a_tar_packed_again_by_another_tool_can_be_indexed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
+        folder = tarfile.TarInfo("./")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        data = prompt_to_json(Prompt("a", "a cup"))
+        member = tarfile.TarInfo("./a.json")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    rebuild_index(tmp_path)
+    assert ids(list(PromptReader(tmp_path, "train"))) == ["a"]
 
 
 def test_no_index_or_split(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -180,7 +260,8 @@ def test_no_index_or_split(folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_member_that_is_no_prompt_is_refused() -> None:
     number_for_phrase = prompt_to_json(Prompt("a", "t")).replace(b"[]", b"[1]")
-    for data in (b"[1]", b'{"id":"a"}', b"\x80\x04.", number_for_phrase):
+    half = prompt_to_json(Prompt("a", "t")).replace(b'"t"', b'"\\ud83d"')
+    for data in (b"[1]", b'{"id":"a"}', b"\x80\x04.", number_for_phrase, half, b"[" * 100000):
         with pytest.raises(UserError, match="here"):
             prompt_from_json(data, "here")
 

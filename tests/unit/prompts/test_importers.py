@@ -17,6 +17,17 @@ DATA = SHARED / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the public prompt files are not here")
 
 
+def test_half_a_character_is_named_by_its_record(tmp_path: Path) -> None:
+    path = tmp_path / "train_comp.json"
+    path.write_text('[{"Question": "a \\ud83d cat", "Category": "color", "Question_id": 1}]')
+    with pytest.raises(UserError, match=r"train_comp\.json: record 1: its Question: character 3 is \\ud83d"):
+        read_srum(path)
+    path = tmp_path / "evaluation_metadata.jsonl"
+    path.write_text('{"tag": "t", "include": [{"class": "b\\udc00", "count": 1}], "prompt": "a b"}')
+    with pytest.raises(UserError, match=r"line 1: character 4 is \\udc00"):
+        read_geneval(path)
+
+
 def test_lines_of_mixed_files_are_read_alike(tmp_path: Path) -> None:
     path = tmp_path / "color_train.txt"
     text = "a red car\r\n  a caf\u00e9 \r\n\r\na cup\tcolor, cup\t1\na form\u2028feed\na blue bowl"
