@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import is_finite
 
 LIVE = "live"
 # A prime: places that far apart have the same weight in a fingerprint.
@@ -84,6 +85,25 @@ def split_trainable(module: torch.nn.Module, trainable_names: set[str]) -> dict[
     return {name: parameter for name, parameter in named.items() if name in trainable_names}
 
 
+def finite(tensors: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor | None]]:
+    """The same pairs, as ``consolidate`` gives them. Raises UserError at one that holds a number that is not finite."""
+    for name, tensor in tensors:
+        if tensor is not None and not is_finite(tensor):
+            raise UserError(
+                f"{name} holds numbers that are not finite, so nothing is exported. If the checkpoints hold them too, "
+                "begin another run (another run.dir) with a lower train.lr or train.precision=fp32."
+            )
+        yield name, tensor
+        # The next one is gathered before it is named here, and the model's largest is as much as may be held.
+        del tensor
+
+
+def spoiling(loss_sum: Tensor) -> Tensor:
+    """The same loss, whose gradient is NaN where its value is not finite, without a look at it."""
+    # 1 for a finite loss, NaN for any other.
+    return loss_sum * (loss_sum.detach() * 0.0 + 1.0)
+
+
 class EngineBase(ABC):
     """The interface the loop trains through. Every method that communicates is called by all ranks."""
 
@@ -117,8 +137,13 @@ class EngineBase(ABC):
         """Adds d(loss_sum / global_count) to the gradient, summed over ranks and micro-batches.
 
         loss_sum: scalar, this micro-batch's sum of losses. global_count: what the whole step's losses
-        are divided by, equal on all ranks. micro_batches: how many calls this rank makes before step().
+        are divided by, equal on all ranks. micro_batches: how many calls this rank makes before step(). The gradient
+        of a loss that is not finite is none either, so that step() takes no step.
         """
+
+    def take_back(self) -> None:
+        """Uncounts a step that ``step`` did not take, so that it can be run again at the same learning rate."""
+        self.steps -= 1
 
     @abstractmethod
     def step(self) -> float:
@@ -225,6 +250,11 @@ class EngineBase(ABC):
         self.all_reduce(sums)
         named = [f"{name} {value}" for name, value in zip(self._places, sums.tolist(), strict=True)]
         return hashlib.sha256("\n".join(sorted(named)).encode()).hexdigest()
+
+    def pieces(self, weights: str = LIVE) -> Iterator[tuple[str, Tensor]]:
+        """This rank's part of each trainable parameter of the live weights or a named copy, flattened."""
+        flats = self._named(weights)
+        return ((name, self._piece(flats, name)) for name in self._places)
 
     def _piece(self, flats: list[Tensor], name: str) -> Tensor:
         place = self._places[name]

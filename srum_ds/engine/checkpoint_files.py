@@ -2,7 +2,8 @@
 
     checkpoints/step_000020/rank_00000.safetensors   what rank 0 held: "<kind>/<parameter>" -> 1-D tensor
                             rank_00001.safetensors
-                            state.json               step, sizes and hashes of the files, the caller's state
+                            state.json               step, sizes and hashes of the files, the caller's state,
+                                                     and a hash of all this (``checkpoint_state``)
 
 A kind is ``live`` (fp32 master weights), ``exp_avg``, ``exp_avg_sq`` or ``weights.<name>`` (a named copy).
 Each file says in its header where in the flattened parameter its pieces start, so a run of any number of
@@ -15,10 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +27,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
+from srum_ds.engine.checkpoint_state import (
+    STATE_FILE,
+    STEP_FOLDER,
+    CorruptCheckpoint,
+    FileRecord,
+    rank_file,
+    sealed,
+    unreadable,
+)
 
-FORMAT = 1
-STATE_FILE = "state.json"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt"
-_STEP_FOLDER = re.compile(r"step_(\d{6,})")
 # Room for headers, state.json and the file system's own bookkeeping.
 _SLACK_BYTES = 1 << 20
-
-
-class CorruptCheckpoint(Exception):
-    """A checkpoint folder that cannot be trusted: names the file and what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file as it was written: name inside the folder, size in bytes, SHA-256 in hex."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -62,24 +55,33 @@ def partial_folder(folder: Path, step: int) -> Path:
     return final.with_name(final.name + PARTIAL)
 
 
-def rank_file(rank: int) -> str:
-    """The name of one rank's file."""
-    return f"rank_{rank:05d}.safetensors"
-
-
 def committed_steps(folder: Path) -> list[int]:
-    """Steps of the committed checkpoints in ``folder``, ascending; empty where the folder is missing."""
-    if not folder.is_dir():
-        return []
-    matches = (_STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    """Steps of the committed checkpoints in ``folder``, ascending; empty where the folder is missing.
+
+    Raises UserError where the disk does not say what is there.
+    """
+    matches = (STEP_FOLDER.fullmatch(name) for name in _folders(folder))
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def clean_partial(folder: Path) -> list[str]:
-    """Removes what an interrupted save left behind; returns the names removed."""
-    if not folder.is_dir():
+def set_aside(folder: Path) -> list[str]:
+    """Names of the damaged checkpoints that were moved out of the way; raises as ``committed_steps``."""
+    return sorted(name for name in _folders(folder) if name.endswith(CORRUPT))
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
         return []
-    partial = sorted(path for path in folder.iterdir() if path.name.endswith(PARTIAL))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def clean_partial(folder: Path) -> list[str]:
+    """Removes what an interrupted save left behind; returns the names removed. Raises as ``committed_steps``."""
+    partial = sorted(folder / name for name in _folders(folder) if name.endswith(PARTIAL))
     for path in partial:
         shutil.rmtree(path)
     return [path.name for path in partial]
@@ -129,7 +131,7 @@ def write_rank(partial: Path, rank: int, contents: Mapping[str, Tensor], starts:
 def commit(partial: Path, folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Writes state.json and gives the folder its final name, which is the moment the checkpoint exists."""
     path = partial / STATE_FILE
-    path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(sealed(state), indent=1), encoding="utf-8")
     _fsync(path)
     _fsync(partial)
     final = step_folder(folder, step)
@@ -146,9 +148,11 @@ def commit(partial: Path, folder: Path, step: int, state: Mapping[str, Any]) -> 
     return final
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the ``keep`` newest committed checkpoints."""
+def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> None:
+    """Removes all but the ``keep`` newest committed checkpoints and those of the steps ``protected``."""
     for step in committed_steps(folder)[:-keep]:
+        if step in protected:
+            continue
         doomed = step_folder(folder, step)
         # Renamed first: a half-removed folder must never carry a final name.
         going = doomed.with_name(f"{doomed.name}.old{PARTIAL}")
@@ -157,43 +161,39 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def quarantine(folder: Path, step: int) -> Path:
-    """Moves a checkpoint that failed its checks out of the way, keeping its contents."""
+    """Moves a checkpoint that failed its checks out of the way, keeping its contents and what was moved before."""
     bad = step_folder(folder, step)
-    aside = bad.with_name(bad.name + CORRUPT)
-    if aside.exists():
-        shutil.rmtree(aside)
+    aside, number = bad.with_name(bad.name + CORRUPT), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = bad.with_name(f"{bad.name}.{number}{CORRUPT}")
     os.rename(bad, aside)
     return aside
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a committed checkpoint. Raises CorruptCheckpoint where it is missing or unreadable."""
-    path = checkpoint / STATE_FILE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptCheckpoint(f"{path}: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CorruptCheckpoint(f"{path}: not a checkpoint of format {FORMAT}")
-    return state
-
-
 def verify(checkpoint: Path, record: FileRecord) -> None:
-    """Checks one file against its record. Raises CorruptCheckpoint naming the file and the difference."""
+    """Checks one file against its record. Raises CorruptCheckpoint naming the file and the difference.
+
+    Raises UserError where the disk does not give what it holds.
+    """
     path = checkpoint / record.name
-    if not path.is_file():
-        raise CorruptCheckpoint(f"{path} is missing")
-    size = path.stat().st_size
-    if size != record.bytes:
-        raise CorruptCheckpoint(f"{path} has {size:,} bytes instead of {record.bytes:,}")
-    if _sha256(path) != record.sha256:
-        raise CorruptCheckpoint(f"{path} has other contents than were written (SHA-256 differs)")
+    try:
+        if record.name not in os.listdir(checkpoint):
+            raise CorruptCheckpoint(f"{path} is missing")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise CorruptCheckpoint(f"{path} has {size:,} bytes instead of {record.bytes:,}")
+        if _sha256(path) != record.sha256:
+            raise CorruptCheckpoint(f"{path} has other contents than were written (SHA-256 differs)")
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class Reader:
     """Reads any range of any parameter from a checkpoint, whatever ranks wrote it.
 
-    Use as a context manager. Files are memory-mapped, only the ranges asked for are read.
+    Use as a context manager. Files are memory-mapped, only the ranges asked for are read. Their hashes have been
+    checked before, so that a file which does not open is a disk that does not answer: UserError.
     """
 
     def __init__(self, checkpoint: Path, names: list[str]) -> None:
@@ -204,13 +204,16 @@ class Reader:
             try:
                 handle = safe_open(checkpoint / name, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise CorruptCheckpoint(f"{checkpoint / name}: {error}") from error
+                raise unreadable(checkpoint / name, OSError(str(error))) from error
             self._files.append(handle)
-            starts = json.loads((handle.metadata() or {}).get("starts", "{}"))
-            for key in handle.keys():
-                start = starts[key.split("/", 1)[1]]
-                length = handle.get_slice(key).get_shape()[0]
-                self._pieces.setdefault(key, []).append((index, start, length))
+            try:
+                starts = parse_json((handle.metadata() or {}).get("starts", "{}"))
+                for key in handle.keys():
+                    start = starts[key.split("/", 1)[1]]
+                    length = handle.get_slice(key).get_shape()[0]
+                    self._pieces.setdefault(key, []).append((index, start, length))
+            except (ValueError, LookupError, TypeError) as error:
+                raise CorruptCheckpoint(f"{checkpoint / name}: its header is not what a save writes") from error
 
     def __enter__(self) -> Reader:
         return self
@@ -251,9 +254,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def records(state: Mapping[str, Any]) -> Iterator[FileRecord]:
-    """The file records of a state."""
-    for entry in state["files"]:
-        yield FileRecord(**entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -30,10 +31,15 @@ __all__ = [
     "choose_device",
     "compute_device",
     "deepspeed",
+    "leave_at_exit",
     "leave_distributed",
     "set_z3_leaf_modules",
     "start_distributed",
 ]
+
+
+_PORTS = 5
+"""How many free ports a group of one tries."""
 
 
 def start_distributed(timeout_minutes: float = 30.0) -> None:
@@ -48,13 +54,25 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if dist.is_initialized() and deepspeed.comm.is_initialized():
         return
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+    alone = "RANK" not in os.environ
+    for attempt in range(_PORTS, 0, -1):
+        if alone:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        try:
+            deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+            break
+        except dist.DistNetworkError as error:
+            # Between the looking and the listening another process took the port.
+            if not alone or attempt == 1 or "EADDRINUSE" not in str(error):
+                raise
     _unlink_shared_buffer()
+    if alone:
+        # What this process starts later is no rank of it. DeepSpeed's engine still wants LOCAL_RANK.
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            del os.environ[name]
 
 
 def choose_device() -> None:
@@ -98,6 +116,20 @@ def accelerator_headroom() -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def leave_at_exit() -> None:
+    """Has the process group, where there is one, destroyed when the interpreter ends; see ``leave_distributed``.
+
+    For programs that go on after a run, and may run again in the same group: nobody else knows when they end.
+    """
+    atexit.unregister(_destroy)
+    atexit.register(_destroy)
+
+
+def _destroy() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def leave_distributed() -> None:

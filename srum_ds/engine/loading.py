@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from srum_ds.common import ranks
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import refuse_not_finite
 from srum_ds.engine.base import DTYPES
 from srum_ds.engine.config import frozen_config
 from srum_ds.engine.distributed import compute_device, deepspeed, start_distributed
@@ -44,24 +46,37 @@ def load_into_shards(
     Values are rounded to the precision; ``Engine.create`` takes the stored ones again for its masters.
 
     Raises UserError, on every rank alike, for a parameter or a buffer without a value that no pair filled, and for a
-    tensor of another shape.
+    tensor of another shape or with numbers that are not finite.
     """
     start_distributed()
     unfilled = _build_in_shards(module, frozen_config(ds_config, precision), DTYPES[precision])
     parameters: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers())
+    broken: list[UserError] = []
+
+    def look(part: Tensor, name: str) -> None:
+        # Ranks see different parts: whether any is broken is said by all of them, below.
+        try:
+            refuse_not_finite(part, name, stored)
+        except UserError as error:
+            broken.append(error)
+
     for name, tensor in stored:
         if name in parameters:
             _check_shape(name, tensor, parameters[name].ds_shape)
             start, numel = held_part(parameters[name])
             shard = parameters[name].ds_tensor
-            shard[:numel].copy_(tensor.reshape(-1)[start : start + numel])
+            part = tensor.reshape(-1)[start : start + numel]
+            look(part, name)
+            shard[:numel].copy_(part)
             shard[numel:].zero_()
             unfilled.discard(id(parameters[name]))
         elif name in buffers:
             _check_shape(name, tensor, buffers[name].shape)
+            look(tensor, name)
             buffers[name].copy_(tensor)
             unfilled.discard(id(buffers[name]))
+    ranks.run_on_all_ranks(lambda: _raise_first(broken))
     lacking = [name for name, tensor in (*module.named_parameters(), *buffers.items()) if id(tensor) in unfilled]
     if lacking:
         shown = ", ".join(lacking[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
@@ -69,6 +84,11 @@ def load_into_shards(
             f"no stored tensor fills {len(lacking)} tensors of the model: {shown}. Its weights are not whole, or the "
             "file calls them otherwise than the module does."
         )
+
+
+def _raise_first(errors: Sequence[UserError]) -> None:
+    if errors:
+        raise errors[0]
 
 
 def _check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable
+from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable, spoiling
 from srum_ds.engine.checkpoints import CheckpointedEngine
 
 
@@ -74,7 +74,7 @@ class PlainEngine(CheckpointedEngine):
         return self.module(*args)
 
     def backward(self, loss_sum: Tensor, global_count: float, micro_batches: int) -> None:
-        (loss_sum / global_count).backward()
+        (spoiling(loss_sum) / global_count).backward()
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 continue

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable
+from srum_ds.engine.base import DTYPES, LIVE, Place, Settings, split_trainable, spoiling
 from srum_ds.engine.checkpoints import CheckpointedEngine
 from srum_ds.engine.config import full_config
 from srum_ds.engine.distributed import (
@@ -76,7 +76,7 @@ class Engine(CheckpointedEngine):
         engine._fixed = {}
         engine._stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         config = full_config(ds_config, engine.settings, precision)
-        torch.manual_seed(seed + engine.rank)
+        torch.manual_seed((seed + engine.rank) % 2**64)
 
         for name, parameter in module.named_parameters():
             if parameter.dim() == 0:
@@ -131,7 +131,7 @@ class Engine(CheckpointedEngine):
         self._boundary = self._seen == micro_batches
         self._ds.set_gradient_accumulation_boundary(self._boundary)
         # DeepSpeed averages over ranks; times the world size, it is the sum again.
-        self._ds.backward(self.world_size * loss_sum / global_count, scale_wrt_gas=False)
+        self._ds.backward(self.world_size * spoiling(loss_sum) / global_count, scale_wrt_gas=False)
         self._open_graph = False
 
     def step(self) -> float:

@@ -170,11 +170,18 @@ class ModelCosts(Protocol):
         ...
 
 
-class MetaBytes(TorchDispatchMode):
-    """While it is entered, the most bytes that tensors made meanwhile would hold at once."""
+CONVOLUTIONS = (torch.ops.aten.convolution.default,)
 
-    def __init__(self) -> None:
+
+class MetaBytes(TorchDispatchMode):
+    """While it is entered, the most bytes that tensors made meanwhile would hold at once.
+
+    copies: what cuDNN holds beside them counts too. Its convolutions copy their input and their output, channels last.
+    """
+
+    def __init__(self, copies: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.copies = copies
         self.alive = 0
         self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -194,7 +201,8 @@ class MetaBytes(TorchDispatchMode):
         for value in tree_iter(result):
             if isinstance(value, Tensor):
                 self._meet(value.untyped_storage(), made_here=True)
-        self.peak = max(self.peak, self.alive)
+        beside = args[0].nbytes + result.nbytes if self.copies and func in CONVOLUTIONS else 0
+        self.peak = max(self.peak, self.alive + beside)
         return result
 
     def _meet(self, storage: torch.UntypedStorage, made_here: bool) -> None:
@@ -212,8 +220,8 @@ class MetaBytes(TorchDispatchMode):
 
 
 @torch.no_grad()
-def measured_on_meta(work: Callable[[], Any]) -> tuple[float, int]:
-    """(FLOPs, peak bytes) of work on tensors of the meta device: nothing is computed."""
-    with MetaBytes() as memory, FlopCounterMode(display=False) as counter:
+def measured_on_meta(work: Callable[[], Any], copies: bool = False) -> tuple[float, int]:
+    """(FLOPs, peak bytes) of work on tensors of the meta device: nothing is computed. copies: see ``MetaBytes``."""
+    with MetaBytes(copies) as memory, FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops()), memory.peak

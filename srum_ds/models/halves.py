@@ -188,7 +188,7 @@ class TwoHalves:
         self.lora = inject(self.module, self.lora_names(targets), rank, alpha, seed)
         return self.lora
 
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
+    def stored(self) -> Iterable[tuple[str, Tensor]]:
         """The folder's tensors as stored under the module's names, memory-mapped, one at a time."""
         return self.weights.stored()
 

@@ -9,13 +9,11 @@ engine partitions them.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +23,18 @@ from torch import Tensor, nn
 from srum_ds.common import seeds
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
+from srum_ds.models.lora_names import ADAPTER as ADAPTER
+from srum_ds.models.lora_names import PARTS
+from srum_ds.models.lora_names import is_adapter as is_adapter
+from srum_ds.models.lora_names import match_targets as match_targets
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-ADAPTER = "default"
-"""peft's name of the only adapter."""
 
 DEFAULT_RANK = 16
 """The rank that the configuration has where none is set."""
 
 _KEY_PREFIX = "base_model.model."
-_PARTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -54,41 +52,18 @@ class Binding:
         return self.alpha / self.rank
 
 
-def match_targets(candidates: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
-    """The candidate modules that any target names, in the candidates' order.
-
-    A target is a module's dotted name or an end of it (``q_proj``, ``mlp.up_proj``); ``*`` stands for
-    any characters and ``?`` for one. Raises UserError for a target that names none, with the nearest
-    names, and for no targets at all.
-    """
-    if not targets:
-        raise UserError("lora.targets is empty: name at least one module.")
-    ends = {name: _ends(name) for name in candidates}
-    chosen: set[str] = set()
-    for target in targets:
-        found = [name for name in candidates if any(fnmatchcase(end, target) for end in ends[name])]
-        if not found:
-            raise UserError(
-                f"lora.targets: {target!r} names no module that an adapter can bind to. "
-                f"The nearest names are {', '.join(_nearest(target, ends.values()))}."
-            )
-        chosen.update(found)
-    return tuple(name for name in candidates if name in chosen)
-
-
-def _ends(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]
-
-
-def _nearest(target: str, ends: Iterable[list[str]], count: int = 3) -> list[str]:
-    known = sorted({end for several in ends for end in several if not end[0].isdigit()})
-    return difflib.get_close_matches(target.strip("*."), known, n=count, cutoff=0.0)
-
-
 def adapter_size(module: nn.Module, names: Sequence[str], rank: int) -> int:
-    """Parameters of an adapter of this rank on the linear layers called ``names``."""
+    """Parameters of an adapter of this rank on the linear layers called ``names``.
+
+    UserError for a rank above the smaller side of every one of them: the layers themselves have no higher one.
+    """
     layers = [_linear(module, name) for name in names]
+    largest = max((min(layer.in_features, layer.out_features) for layer in layers), default=rank)
+    if rank > largest:
+        raise UserError(
+            f"lora.rank={rank}: no layer that is adapted has a rank above {largest} (lora.targets), so that more would "
+            f"only take memory; set lora.rank={largest} or less"
+        )
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
@@ -103,7 +78,8 @@ def inject(module: nn.Module, names: Sequence[str], rank: int, alpha: float, see
     """Wraps the linear layers called ``names`` in place; returns what the adapter is bound to.
 
     A is uniform in +-1 / sqrt(in), as peft and the paper's code draw it, by (seed, module's name): the
-    same on every rank, whatever else is adapted. The tensors are float32 whatever the layers' precision.
+    same on every rank, whatever else is adapted. The tensors are float32 whatever the layers' precision. UserError as
+    ``adapter_size``.
     """
     from peft import inject_adapter_in_model
 
@@ -148,11 +124,6 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, layer
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
-    return any(f".{part}.{ADAPTER}." in name for part in _PARTS)
-
-
 @contextmanager
 def switched_off(module: nn.Module) -> Iterator[None]:
     """Lets every adapted layer inside act as its base layer alone, bit for bit.
@@ -183,7 +154,7 @@ def adapter_key(name: str) -> str:
 
 def adapter_keys(module_name: str) -> tuple[str, str]:
     """The keys of A and B of an adapted module in peft's file."""
-    down, up = (adapter_key(f"{module_name}.{part}.{ADAPTER}.weight") for part in _PARTS)
+    down, up = (adapter_key(f"{module_name}.{part}.{ADAPTER}.weight") for part in PARTS)
     return down, up
 
 

@@ -7,21 +7,23 @@ loop, the rewards and the evaluation know these protocols alone; ``srum-ds check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    # A design is known, and its folder recognised, without torch, which takes a second or two to import.
+    import torch
+    from torch import Tensor
 
-from srum_ds.common.seeds import Key, SampleKeys
-from srum_ds.models.costs import ModelCosts
-from srum_ds.models.lora import Binding
-from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
+    from srum_ds.common.seeds import Key, SampleKeys
+    from srum_ds.models.costs import ModelCosts
+    from srum_ds.models.lora import Binding
+    from srum_ds.types import Prompt, Samples, TokenSpec, TrainView
 
-Materialise = Callable[[torch.nn.Module, Iterable[tuple[str, Tensor]]], None]
+Materialise = Callable[["torch.nn.Module", "Iterable[tuple[str, Tensor]]"], None]
 """Gives a module built on the meta device its memory, and the values of (name, tensor) pairs.
 
 The pairs come one at a time and may hold names that the module lacks. This is how an engine takes
@@ -279,7 +281,7 @@ class Trainable(Protocol):
         """Module classes whose instances ZeRO-3 gathers as one unit, such as a transformer layer."""
         ...
 
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
+    def stored(self) -> Iterable[tuple[str, Tensor]]:
         """The folder's tensors as stored under the module's names, memory-mapped, one at a time."""
         ...
 
@@ -308,7 +310,10 @@ class ModelFamily:
     where no design matches. load: (folder, dtype, device, materialise, only_judges) -> the model; only_judges: its
     drawing half may be left out. inspect: a folder's facts (JSON) and the same as text, from its configuration alone.
     costs: what the work of a folder's model costs, or of the released model where there is no folder; None for a design
-    or a folder that does not say, which can neither be planned nor accounted for.
+    or a folder that does not say, which can neither be planned nor accounted for. Two more that a preflight asks before
+    torch is imported: refuses_size: from (folder, height, width) in pixels to why a folder's model draws no such image,
+    by its configuration alone ("" where it does, or where that does not say). trained: which of the names of a folder's
+    tensors a mode trains, for the size of a checkpoint.
     """
 
     kind: str
@@ -320,3 +325,5 @@ class ModelFamily:
     inspect: Callable[[Path], tuple[Mapping[str, Any], str]]
     edit_sampling: Mapping[str, Any] | None = None
     costs: Callable[[Path | None], ModelCosts | None] | None = None
+    refuses_size: Callable[[Path, int, int], str] | None = None
+    trained: Callable[[str, Iterable[str]], list[str]] | None = None

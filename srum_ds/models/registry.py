@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.model_files import refuse_special_files, refuse_wild_sizes
+from srum_ds.common.texts import parse_json
 from srum_ds.config.choices import MODELS
-from srum_ds.models.costs import ModelCosts
-from srum_ds.models.fused import start_by_default
 from srum_ds.models.protocol import Materialise, ModelFamily, UnifiedModel
+
+if TYPE_CHECKING:
+    # Which design a folder is of is told without torch.
+    import torch
+
+    from srum_ds.models.costs import ModelCosts
 
 AUTO = "auto"
 """``model.kind`` of a recipe that lets the folder say which design it is."""
@@ -28,9 +33,11 @@ def family_of(folder: Path | str, kind: str = AUTO) -> ModelFamily:
     Raises UserError for a folder that is not there or of no known design: it says what lies there, and what each
     design's folder contains.
     """
+    folder = Path(folder)
+    if folder.is_dir():
+        refuse_special_files(folder)
     if kind != AUTO:
         return cast(ModelFamily, MODELS.get(kind))
-    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the path of a model's checkpoint folder (model.path).")
     families = [cast(ModelFamily, MODELS.get(name)) for name in MODELS.names()]
@@ -49,7 +56,7 @@ def _said_of_itself(folder: Path) -> str:
     """The architecture that a folder's own configuration names, in words; nothing where it names none."""
     for name, keys in (("model_index.json", ("_class_name",)), ("config.json", ("architectures", "model_type"))):
         try:
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            values = parse_json((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         found = [f"{key} {json.dumps(values[key])}" for key in keys if isinstance(values, dict) and values.get(key)]
@@ -60,6 +67,8 @@ def _said_of_itself(folder: Path) -> str:
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
     """The type in which a model draws and judges: bfloat16 on an accelerator, float32 on a CPU."""
+    import torch
+
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
@@ -72,26 +81,34 @@ def costs_of(path: Path | str, kind: str = AUTO) -> ModelCosts | None:
     family = family_of(path, kind)
     if family.costs is None:
         return None
+    if Path(path).is_dir():
+        refuse_wild_sizes(Path(path))
     return family.costs(Path(path) if Path(path).is_dir() else None)
 
 
 def load_model(
     path: Path | str,
     kind: str = AUTO,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     materialise: Materialise | None = None,
     only_judges: bool = False,
 ) -> UnifiedModel:
     """Loads a checkpoint folder of the given design. UserError for an unknown design or a bad folder.
 
-    materialise: what gives the module its memory and values instead of a plain load, e.g. an engine's
-    shards. only_judges: for a judge, whose drawing half may be left out. Fused kernels are tried on the device where
-    nobody has chosen any yet (``fused``).
+    dtype: of its weights, None for float32. materialise: what gives the module its memory and values instead of a
+    plain load, e.g. an engine's shards. only_judges: for a judge, whose drawing half may be left out. Fused kernels are
+    tried on the device where nobody has chosen any yet (``fused``).
     """
+    import torch
+
+    from srum_ds.models.fused import start_by_default
+
     family = family_of(path, kind)
+    if Path(path).is_dir():
+        refuse_wild_sizes(Path(path))
     start_by_default(torch.device(device))
-    return family.load(Path(path), dtype, device, materialise, only_judges)
+    return family.load(Path(path), dtype or torch.float32, device, materialise, only_judges)
 
 
 def make_sampling(family: ModelFamily, given: Mapping[str, Any], setting: str) -> Any:

@@ -5,18 +5,18 @@ The code that needs the libraries of a model is imported when a folder is loaded
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from srum_ds.models.costs import ModelCosts
-from srum_ds.models.flow import FlowSampling
+from srum_ds.models.flow_settings import FlowSampling
 from srum_ds.models.protocol import Materialise, ModelFamily
 
 if TYPE_CHECKING:
+    import torch
+
     from srum_ds.models.bagel.adapter import BagelAdapter
+    from srum_ds.models.costs import ModelCosts
 
 CONFIGURATIONS = ("llm_config.json", "vit_config.json")
 
@@ -51,6 +51,18 @@ def _costs(folder: Path | None) -> ModelCosts:
     return costs_of_folder(folder)
 
 
+def _refuses_size(folder: Path, height: int, width: int) -> str:
+    from srum_ds.models.bagel.sizes import refuses_size
+
+    return refuses_size(folder, height, width)
+
+
+def _trained(mode: str, names: Iterable[str]) -> list[str]:
+    from srum_ds.models.bagel.modes import trained
+
+    return trained(mode, names)
+
+
 FAMILY = ModelFamily(
     kind="bagel",
     modes=("generation", "transformer", "lora"),
@@ -61,4 +73,6 @@ FAMILY = ModelFamily(
     inspect=_inspect,
     edit_sampling={"image_scale": 2.0, "interval": (0.0, 1.0), "renorm": "text_channel"},
     costs=_costs,
+    refuses_size=_refuses_size,
+    trained=_trained,
 )

@@ -14,6 +14,7 @@ from typing import Any
 from transformers.activations import ACT2FN
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 from srum_ds.models.bagel.config_values import checked_fields, checked_value
 
 
@@ -127,7 +128,7 @@ class BagelConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: a BAGEL folder holds llm_config.json, vit_config.json, ema.safetensors, "

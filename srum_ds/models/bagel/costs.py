@@ -18,7 +18,7 @@ from srum_ds.models.bagel import modes
 from srum_ds.models.bagel.config import BagelConfig, SpecialTokens, read_config
 from srum_ds.models.bagel.drop_generation import drop_generation
 from srum_ds.models.bagel.images import target_size
-from srum_ds.models.bagel.latents import Autoencoder
+from srum_ds.models.bagel.latents import Autoencoder, images_at_once
 from srum_ds.models.bagel.model import Bagel
 from srum_ds.models.bagel.modes import lora_targets
 from srum_ds.models.bagel.products import Shape
@@ -151,12 +151,12 @@ class BagelCosts:
         with torch.device("meta"):
             return Autoencoder(self.config.vae).eval()
 
-    def _decoding_on_meta(self, size_hw: tuple[int, int]) -> tuple[float, int]:
-        """FLOPs and peak numbers alive of one image's decoding."""
+    def _decoding_on_meta(self, size_hw: tuple[int, int], copies: bool = False) -> tuple[float, int]:
+        """FLOPs and peak numbers alive of one image's decoding; copies: with those of cuDNN's convolutions."""
         down = self.config.vae.downsample
         latent = torch.empty(1, self.config.vae.z_channels, size_hw[0] // down, size_hw[1] // down, device="meta")
         autoencoder = self._meta_autoencoder
-        flops, held = measured_on_meta(lambda: autoencoder.decode(latent))
+        flops, held = measured_on_meta(lambda: autoencoder.decode(latent), copies)
         return flops, held // 4
 
     # ---- judging
@@ -260,15 +260,21 @@ class BagelCosts:
     def draw_bytes(
         self, images: int, size_hw: tuple[int, int], sampling: FlowSampling, prompt_tokens: int, device: Device
     ) -> Mapping[str, int]:
-        """Every image's context, as it was read and as it is arranged, and one layer's arrays of a step."""
+        """Every image's context, as it was read and as it is arranged, and one layer's arrays of a step.
+
+        The embeddings of the positions are there twice, for guided steps and for others.
+        """
         branches = 2 if self.passes(sampling)[0] else 1
         context = prompt_tokens + 2
         rows = self.tokens(size_hw) + 2
         held = self._pass_bytes(branches * images, rows, context, device)
+        held += 2 * self.tokens(size_hw) * self.shape.width * device.element
         return {"KV cache": self.cache_bytes(2 * images * context, device), "activations": held}
 
     def decode_bytes(self, images: int, size_hw: tuple[int, int], device: Device) -> int:
-        return images * self._decoding(size_hw)[1] * device.element
+        """Measured for one image at a time; more at once may take less, as cuDNN chooses other convolutions."""
+        together = min(images, images_at_once(size_hw[0] * size_hw[1]))
+        return together * self._decoding(size_hw, not device.cpu)[1] * device.element
 
     def judge_bytes(
         self, images: int, size_hw: tuple[int, int], text_tokens: int, written: int, device: Device
@@ -285,10 +291,13 @@ class BagelCosts:
         return {"KV cache": cache, "activations": held}
 
     def _pass_bytes(self, batch: int, rows: int, context: int, device: Device) -> int:
-        """A pass without gradient: the stream, and the larger of what a layer's MLP and its attention hold."""
+        """A pass without gradient: the stream, and the larger of what a layer's MLP and its attention hold.
+
+        The stream is there as the first layer got it, as this one got it, with its attention's output, and normed.
+        """
         shape = self.shape
-        mlp = 2 * shape.width + 2 * shape.inner
-        attention = 2 * shape.width + 4 * shape.queries + 4 * shape.keys * (rows + context) / rows
+        mlp = 4 * shape.width + 2 * shape.inner
+        attention = 3 * shape.width + 4 * shape.queries + 4 * shape.keys * (rows + context) / rows
         held = batch * rows * max(mlp, attention) * device.element
         return int(held)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from srum_ds.common.errors import UserError
-from srum_ds.models.lora import is_adapter, match_targets
+from srum_ds.models.lora_names import is_adapter, match_targets
+
+if TYPE_CHECKING:
+    from torch import nn
 
 GENERATION_PARTS = ("vae2llm.", "llm2vae.", "time_embedder.")
 
@@ -67,6 +69,8 @@ def trained(mode: str, names: Iterable[str]) -> list[str]:
 
 def adaptable(module: nn.Module) -> list[str]:
     """Names of the modules an adapter may bind to: linear layers that mode ``transformer`` trains."""
+    from torch import nn
+
     linear = {f"{name}.weight": name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     return [linear[name] for name in trained("transformer", linear)]
 

@@ -48,7 +48,8 @@ class BagelTokenizer:
         return list(self._ids(text))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._inner.encode(text, add_special_tokens=False))
+        # A control token that is spelled out in a text is text: it must not end a prompt or a question.
+        return tuple(self._inner.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens are left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import Stored, refuse_not_finite
 from srum_ds.models.bagel.latents import Autoencoder
 from srum_ds.models.library.files import open_weights, some, write_safetensors
 from srum_ds.models.library.folder import FolderWeights, Part
@@ -36,18 +37,19 @@ def check_weights(module: nn.Module, folder: Path) -> None:
     folder_weights(folder).check(module, "llm_config.json, vit_config.json and config.json belong")
 
 
-def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def stored_weights(folder: Path) -> Stored:
     """Yields (key, tensor) for every tensor of the folder, memory-mapped, in its stored dtype, one at a time."""
     return folder_weights(folder).stored()
 
 
 @torch.no_grad()
 def fill(module: nn.Module, stored: Iterable[tuple[str, Tensor]]) -> None:
-    """Copies stored tensors into the module's of the same names, in the module's dtype."""
+    """Copies stored tensors into the module's of the same names, in the module's dtype. UserError where not finite."""
     wanted: dict[str, Tensor] = dict(module.named_parameters())
     wanted |= dict(module.named_buffers())
     for key, tensor in stored:
         if key in wanted:
+            refuse_not_finite(tensor, key, stored)
             wanted[key].copy_(tensor)
 
 
@@ -57,6 +59,8 @@ def load_autoencoder(autoencoder: Autoencoder, path: Path) -> None:
     wanted = {_flux_name(name, levels) for name in autoencoder.kl.state_dict()}
     with open_weights(path) as handle:
         stored = {key: handle.get_tensor(key) for key in handle.keys()}
+    # Not looked at for numbers that are not finite: it only makes pictures, and those are looked at wherever some are
+    # made, since finite weights may make them too, in bfloat16.
     if stored.keys() != wanted:
         raise UserError(
             f"{path} does not fit config.json's vae_config. "

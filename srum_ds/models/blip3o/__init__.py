@@ -7,25 +7,25 @@ folder is loaded or inspected.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from srum_ds.common.texts import parse_json
 from srum_ds.models.blip3o.settings import Blip3oSampling
-from srum_ds.models.costs import ModelCosts
 from srum_ds.models.protocol import Materialise, ModelFamily
 
 if TYPE_CHECKING:
+    import torch
+
     from srum_ds.models.blip3o.adapter import Blip3oAdapter
+    from srum_ds.models.costs import ModelCosts
 
 
 def _matches(folder: Path) -> bool:
     # Every design has a config.json: what it says tells them apart.
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and str(values.get("model_type")).startswith("blip3o_")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError where the file is missing, broken or something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it from the release into this folder.") from None
     except (OSError, ValueError) as error:

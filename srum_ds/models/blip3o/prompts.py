@@ -8,6 +8,7 @@ from typing import Any
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.blip3o.config import IMAGE_START, Blip3oConfig
+from srum_ds.models.library.spelled_tokens import SpelledTokens
 from srum_ds.types import Prompt
 
 BEFORE = (
@@ -27,12 +28,15 @@ class PromptWriter:
         self.tokenizer = tokenizer
         self.longest = int(config.vlm.text_config.max_position_embeddings) - config.n_query
         self.start = _image_start(tokenizer, config)
+        self.spelled = SpelledTokens(tokenizer)
         # The same prompts come again, step after step.
         self.ids = lru_cache(maxsize=65536)(self._ids)
 
     def _ids(self, text: str) -> Ids:
-        written = f"{BEFORE}{text}{BEHIND}"
-        return (*self.tokenizer(written, add_special_tokens=False).input_ids, self.start)
+        return (*self.spelled.encode(text, _around, self._plain, self._plain), self.start)
+
+    def _plain(self, text: str) -> Ids:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     @property
     def empty(self) -> Ids:
@@ -53,6 +57,10 @@ class PromptWriter:
                 )
             found.append(ids)
         return found
+
+
+def _around(text: str) -> str:
+    return f"{BEFORE}{text}{BEHIND}"
 
 
 def _image_start(tokenizer: Any, config: Blip3oConfig) -> int:

@@ -5,18 +5,18 @@ The code that needs the libraries of a model is imported when a folder is loaded
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from srum_ds.models.costs import ModelCosts
-from srum_ds.models.janus.sampling import CodeSampling
+from srum_ds.common.texts import parse_json
+from srum_ds.models.janus.settings import CodeSampling
 from srum_ds.models.protocol import Materialise, ModelFamily
 
 if TYPE_CHECKING:
+    import torch
+
+    from srum_ds.models.costs import ModelCosts
     from srum_ds.models.janus.adapter import JanusAdapter
 
 MODES = ("generation", "transformer", "lora")
@@ -24,7 +24,7 @@ MODES = ("generation", "transformer", "lora")
 
 def _matches(folder: Path) -> bool:
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = parse_json((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("model_type") == "janus"
@@ -57,6 +57,18 @@ def _costs(folder: Path | None) -> ModelCosts:
     return costs_of_folder(folder)
 
 
+def _refuses_size(folder: Path, height: int, width: int) -> str:
+    from srum_ds.models.janus.sizes import refuses_size
+
+    return refuses_size(folder, height, width)
+
+
+def _trained(mode: str, names: Iterable[str]) -> list[str]:
+    from srum_ds.models.janus.modes import trained
+
+    return trained(mode, names)
+
+
 FAMILY = ModelFamily(
     kind="janus",
     modes=MODES,
@@ -66,4 +78,6 @@ FAMILY = ModelFamily(
     load=_load,
     inspect=_inspect,
     costs=_costs,
+    refuses_size=_refuses_size,
+    trained=_trained,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, Llama
 from transformers.activations import ACT2FN
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 
 _PARTS: dict[str, Callable[..., Any]] = {
     "text_config": LlamaConfig,
@@ -239,7 +239,7 @@ def _processed(settings: JanusSettings, folder: Path) -> JanusSettings:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it from the release into this folder.") from None
     except (OSError, ValueError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.janus import MODES
-from srum_ds.models.lora import is_adapter, match_targets
+from srum_ds.models.lora_names import is_adapter, match_targets
+
+if TYPE_CHECKING:
+    from torch import nn
 
 GENERATION_PARTS = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
 """What drawing alone uses."""
@@ -47,6 +49,8 @@ def lora_targets(module: nn.Module, targets: Sequence[str] = ()) -> tuple[str, .
     An adapter binds to what mode ``transformer`` trains, but for the layer of the code's logits, which computes them in
     parts from its own weight.
     """
+    from torch import nn
+
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     candidates = [name for name in linear if trains_in("transformer", f"{name}.weight")]
     if targets:

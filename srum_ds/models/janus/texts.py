@@ -13,6 +13,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.janus.config import JanusSettings
+from srum_ds.models.library.spelled_tokens import SpelledTokens
 
 Ids = tuple[int, ...]
 
@@ -57,6 +58,7 @@ class JanusTexts:
         self._tokens = {names[name]: str(token) for name, token in tokens.items()}
         ids: dict[str, Any] = {name: self._inner.convert_tokens_to_ids(token) for name, token in self._tokens.items()}
         self.special = SpecialIds(**ids)
+        self._spelled = SpelledTokens(self._inner)
         vocabulary = settings.library.text_config.vocab_size
         if max(known - 1, *ids.values()) >= vocabulary:
             raise UserError(
@@ -85,8 +87,10 @@ class JanusTexts:
 
     def _prompt(self, text: str) -> Ids:
         """Ids of a prompt up to the begin of its picture."""
-        rendered = self._chat([{"type": "text", "text": text}])
-        return self._encode(rendered + self._tokens["image_start"])
+        return self._spelled.encode(text, self._drawn, self._encode, self._piece)
+
+    def _drawn(self, text: str) -> str:
+        return self._chat([{"type": "text", "text": text}]) + self._tokens["image_start"]
 
     def without_prompt(self, ids: Ids) -> Ids:
         """The empty prompt of the same length: all but bos and begin of picture are pads, which are attended."""
@@ -97,10 +101,15 @@ class JanusTexts:
 
     def _opening(self, question: str | None) -> Ids:
         """Ids of a question about a picture, up to where its answer begins; None: the picture without a question."""
-        return self._expanded(self._encode(self._asked(question)))
+        asked = self._asked(question)
+        if question is None:
+            return self._expanded(self._encode(asked))
+        return self._expanded(self._spelled.encode(question, self._asked, self._encode, self._piece))
 
     def _answer(self, question: str | None, text: str) -> Ids:
         """Ids of an answer's text behind its question, with one space before it as the template has it, without eos."""
+        if self._spelled.in_text(f"{question or ''} {text}"):
+            return tuple(number for piece in self._spelled.pieces(f" {text}") for number in self._piece(piece))
         asked = self._asked(question)
         before, whole = self._encode(asked), self._encode(f"{asked} {text}")
         if whole[: len(before)] == before:
@@ -136,6 +145,9 @@ class JanusTexts:
     def _chat(self, content: list[dict[str, str]]) -> str:
         messages = [{"role": "user", "content": content}]
         return str(self._inner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _piece(self, text: str) -> Ids:
+        return self._encode(text, special=False)
 
     def _encode(self, text: str, special: bool = True) -> Ids:
         return tuple(self._inner(text, add_special_tokens=special)["input_ids"])

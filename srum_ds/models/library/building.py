@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import refuse_not_finite
 from srum_ds.models.library.files import some
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -42,7 +43,7 @@ def fill(
 
     Parameters of floating point get ``dtype``; buffers keep their own, as a library's ``from_pretrained`` does.
     Parameters that two modules share stay one. Names that the module lacks are passed over. UserError for a parameter
-    that no pair filled, and for one of another shape.
+    that no pair filled, and for one of another shape or with numbers that are not finite.
     """
     copies: dict[int, nn.Parameter] = {}
     for owner in module.modules():
@@ -62,6 +63,7 @@ def fill(
             continue
         if wanted[name].shape != tensor.shape:
             raise UserError(f"{name} is stored as {list(tensor.shape)}, expected {list(wanted[name].shape)}")
+        refuse_not_finite(tensor, name, stored)
         wanted[name].copy_(tensor)
         empty_ids.discard(id(wanted[name]))
     unfilled = [name for name, parameter in module.named_parameters() if id(parameter) in empty_ids]

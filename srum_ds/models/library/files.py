@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import refuse_not_finite
+from srum_ds.common.texts import parse_json
 
 _NAMES = {
     torch.float64: "F64",
@@ -37,26 +39,27 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 def weight_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """Which file holds each key, from the files' headers alone: an index's shards, or the first of ``names`` there.
 
-    Raises UserError when the folder holds no weights or a file is damaged.
+    A key that several shards hold is that of the shard that the index names for it. Raises UserError when the folder
+    holds no weights, a file is damaged, or shards hold a key twice that the index does not place.
     """
     folder = Path(folder)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            entries = {str(key): str(name) for key, name in json.loads(index.read_text())["weight_map"].items()}
+            entries = {str(key): str(name) for key, name in parse_json(index.read_text())["weight_map"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{index} is not a safetensors index ({type(error).__name__}): expected the key weight_map, an object "
                 "of KEY: FILE; copy it again."
             ) from None
-        missing = sorted({name for name in entries.values() if not (folder / name).exists()})
+        missing = sorted({name for name in entries.values() if not _is_there(folder / name)})
         if missing:
             raise UserError(f"{index} names {', '.join(missing)}, which is not in {folder}; copy it there.")
-        return _held({folder / name for name in entries.values()})
+        return _held({folder / name for name in entries.values()}, {k: folder / name for k, name in entries.items()})
     names = tuple(names)
     for name in names:
         path = folder / name
         if path.exists():
-            return _held({path})
+            return _held({path}, {})
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     hint = (
         f" {', '.join(pickled[:3])} is not read, since opening it can run code: convert it to safetensors."
@@ -68,12 +71,30 @@ def weight_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     )
 
 
-def _held(paths: set[Path]) -> dict[str, Path]:
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        # A name that is too long, or holds a NUL.
+        return False
+
+
+def _held(paths: set[Path], placed: Mapping[str, Path]) -> dict[str, Path]:
+    """Which file holds each key; ``placed`` says which one counts."""
     # An index may name a tensor that its file lacks: what the files hold is what counts.
     held: dict[str, Path] = {}
     for path in sorted(paths):
         with open_weights(path) as handle:
-            held |= dict.fromkeys(handle.keys(), path)
+            for key in handle.keys():
+                if placed.get(key, path) != path:
+                    # A stale copy.
+                    continue
+                if key in held:
+                    raise UserError(
+                        f"{key} is in {held[key].name} and in {path.name} of {path.parent}, and the index does not say "
+                        "which one counts; copy the index of these weights again."
+                    )
+                held[key] = path
     return held
 
 
@@ -87,8 +108,8 @@ def open_weights(path: Path) -> safe_open:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it again.") from None
 
 
-def mapped_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yields (key, tensor) for every key of ``files``, in its stored dtype, one at a time.
+def mapped_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor, Path]]:
+    """Yields (key, tensor, file) for every key of ``files``, in its stored dtype, one at a time.
 
     The tensors are windows on the memory-mapped files: no memory of one's own until they are copied,
     and a part that nobody reads is not read from the disk either.
@@ -97,7 +118,7 @@ def mapped_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
         with open_weights(path) as handle:
             for key in handle.keys():
                 if files.get(key) == path:
-                    yield key, handle.get_tensor(key)
+                    yield key, handle.get_tensor(key), path
 
 
 def stored_tensor(files: Mapping[str, Path], key: str) -> Tensor:
@@ -113,9 +134,19 @@ def stored_forms(files: Mapping[str, Path]) -> dict[str, tuple[str, tuple[int, .
     for path in sorted(set(files.values())):
         with open_weights(path) as handle:
             for key in handle.keys():
+                if files.get(key) != path:
+                    continue
                 piece = handle.get_slice(key)
                 forms[key] = (piece.get_dtype(), tuple(piece.get_shape()))
     return forms
+
+
+def finite_files(folder: Path) -> None:
+    """Reads every tensor of every safetensors file in a folder. UserError naming file and tensor of one not finite."""
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        with open_weights(path) as handle:
+            for key in handle.keys():
+                refuse_not_finite(handle.get_tensor(key), f"{path}: {key}")
 
 
 def some(names: Iterable[str], limit: int = 8) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import Stored, refuse_not_finite
 from srum_ds.models.library.files import (
     FLOATS,
     STORED_DTYPES,
@@ -81,13 +82,19 @@ class FolderWeights:
         name = part.name_of(key)
         return None if name is None else self.aliases.get(part.prefix + name, part.prefix + name)
 
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """(the module's name, tensor as stored, memory-mapped), one at a time; see ``mapped_tensors``."""
+    def stored(self) -> Stored:
+        """(the module's name, tensor as stored, memory-mapped), one at a time; see ``mapped_tensors``.
+
+        Whoever takes values of them refuses such as are not finite (``finite.refuse_not_finite``).
+        """
+        return Stored(self._read)
+
+    def _read(self) -> Iterator[tuple[str, Tensor, Path, str]]:
         for part, files in zip(self.parts, self._files, strict=True):
-            for key, tensor in mapped_tensors(files):
+            for key, tensor, path in mapped_tensors(files):
                 name = self._name(part, key)
                 if name is not None:
-                    yield name, tensor
+                    yield name, tensor, path, key
 
     def tensor(self, name: str) -> Tensor:
         """The stored tensor of one parameter."""
@@ -103,7 +110,8 @@ class FolderWeights:
         """Compares a module's tensors with the folder's, from the files' headers alone.
 
         Every parameter and stored buffer must be there with its shape, and no other tensor: UserError lists what
-        differs. Buffers that the library does not store need not be there. ``hint`` says what should fit the weights.
+        differs, or what is to be copied where whole parts are missing and nothing else differs. Buffers that the
+        library does not store need not be there. ``hint`` says what should fit the weights.
         """
         wanted: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters()}
         optional = dict(module.named_buffers())
@@ -118,10 +126,23 @@ class FolderWeights:
                 continue
             for number, key in places:
                 kind, shape = forms[number][key]
+                if kind not in STORED_DTYPES:
+                    continue
                 if shape != tuple(tensor.shape):
                     misshapen.append(f"{key} is {list(shape)}, expected {list(tensor.shape)}")
                 elif tensor.is_floating_point() and kind not in FLOATS:
                     misshapen.append(f"{key} is of type {kind}, expected one of {', '.join(FLOATS)}")
+        # What no parameter takes is written again by export, which knows these types alone.
+        for form in forms:
+            for key, (kind, _) in form.items():
+                if kind not in STORED_DTYPES:
+                    misshapen.append(f"{key} is of type {kind}, expected one of {', '.join(STORED_DTYPES)}")
+        for name, places in self._places.items():
+            # A tie is stored under two names of its own; here two keys say the same one, and one would be lost.
+            own: dict[str, list[str]] = {}
+            for number, key in places:
+                own.setdefault(f"{self.parts[number].prefix}{self.parts[number].name_of(key)}", []).append(key)
+            misshapen += [f"{' and '.join(keys)} are both {name}" for keys in own.values() if len(keys) > 1]
         missing = sorted((set(wanted) | stored_buffers) - present)
         unexpected = sorted(present - set(wanted) - set(optional))
         problems = []
@@ -131,6 +152,13 @@ class FolderWeights:
             problems.append("unexpected: " + some(unexpected))
         if misshapen:
             problems.append("misshapen: " + some(sorted(misshapen)))
+        left_out = [] if unexpected or misshapen else _whole_parts(missing, present)
+        if left_out:
+            raise UserError(
+                f"the weights in {self.folder} are not whole. missing: {some(missing)}. Whatever saved them left "
+                f"{some(left_out)} out, as a fine-tune may that did not train this: copy these tensors from the model "
+                "that it began with into the weights. The configuration fits them."
+            )
         if problems:
             raise UserError(
                 f"the weights in {self.folder} do not fit its configuration. " + "; ".join(problems) + ". "
@@ -208,11 +236,17 @@ class FolderWeights:
             kind, shape = forms[key]
             stored = STORED_DTYPES[kind]
             shapes[key] = (dtype if dtype is not None and key in set(replaced) else stored, shape)
-        unchanged = ((key, stored_tensor(files, key)) for key in kept)
+        unchanged = ((key, self._kept(files, key)) for key in kept)
         folder = target / part.folder
         folder.mkdir(parents=True, exist_ok=True)
         new = _under_keys(tensors, own, keys_of)
         write_safetensors(folder / (part.exported or part.files[0]), shapes, chain(new, unchanged))
+
+    def _kept(self, files: dict[str, Path], key: str) -> Tensor:
+        """A stored tensor that export takes over; no module may ever have looked at it. UserError if not finite."""
+        tensor = stored_tensor(files, key)
+        refuse_not_finite(tensor, f"{files[key]}: {key}")
+        return tensor
 
     def _beside(self) -> Iterator[Path]:
         """What export copies."""
@@ -240,6 +274,26 @@ def _under_keys(
         for key in keys_of[name]:
             yield key, tensor
         del tensor
+
+
+def _whole_parts(missing: Sequence[str], present: set[str]) -> list[str]:
+    """The parts of a module of which nothing is present, where these are all that is missing; else none.
+
+    Layers beyond those that are present are no part: a configuration may say too many.
+    """
+    inside = {name[:end] for name in present for end in _ends(name)}
+    parts: dict[str, None] = {}
+    for name in missing:
+        part = next(name[:end] for end in _ends(name) if name[:end] not in inside)
+        if part.rpartition(".")[2].isdigit() or (part == name and name.rpartition(".")[0] in inside):
+            return []
+        parts[part] = None
+    return list(parts)
+
+
+def _ends(name: str) -> list[int]:
+    """Where each part of a dotted name ends."""
+    return [place for place, letter in enumerate(name) if letter == "."] + [len(name)]
 
 
 def names_of_ties(module: nn.Module) -> dict[str, str]:

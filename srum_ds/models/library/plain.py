@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class PlainModel:
         """No class: every module is gathered by itself."""
         return []
 
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
+    def stored(self) -> Iterable[tuple[str, Tensor]]:
         """The folder's tensors under the module's names, memory-mapped."""
         return self.weights.stored()
 

@@ -44,7 +44,7 @@ class QwenVLAnswerer:
         An answer follows the template's ``assistant`` line as it is written, without a space before it. UserError for
         answers that begin with the same token, and for an empty question.
         """
-        first = [self.chat.encode(answer)[:1] for answer in answers]
+        first = [self.chat.as_text(answer)[:1] for answer in answers]
         if any(len(ids) == 0 for ids in first) or len({ids[0] for ids in first}) < len(first):
             raise UserError(
                 f"the answers {list(answers)} must differ in their first tokens: choose others (judge.answers of a "
@@ -135,7 +135,7 @@ class QwenVLAnswerer:
         found: dict[int, Tensor] = {}
         for run in _runs(image_of):
             asked = [self.chat.opening(questions[q] if questions else "") for q in run]
-            written = [(*self.chat.encode(texts[q]), self.chat.end) for q in run]
+            written = [(*self.chat.as_text(texts[q]), self.chat.end) for q in run]
             context = self._seen(images, [opening.before for opening in asked], [image_of[q] for q in run])
             behind = [(*opening.after, *ids[:-1]) for opening, ids in zip(asked, written, strict=True)]
             hidden_QLD, _ = self.reader.append(behind, context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
+from srum_ds.models.library.spelled_tokens import SpelledTokens
 
 PICTURE = "<|image_pad|>"
 """The placeholder of one merged patch of an image, of which a template writes one for each image."""
@@ -52,7 +53,7 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     if not path.is_file():
         return ()
     try:
-        found = json.loads(path.read_text()).get("eos_token_id")
+        found = parse_json(path.read_text()).get("eos_token_id")
         ids = found if isinstance(found, list) else [] if found is None else [found]
         return tuple(int(number) for number in ids)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -81,9 +82,11 @@ class Chat:
         self.end = int(tokenizer.eos_token_id)
         self.pad = int(self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
         self.ends = tuple(ends) or (self.end, self.pad)
+        self.spelled = SpelledTokens(tokenizer)
         # The same questions come again for thousands of images.
         self.opening = lru_cache(maxsize=65536)(self._opening)
         self.encode = lru_cache(maxsize=65536)(self._encode)
+        self.as_text = lru_cache(maxsize=65536)(self._as_text)
 
     def rendered(self, question: str) -> str:
         """The template's text for a question about one image, up to where the answer begins; "" asks nothing.
@@ -110,13 +113,17 @@ class Chat:
     def _opening(self, question: str) -> Opening:
         if PICTURE in question:
             raise UserError(f"the question {question!r} contains {PICTURE}, which stands for an image: leave it out.")
-        ids = self._encode(self.rendered(question))
+        ids = self.spelled.encode(question, self.rendered, self.encode, self.encode)
         place = ids.index(self.picture)
         return Opening(ids[:place], ids[place + 1 :])
 
     def _encode(self, text: str) -> Ids:
-        """Ids of a text as it stands, special tokens in it included and none added."""
+        """Ids of what a template has rendered, special tokens in it included and none added."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _as_text(self, text: str) -> Ids:
+        """Ids of a text of somebody's: a control token that it spells is text."""
+        return tuple(number for piece in self.spelled.pieces(text) for number in self.encode(piece))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""

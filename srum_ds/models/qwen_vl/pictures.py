@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 
 SETTINGS_FILE = "preprocessor_config.json"
 _READ = ("size", "min_pixels", "max_pixels", "image_mean", "image_std")
@@ -71,7 +71,7 @@ def read_settings(*folders: Path) -> Mapping[str, Any]:
         path = folder / SETTINGS_FILE
         if path.is_file():
             try:
-                settings = json.loads(path.read_text())
+                settings = parse_json(path.read_text())
             except (OSError, ValueError) as error:
                 raise UserError(f"{path} cannot be read ({error}); copy it again from the release.") from None
             if not isinstance(settings, dict):

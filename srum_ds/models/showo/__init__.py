@@ -5,18 +5,18 @@ The code that needs the libraries of a model is imported when a folder is loaded
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from srum_ds.models.costs import ModelCosts
+from srum_ds.common.texts import parse_json
 from srum_ds.models.protocol import Materialise, ModelFamily
-from srum_ds.models.showo.sampling import MaskedSampling
+from srum_ds.models.showo.settings import MaskedSampling
 
 if TYPE_CHECKING:
+    import torch
+
+    from srum_ds.models.costs import ModelCosts
     from srum_ds.models.showo.adapter import ShowoAdapter
 
 _KEYS = ("llm_vocab_size", "num_vq_tokens", "llm_model_path")
@@ -25,7 +25,7 @@ _KEYS = ("llm_vocab_size", "num_vq_tokens", "llm_model_path")
 def _matches(folder: Path) -> bool:
     # Every design has a config.json: what it says tells them apart.
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = parse_json((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and (values.get("_class_name") == "Showo" or all(key in values for key in _KEYS))
@@ -56,6 +56,18 @@ def _costs(folder: Path | None) -> ModelCosts:
     return costs_of_folder(folder)
 
 
+def _refuses_size(folder: Path, height: int, width: int) -> str:
+    from srum_ds.models.showo.sizes import refuses_size
+
+    return refuses_size(folder, height, width)
+
+
+def _trained(mode: str, names: Iterable[str]) -> list[str]:
+    from srum_ds.models.showo.modes import trained
+
+    return trained(mode, names)
+
+
 FAMILY = ModelFamily(
     kind="showo",
     modes=("transformer", "lora"),
@@ -68,4 +80,6 @@ FAMILY = ModelFamily(
     load=_load,
     inspect=_inspect,
     costs=_costs,
+    refuses_size=_refuses_size,
+    trained=_trained,
 )

@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from transformers import PhiConfig
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 
 SPECIAL_TOKENS = 10
 """Ids between the text tokenizer's and the codes: padding and nine others."""
@@ -122,7 +123,7 @@ def read_config(folder: Path, max_text_len: int | None = None) -> ShowoConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UserError where there is none."""
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it from the release into this folder.") from None
     except (OSError, ValueError) as error:

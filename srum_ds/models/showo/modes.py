@@ -8,11 +8,13 @@ codes stand under every probability of an answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from srum_ds.common.errors import UserError
-from srum_ds.models.lora import is_adapter, match_targets
+from srum_ds.models.lora_names import is_adapter, match_targets
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODES = ("transformer", "lora")
 
@@ -31,6 +33,8 @@ def trained(mode: str, names: Iterable[str]) -> list[str]:
 
 def lora_targets(module: nn.Module, targets: Sequence[str] = ()) -> tuple[str, ...]:
     """Full names of the linear layers of the blocks that ``targets`` mean; without any, of all of them."""
+    from torch import nn
+
     linear = [
         name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name.startswith(_LAYERS)
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from srum_ds.common.errors import UserError
+from srum_ds.models.library.spelled_tokens import SpelledTokens
 from srum_ds.models.showo.config import ShowoConfig
 
 PAD = "[PAD]"
@@ -58,6 +59,7 @@ class ShowoTokenizer:
             raise UserError(f"the tokenizer in {folder} has no bos or no eos token: copy the release's own there.")
         self._inner.add_special_tokens({"pad_token": PAD})
         self._inner.add_tokens(list(ADDED))
+        self._spelled = SpelledTokens(self._inner)
         known = self._inner.get_vocab()
         self.special: dict[str, int] = {name: known[name] for name in ADDED}
         ids = self.special
@@ -89,7 +91,7 @@ class ShowoTokenizer:
         return list(self._ids(text))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._inner(text)["input_ids"])
+        return tuple(number for piece in self._spelled.pieces(text) for number in self._inner(piece)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens are left out."""

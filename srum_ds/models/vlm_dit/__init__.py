@@ -7,25 +7,25 @@ the libraries of a model is imported when a folder is loaded or inspected.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from srum_ds.models.costs import ModelCosts
+from srum_ds.common.texts import parse_json
 from srum_ds.models.protocol import Materialise, ModelFamily
 from srum_ds.models.vlm_dit.pipelines import PIPELINES
-from srum_ds.models.vlm_dit.sampling import PipelineSampling
+from srum_ds.models.vlm_dit.settings import PipelineSampling
 
 if TYPE_CHECKING:
+    import torch
+
+    from srum_ds.models.costs import ModelCosts
     from srum_ds.models.vlm_dit.adapter import VlmDitAdapter
 
 
 def _matches(folder: Path) -> bool:
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = parse_json((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(index, dict) and index.get("_class_name") in PIPELINES

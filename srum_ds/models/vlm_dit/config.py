@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 from srum_ds.models.vlm_dit.pipelines import PIPELINES, Pipeline
 
 INDEX = "model_index.json"
@@ -63,7 +63,7 @@ class PipelineFolder:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError where the file is missing, broken or something else."""
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it from the release into this folder.") from None
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key, SampleKeys
 from srum_ds.models.flow import initial_noise, noised_views
+from srum_ds.models.library.spelled_tokens import SpelledTokens
 from srum_ds.models.matching import FlowMatching
 from srum_ds.models.protocol import Forward, ViewSettings
 from srum_ds.models.vlm_dit.asking import DryRun
@@ -38,6 +39,7 @@ class VlmDitGenerator:
         self.module = module
         self.dry = dry
         self.tokenizer = tokenizer
+        self.spelled = SpelledTokens(tokenizer)
 
     @property
     def token_spec(self) -> TokenSpec:
@@ -64,6 +66,12 @@ class VlmDitGenerator:
         for prompt in prompts:
             if not prompt.text.strip():
                 raise UserError(f"prompt {prompt.id!r} is empty; give it a text.")
+            token = self.spelled.in_text(prompt.text)
+            if token:
+                raise UserError(
+                    f"prompt {prompt.id!r} spells {token}, which the pipeline would read as a control token: leave it "
+                    "out."
+                )
             length = len(self.tokenizer(prompt.text, add_special_tokens=False).input_ids)
             if length > longest:
                 raise UserError(

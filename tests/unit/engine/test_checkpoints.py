@@ -5,31 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors import SafetensorError
 
 from srum_ds.common.errors import UserError
 from srum_ds.engine import checkpoint_files as checkpoint
+from srum_ds.engine.base import finite
 from srum_ds.engine.plain import PlainEngine
-from tests.support.toy import Toy, plain, same, train, train_step, weights
-
-
-def saved(folder: Path, steps: int = 2) -> PlainEngine:
-    """An engine with ``steps`` checkpoints behind it, one a step."""
-    engine = plain()
-    for step in range(1, steps + 1):
-        train_step(engine, step)
-        engine.save(folder, step, {"at": step})
-    return engine
-
-
-def loaded(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    return plain().load(folder)
+from tests.support.toy import Toy, loaded, plain, same, saved, train, train_step, weights
 
 
 def test_load_finds_nothing(tmp_path: Path) -> None:
@@ -143,6 +129,115 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
+def test_all_damaged_stays_an_error(tmp_path: Path) -> None:
+    """The same call again finds nothing that could be loaded, and begins at no step 0 either."""
+    saved(tmp_path)
+    for step in (1, 2):
+        damage(tmp_path / f"step_{step:06d}" / "rank_00000.safetensors", "flipped")
+    for _ in range(2):
+        with pytest.raises(UserError, match="step_000001.corrupt, step_000002.corrupt.*choose another run.dir"):
+            loaded(tmp_path)
+
+
+def test_what_was_set_aside_is_kept(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for expected in ("step_000002.corrupt", "step_000002.2.corrupt", "step_000002.3.corrupt"):
+        damage(tmp_path / "step_000002" / "rank_00000.safetensors", "flipped")
+        engine = plain()
+        assert engine.load(tmp_path) == (1, {"at": 1})
+        assert (tmp_path / expected).is_dir()
+        train_step(engine, 2)
+        engine.save(tmp_path, 2, {"at": 2})
+
+
+def test_a_read_error_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not answer proves no damage, whatever it was asked for."""
+    saved(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    asked = [(Path, "read_text"), (checkpoint, "_sha256"), (os, "scandir"), (os, "listdir"), (checkpoint, "safe_open")]
+    for owner, name in asked:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fails)
+            with pytest.raises(UserError, match="Input/output error.*no checkpoint was touched"):
+                loaded(tmp_path)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert loaded(tmp_path) == (2, {"at": 2})
+
+
+def altered(folder: Path, change: Any) -> None:
+    path = folder / "state.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+def unsealed(folder: Path, change: Any = lambda state: None) -> None:
+    """Makes a state of format 1, which had no hash of itself."""
+
+    def change_all(state: dict[str, Any]) -> None:
+        del state["sha256"]
+        state["format"] = 1
+        change(state)
+
+    altered(folder, change_all)
+
+
+def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
+    saved(tmp_path)
+    altered(tmp_path / "step_000002", lambda state: state.update(format=99, files="elsewhere"))
+    with pytest.raises(UserError, match=r"step_000002/state\.json has format 99, which a newer version"):
+        loaded(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000002"]
+
+
+@pytest.mark.parametrize("key", ["step", "optimizer_steps", "adam_steps", "parameters", "extra", "files", "sha256"])
+def test_a_state_that_was_altered_is_damage(tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, steps=3)
+    altered(tmp_path / "step_000003", lambda state: state.pop(key))
+    other = {"step": 1, "optimizer_steps": 9, "adam_steps": 1, "extra": {"at": 7}, "sha256": "0" * 64}
+    altered(tmp_path / "step_000002", lambda state: state.update({key: other.get(key)}))
+    with pytest.raises(UserError, match="all of them are damaged"):
+        loaded(tmp_path)
+    assert "step_000003 IS DAMAGED" in caplog.text and "step_000002 IS DAMAGED" in caplog.text
+
+
+def test_a_state_of_format_1_is_loaded(tmp_path: Path) -> None:
+    engine = saved(tmp_path)
+    unsealed(tmp_path / "step_000002")
+    again = plain()
+    assert again.load(tmp_path) == (2, {"at": 2})
+    assert same(weights(again), weights(engine))
+
+
+WRONG: list[dict[str, Any]] = [
+    {"step": 5},
+    {"step": True},
+    {"step": "2"},
+    {"adam_steps": 3},
+    {"optimizer_steps": -1},
+    {"files": []},
+    {"files": [{"name": "../x", "bytes": 1, "sha256": "0" * 64}]},
+    {"kinds": "live"},
+    {"parameters": {"head.weight": [3, None]}},
+    {"extra": None},
+    {"fixed": []},
+    {"world_size": 2},
+    {"format": 0},
+]
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_fields_of_format_1_that_are_wrong_are_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    saved(tmp_path)
+    unsealed(tmp_path / "step_000002", lambda state: state.update(change))
+    assert loaded(tmp_path) == (1, {"at": 1})
+    assert (tmp_path / "step_000002.corrupt").is_dir()
+
+
 def test_checkpoint_of_another_model_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(UserError, match=r"belongs to another model: .* parameters differ, e.g. blocks"):
@@ -151,6 +246,47 @@ def test_checkpoint_of_another_model_is_an_error(tmp_path: Path) -> None:
         engine = plain()
         engine.add_weights("ema")
         engine.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["live", "exp_avg_sq", "weights.ema"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_replaces_no_checkpoint(tmp_path: Path, kind: str, value: float) -> None:
+    engine = plain()
+    engine.add_weights("ema")
+    for step in (1, 2):
+        train_step(engine, step)
+        engine.save(tmp_path, step, {"at": step})
+    before = weights(engine)
+    engine._kinds()[kind][0].data[3] = value
+    with pytest.raises(UserError, match=f"after step 3, {kind} of .* not finite .*the same command goes on"):
+        engine.save(tmp_path, 3, {"at": 3})
+    again = plain()
+    again.add_weights("ema")
+    assert again.load(tmp_path) == (2, {"at": 2})
+    assert same(weights(again), before)
+
+
+def test_a_former_checkpoint_that_is_not_finite_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = saved(tmp_path)
+    before = weights(engine)
+    with monkeypatch.context() as former:
+        former.setattr(PlainEngine, "_refuse_not_finite", lambda *arguments: None)
+        engine._kinds()["exp_avg"][0].data[3] = float("inf")
+        engine.save(tmp_path, 3, {"at": 3})
+    again = plain()
+    assert again.load(tmp_path) == (2, {"at": 2})
+    assert same(weights(again), before)
+    assert "step_000003 IS DAMAGED" in caplog.text and "holds numbers that are not finite" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_not_exported() -> None:
+    engine = plain()
+    assert [name for name, _ in finite(engine.consolidate())] == [name for name, _ in engine.consolidate()]
+    engine._flats[0].data[3] = float("nan")
+    with pytest.raises(UserError, match="not finite, so nothing is exported"):
+        list(finite(engine.consolidate()))
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,102 +306,4 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(UserError, match="No space left on device"):
             engine.save(tmp_path, 3, {"at": 3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000002"]
-    assert loaded(tmp_path) == (2, {"at": 2})
-
-
-def test_fixed_weights_are_not_stored_but_known_again(tmp_path: Path) -> None:
-    """The untrained weights: each run makes them anew, and a checkpoint knows whether they are the same."""
-    engine = plain()
-    engine.add_weights("reference", fixed=True)
-    engine.add_weights("ema")
-    before = weights(engine, "reference")
-    train(engine, range(2))
-    engine.save(tmp_path, 2, {})
-    state = json.loads((tmp_path / "step_000002" / "state.json").read_text())
-    assert "weights.ema" in state["kinds"]
-    assert "weights.reference" not in state["kinds"]
-
-    again = plain()
-    again.add_weights("reference", fixed=True)
-    again.add_weights("ema")
-    assert again.load(tmp_path) == (2, {})
-    assert same(weights(again, "reference"), before)
-    assert same(weights(again), weights(engine))
-
-    other = plain()
-    with torch.no_grad():
-        next(iter(other._flats)).view(-1)[3] += 1e-3
-    other.add_weights("reference", fixed=True)
-    other.add_weights("ema")
-    with pytest.raises(UserError, match=r"reference weights are not those .* model\.path"):
-        other.load(tmp_path)
-
-
-def test_a_checkpoint_that_has_its_fixed_weights_gives_them_back(tmp_path: Path) -> None:
-    """As runs wrote them before fixed weights were left out; what no setting asks for is passed over."""
-    engine = plain()
-    engine.add_weights("reference")
-    engine.add_weights("old")
-    before = weights(engine, "reference")
-    train(engine, range(2))
-    engine.save(tmp_path, 2, {})
-
-    again = plain()
-    with torch.no_grad():
-        next(iter(again._flats)).mul_(2)
-    again.add_weights("reference", fixed=True)
-    assert again.load(tmp_path) == (2, {})
-    assert same(weights(again, "reference"), before)
-    assert not again.has_weights("old")
-
-
-def test_fixed_weights_do_not_change(tmp_path: Path) -> None:
-    engine = plain()
-    engine.add_weights("reference", fixed=True)
-    with pytest.raises(ValueError, match="fixed"):
-        engine.update_weights("reference", 0.5)
-
-
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is saved is the state at the call, and it is a checkpoint once it is whole on the disk, not before."""
-    slow, write = threading.Event(), checkpoint.write_rank
-
-    def waits(*arguments: Any) -> checkpoint.FileRecord:
-        assert slow.wait(30)
-        return write(*arguments)
-
-    monkeypatch.setattr(checkpoint, "write_rank", waits)
-    engine = plain()
-    train(engine, range(2))
-    then = {key: value.clone() for key, value in weights(engine).items()}
-    engine.save(tmp_path, 2, {"at": 2}, background=True)
-    train(engine, range(2, 4))
-    engine.finish_save(wait=False)
-    assert checkpoint.committed_steps(tmp_path) == []
-    slow.set()
-    engine.finish_save()
-    assert checkpoint.committed_steps(tmp_path) == [2]
-    again = plain()
-    assert again.load(tmp_path) == (2, {"at": 2})
-    assert same(weights(again), then)
-    assert train(again, range(2, 4)) == train(plain_after(2), range(2, 4))
-
-
-def plain_after(steps: int) -> PlainEngine:
-    engine = plain()
-    train(engine, range(steps))
-    return engine
-
-
-def test_a_save_that_failed_in_the_background_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = saved(tmp_path)
-
-    def full(*arguments: Any) -> checkpoint.FileRecord:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(checkpoint, "write_rank", full)
-    engine.save(tmp_path, 3, {"at": 3}, background=True)
-    with pytest.raises(UserError, match=r"no room for a checkpoint .*No space left"):
-        engine.finish_save()
-    assert checkpoint.committed_steps(tmp_path) == [1, 2]
     assert loaded(tmp_path) == (2, {"at": 2})

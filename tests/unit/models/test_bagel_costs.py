@@ -151,6 +151,22 @@ def test_the_released_model_costs_what_the_paper_says() -> None:
     assert costs.cache_bytes(1, Device(2)) == 57_344
 
 
+def test_bytes_are_those_that_an_h100_held() -> None:
+    """Measured with random weights (benchmarks/gpu.md): an image's decoding, and guided sampler steps at 1024 px."""
+    costs = costs_of("/nowhere", "bagel")
+    assert costs is not None
+    for side, element, held in ((1024, 2, 2.552e9), (512, 2, 0.639e9), (1024, 4, 5.119e9), (512, 4, 1.277e9)):
+        assert costs.decode_bytes(1, (side, side), Device(element)) == pytest.approx(held, rel=0.01)
+    # Two images of 512 x 512 are decoded together, and no more; cuDNN takes other convolutions for two.
+    two = costs.decode_bytes(2, (512, 512), Device(2))
+    assert 1.074e9 < two < 1.2 * 1.074e9
+    assert costs.decode_bytes(9, (512, 512), Device(2)) == two
+    sampling = FlowSampling(num_timesteps=5, text_scale=4.0, interval=(0.0, 1.0))
+    for images, held in ((1, 0.923e9), (2, 1.787e9)):
+        planned = costs.draw_bytes(images, (1024, 1024), sampling, 14, Device(2))
+        assert sum(planned.values()) == pytest.approx(held, rel=0.02)
+
+
 def test_a_layer_by_hand() -> None:
     """TINY: d = 32, q = 32, k = 16, f = 48: 2 x 32 x 16 + 32 x 32 + (32 x 32 + 3 x 32 x 48) products a token."""
     shape = Shape(TINY)

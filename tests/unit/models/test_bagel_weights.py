@@ -81,6 +81,53 @@ def test_a_sharded_folder_is_the_same_model(folder: Path, whole: Path) -> None:
         load_model(folder)
 
 
+def in_two_shards(folder: Path, twice: str, index_names_it: bool = True) -> dict[str, torch.Tensor]:
+    """Splits the weights; the second shard holds another copy, of zeros, of a key of the first. Returns the weights."""
+    stored = load_file(folder / "ema.safetensors")
+    (folder / "ema.safetensors").unlink()
+    keys = sorted(stored)
+    first = [key for key in keys[: len(keys) // 2] if key != twice]
+    second = [key for key in keys if key not in first and key != twice]
+    save_file({key: stored[key] for key in (*first, twice)}, folder / "a.safetensors")
+    zeros = torch.zeros_like(stored[twice])
+    save_file({twice: zeros, **{key: stored[key] for key in second}}, folder / "b.safetensors")
+    placed = {**dict.fromkeys(first, "a.safetensors"), **dict.fromkeys(second, "b.safetensors")}
+    placed |= {twice: "a.safetensors"} if index_names_it else {}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    return stored
+
+
+def test_the_index_says_which_of_two_copies_counts(folder: Path, tmp_path: Path) -> None:
+    twice = "connector.fc1.bias"
+    stored = in_two_shards(folder, twice)
+    model = load_model(folder)
+    assert torch.equal(dict(model.module.named_parameters())[twice], stored[twice])
+    save(model, tmp_path / "out")
+    assert torch.equal(load_file(tmp_path / "out/ema.safetensors")[twice], stored[twice])
+
+
+def test_two_copies_that_the_index_does_not_place_are_refused(folder: Path) -> None:
+    in_two_shards(folder, "connector.fc1.bias", index_names_it=False)
+    with pytest.raises(UserError, match="connector.fc1.bias is in a.safetensors and in b.safetensors"):
+        load_model(folder)
+
+
+def test_a_type_that_export_cannot_write_is_refused_at_load(folder: Path) -> None:
+    rewrite(folder / "ema.safetensors", lambda t: t.update(scale=torch.zeros(2, dtype=torch.float8_e4m3fn)))
+    with pytest.raises(UserError, match="scale is of type F8_E4M3, expected one of"):
+        load_model(folder)
+
+
+def test_weights_without_the_vision_tower_say_what_to_copy(folder: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.startswith(("vit_model", "connector", "vit_pos"))]:
+            del tensors[key]
+
+    rewrite(folder / "ema.safetensors", drop)
+    with pytest.raises(UserError, match="left connector, vit_model.*out, as a fine-tune may.*: copy these tensors"):
+        load_model(folder)
+
+
 def test_bfloat16_weights_load_into_float32(folder: Path, whole: Path) -> None:
     exact = load_file(whole / "ema.safetensors")
     save_file({key: tensor.bfloat16() for key, tensor in exact.items()}, folder / "ema.safetensors")

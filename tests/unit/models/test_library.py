@@ -158,3 +158,11 @@ def test_an_adapter_is_merged_and_stands_beside_under_the_librarys_names(tmp_pat
     beside = PeftModel.from_pretrained(model, tmp_path / "out" / "lora")
     torch.testing.assert_close(beside(IDS).logits, expected)
     assert not torch.equal(llama(tied=False)(IDS).logits, expected)
+
+
+def test_two_keys_of_one_name_are_refused_before_one_is_lost(tmp_path: Path) -> None:
+    module = nn.Linear(2, 2, bias=False)
+    save_file({"weight": torch.zeros(2, 2), "model.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    part = Part(name_of=lambda key: key.removeprefix("model."))
+    with pytest.raises(UserError, match="model.weight and weight are both weight"):
+        FolderWeights(tmp_path, (part,)).check(module)

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
+from srum_ds.config import load_config
 from srum_ds.models import load_model
 from srum_ds.models.janus.sampling import CodeSampling
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.checker import check
+from srum_ds.worlds.shapes.pretrain.reward import measure
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "srum_ds/assets/tiny_janus"
@@ -48,3 +50,9 @@ def test_it_draws_objects_that_were_asked_for() -> None:
     assert codes.shape == (40, 16) and images.shape == (40, 3, 64, 64)
     exact = [check(prompt, image).exact for prompt, image in zip(prompts, images, strict=True)]
     assert sum(exact) >= 10
+
+
+def test_what_its_recipe_rewards_is_what_the_checker_calls_exact() -> None:
+    """AUC of the image's reward on its own pictures; the answer about the whole picture alone has less."""
+    found = measure(load_config(ROOT / "launch/recipes/tiny_janus.yaml"), prompts=40, samples=2, split="validation")
+    assert found["pictures"] == 80 and found["auc"]["reward"] >= 0.85
