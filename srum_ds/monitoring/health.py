@@ -65,11 +65,11 @@ class Watch:
     def see(self, record: Mapping[str, float]) -> tuple[dict[str, float], list[Alarm]]:
         """Takes in a step's figures; returns ratios to add to them, and the alarms that begin with this step.
 
-        record: ``step`` (from 0) and, where known, ``latent_std``, ``group_diversity``, ``grad_norm``,
+        record: ``step`` (from 1) and, where known, ``latent_std``, ``group_diversity``, ``grad_norm``,
         ``reward_global``, ``reward_std_zero_share``. One that is absent or not finite is passed over.
         """
         s = self.settings
-        step = int(record["step"])
+        step = int(record["step"]) - 1
         known = {k: float(record[k]) for k in (*COMPARED, "reward_std_zero_share") if _finite(record.get(k))}
         for key in COMPARED:
             if key in known and len(self._first.setdefault(key, [])) < s.first_steps:

@@ -82,11 +82,19 @@ class FailureLog:
 def refuse_broken_judge(
     max_failed_share: float, cure: str, record: Mapping[str, Any], batches: Sequence[Judged]
 ) -> None:
-    """Raises UserError, on every rank alike, when too many of the judge's answers were unusable.
+    """Raises UserError, on every rank alike, when too many pictures were left out or too many answers were unusable.
 
     max_failed_share: ``judge.max_failed_share``. cure: what the readout says should be looked at. The message shows
     this rank's most frequent unusable replies.
     """
+    pictures = record.get("pictures", 0)
+    lost, masked = record.get("pictures_not_finite", 0), record.get("masked", 0)
+    if lost > max_failed_share * pictures:
+        raise UserError(
+            f"step {record['step']}: {lost} of {pictures} pictures are not finite, a larger share than "
+            f"judge.max_failed_share={max_failed_share:.0%}. The weights that draw or decode them overflow or are "
+            f"damaged: check model.path with `srum-ds generate`, and try train.precision=fp32 if it draws well"
+        )
     for key, value in record.items():
         # A judge outside gives few of all answers, and leaves all images out of the loss where it gives none.
         if key.startswith("judge_") and key.endswith(FAILED_SHARE) and value > max_failed_share:
@@ -95,11 +103,19 @@ def refuse_broken_judge(
                 f"score for {value:.0%} of the images, more than judge.max_failed_share={max_failed_share:.0%}: see "
                 f"judge.external. All are in {FAILURES}; of this rank's, the most frequent:\n{worst_replies(batches)}"
             )
-    share = record["parse_failed_share"]
+    # A score off the scale says no more than none: what counts in its place is the scale's end.
+    share = record["parse_failed_share"] + record.get("parse_clamped", 0) / max(1, record.get("judged", 0))
+    if share <= max_failed_share and masked > max_failed_share * pictures:
+        raise UserError(
+            f"step {record['step']}: {masked} of {pictures} pictures have no score and are left out of the loss, a "
+            f"larger share than judge.max_failed_share={max_failed_share:.0%}. Try the judge's questions with "
+            f"`srum-ds ask`: {cure}. All are in {FAILURES}; of this rank's, the most frequent:\n"
+            f"{worst_replies(batches)}"
+        )
     if share <= max_failed_share:
         return
     raise UserError(
-        f"step {record['step']}: {share:.0%} of the judge's answers could not be used, more than "
+        f"step {record['step']}: {share:.0%} of the judge's answers could not be used or lay off the scale, more than "
         f"judge.max_failed_share={max_failed_share:.0%}. Try its questions with `srum-ds ask`: {cure}. "
         f"All are in {FAILURES}; of this rank's, the most frequent:\n{worst_replies(batches)}"
     )

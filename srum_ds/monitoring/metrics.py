@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.clock import Clock
-from srum_ds.common.errors import UserError
+from srum_ds.common.errors import HOW_TO_GO_ON, UserError
 from srum_ds.engine import Engine
+from srum_ds.engine.base import learning_rate
 from srum_ds.monitoring.judge_failures import FAILED_SHARE
 from srum_ds.monitoring.usage import FLOPS, MEMORY, TIME, peak_memory
 from srum_ds.types import Judged, Samples, Status, TokenSpec
@@ -39,7 +40,9 @@ def measure(
     images, ``judge_NAME_failed_share`` the share of the images that it gave none for.
 
     ``judged`` counts requests to the judge, ``parse_clamped`` and ``parse_failures`` those of them whose
-    reply lay off the scale or could not be used, ``masked`` the images left out of the loss.
+    reply lay off the scale or could not be used, ``masked`` those of the ``pictures`` that were left out of the loss,
+    ``pictures_not_finite`` those that could not be drawn, ``tokens`` what counts in the loss. Figures of the tokens are
+    those of finite pictures, NaN without any.
     ``region_answers`` and ``region_failures`` count what the judge was asked to find regions;
     ``phrases_split`` the prompts whose objects nobody named, so that they were split off their text.
     """
@@ -55,8 +58,12 @@ def measure(
     global_sum, global_count = parts(globals_N)
     local_sum, local_count = parts(locals_R)
     parsed, clamped, failed = torch.stack([status_counts(requests_of(b)) for b in batches]).sum(dim=0).tolist()
-    token_sum, token_squares, token_count = token_spec.moments(torch.cat([b.samples.tokens for b in batches]))
-    diversity = [group_diversity(token_spec, b.samples) for b in batches]
+    finite = [b.samples.finite_N for b in batches]
+    drawn = torch.cat(
+        [b.samples.tokens[own.to(b.samples.tokens.device)] for b, own in zip(batches, finite, strict=True)]
+    )
+    token_sum, token_squares, token_count = token_spec.moments(drawn)
+    diversity = [group_diversity(token_spec, b.samples, own) for b, own in zip(batches, finite, strict=True)]
     # One image per prompt has nothing to be compared with.
     compared = [(d * g, float(g)) for d, g in zip(diversity, groups, strict=True) if d == d]
     own = {
@@ -73,6 +80,7 @@ def measure(
         "clamped": clamped,
         "failed": failed,
         "pictures": globals_N.numel(),
+        "not_finite": sum(int((~own).sum()) for own in finite),
         "regions": locals_R.numel(),
         "region_answers": sum(b.regions.asked for b in batches),
         "region_failures": sum(b.regions.failed for b in batches),
@@ -92,7 +100,7 @@ def measure(
     s = dict(zip(own, summed, strict=True))
     highest = [*clock.seconds.values(), float(peak_memory(engine.device))]
     most = engine.all_reduce(torch.tensor(highest, dtype=torch.float64, device=engine.device), "max").tolist()
-    mean = s["token_sum"] / s["token_count"]
+    mean = s["token_sum"] / s["token_count"] if s["token_count"] else float("nan")
     judged = s["parsed"] + s["clamped"] + s["failed"]
     record = {
         "loss": s["loss"] / max(count, 1.0),
@@ -103,14 +111,17 @@ def measure(
         "parse_clamped": int(s["clamped"]),
         "parse_failures": int(s["failed"]),
         "parse_failed_share": s["failed"] / max(1.0, judged),
+        "pictures": int(s["pictures"]),
+        "pictures_not_finite": int(s["not_finite"]),
         "masked": int(s["pictures"] - s["global_count"]),
+        "tokens": int(count),
         "regions": int(s["regions"]),
         "latent_mean": mean,
         "group_diversity": s["diversity_sum"] / s["diversity_groups"] if s["diversity_groups"] else float("nan"),
         "region_answers": int(s["region_answers"]),
         "region_failures": int(s["region_failures"]),
         "phrases_split": int(s["phrases_split"]),
-        "latent_std": max(0.0, s["token_squares"] / s["token_count"] - mean**2) ** 0.5,
+        "latent_std": max(s["token_squares"] / s["token_count"] - mean**2, 0.0) ** 0.5 if mean == mean else mean,
     }
     for name in judges:
         total, known, asked = (s[key] for key in _of_judge(name))
@@ -120,6 +131,11 @@ def measure(
     record |= {FLOPS + phase: s[FLOPS + phase] for phase in flops or {}}
     record[MEMORY] = int(most[-1])
     return record, s["stop"] > 0
+
+
+def rate_of(engine: Engine) -> float:
+    """The learning rate of the step that the engine has just taken."""
+    return learning_rate(engine.settings, max(0, engine.steps - 1))
 
 
 def _of_judge(name: str) -> list[str]:
@@ -154,14 +170,16 @@ def reward_std_zero_share(global_N: Tensor, group_N: Tensor, tolerance: float = 
     return flat / len(groups) if groups else 0.0
 
 
-def group_diversity(token_spec: TokenSpec, samples: Samples) -> float:
+def group_diversity(token_spec: TokenSpec, samples: Samples, counts_N: Tensor | None = None) -> float:
     """How different the samples of one prompt are: mean distance of their pairs (``TokenSpec.mean_distance``).
 
-    Averaged over the pairs of a prompt, then over prompts. NaN when no prompt has two samples.
+    counts_N: bool, the samples that are looked at; None: all of them. Averaged over the pairs of a prompt, then over
+    prompts. NaN when no prompt has two samples.
     """
     per_group: list[float] = []
     for index in torch.unique(samples.group_N).tolist():
-        members = samples.tokens[samples.group_N == index]
+        among_N = samples.group_N == index if counts_N is None else (samples.group_N == index) & counts_N
+        members = samples.tokens[among_N.to(samples.tokens.device)]
         if members.shape[0] >= 2:
             per_group.append(token_spec.mean_distance(members))
     return sum(per_group) / len(per_group) if per_group else float("nan")
@@ -189,5 +207,5 @@ class StillLearns:
         if self.bad_steps >= self.PATIENCE:
             raise UserError(
                 f"the gradient was not finite for {self.bad_steps} steps in a row, the last being {step}: nothing is "
-                f"learnt any more. Lower train.lr or use train.precision=fp32; the last checkpoint is untouched."
+                f"learnt any more. Every checkpoint is finite: {HOW_TO_GO_ON}"
             )

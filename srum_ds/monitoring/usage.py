@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
+
+from srum_ds.monitoring.records import read_metrics as read_metrics
 
 PHASES = ("rollout", "judge", "train")
 TIME, FLOPS, SPEED = "time_", "flops_", "speed_"
@@ -56,14 +56,6 @@ def peak_memory(device: torch.device) -> int:
         return int(held)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; none where there is no such file. A torn last line is left out."""
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def usage_table(lines: Sequence[Mapping[str, Any]]) -> Table | None:

@@ -1,50 +1,41 @@
-"""Writes what a run shows while it runs: metrics.jsonl, TensorBoard, sample grids and one live line. Rank 0 alone."""
+"""Writes what a run shows while it runs: its records, TensorBoard, trackers, samples, and the console. Rank 0 alone."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import replacing, write_atomic
-from srum_ds.monitoring.images import Shown, annotated, grid, to_array
+from srum_ds.common.files import replacing
+from srum_ds.common.phases import PHASES
+from srum_ds.monitoring.console import CONSOLE, LOG_ONLY, RunLog, Screen
+from srum_ds.monitoring.images import Shown, annotated, grid
+from srum_ds.monitoring.judge_failures import FAILURES
+from srum_ds.monitoring.pace import Pace
+from srum_ds.monitoring.records import HELD_OUT, METRICS, cut, read_metrics, take_up
+from srum_ds.monitoring.status import Figures, Status, plain_line, standing, status_line, write_status
+from srum_ds.monitoring.tensorboard import TensorBoard
+from srum_ds.monitoring.trackers import Trackers
 
-METRICS = "metrics.jsonl"
-# What the live line says of a step, where the step has it: key, name, format.
-SHOWN = (
-    ("loss", "loss", ".4f"),
-    ("reward_global", "global", "+.3f"),
-    ("reward_local", "local", "+.3f"),
-    ("grad_norm", "grad", ".3f"),
-)
-# Keys of these beginnings are groups of their own in TensorBoard.
-TAGS = ("reward", "time", "flops", "speed", "memory", "bytes")
-# Without a terminal, so many lines over the whole run.
-PLAIN_LINES = 20
+# Off a terminal, seconds between two lines on the steps, once so many have passed; the last always has one.
+_EVERY_SECONDS = 60.0
 
 
 class Monitor:
     """Writes on rank 0; on every other rank all methods do nothing.
 
-    A new process first calls ``truncate(step)`` with the step it starts from. ``total_steps`` is
-    what the progress counts to.
+    A new process first calls ``truncate(done)`` with the steps that are done. ``total_steps`` is what the progress
+    counts to. images: of a step, over all ranks. from_base: whether the first step's images are the untrained model's.
     """
 
     def __init__(
@@ -55,37 +46,94 @@ class Monitor:
         progress: bool = True,
         total_steps: int | None = None,
         console: Console | None = None,
+        images: int = 0,
+        from_base: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.run_dir = Path(run_dir)
         self.active = rank == 0
-        self._tensorboard = tensorboard
+        self.pace = Pace(images, total_steps, clock=clock)
+        self.figures = Figures(from_base)
+        self._tensorboard = TensorBoard(self.run_dir) if tensorboard else None
+        self._trackers = Trackers([], self.message)
         self._show = progress
-        self._total = total_steps
-        self._console = console or Console()
-        self._metrics: TextIO | None = None
-        self._writer: SummaryWriter | None = None
-        self._purge_step: int | None = None
-        self._progress: Progress | None = None
-        self._task: Any = None
+        self._clock = clock
+        self._relayed = os.environ.get(CONSOLE, "")
+        self._log = None if self._relayed else RunLog(self.run_dir)
+        status = self._line if progress and self.active and not self._relayed else None
+        self._screen = Screen(console or Console(), status, self._log)
+        self._status = Status(total=total_steps)
+        self._first: float | None = None
+        self._told = 0.0
+        self._files: dict[str, TextIO] = {}
 
-    def truncate(self, step: int) -> None:
-        """Forgets everything from ``step`` on: cuts metrics.jsonl to the steps before it, hides the rest
-        of TensorBoard's.
+    # ---- taking up, ending
 
-        A last line torn by a kill goes too. Raises UserError for any other line that is not a step.
+    def truncate(self, done: int) -> list[dict[str, Any]]:
+        """Forgets everything after the first ``done`` steps; returns the looks at held-out prompts that are left.
+
+        Cuts metrics.jsonl and held_out.jsonl, whose last line may be torn, and hides the rest of TensorBoard's. A
+        former version's steps are counted anew. Raises UserError for any other line that is not a step's.
         """
         if not self.active:
-            return
-        self._close_writers()
-        self._purge_step = step
+            return []
+        self._close_files()
         path = self.run_dir / METRICS
-        if path.exists():
-            kept = metrics_before(path.read_bytes(), step, path)
-            if kept != path.read_bytes():
-                write_atomic(path, kept)
+        former = take_up(path, done, self.run_dir / FAILURES)
+        looks = cut(self.run_dir / HELD_OUT, done)
+        if self._tensorboard is not None:
+            # A former version's step ``done``, counted from 0, is the one after.
+            self._tensorboard.purge(done if former else done + 1)
+        elapsed = 0.0
+        for record in read_metrics(path):
+            self.figures.see(record)
+            elapsed = float(record.get("elapsed_seconds") or elapsed + _seconds(record))
+        for look in looks:
+            self.figures.look(look)
+        self.pace = Pace(self.pace.images, self.pace.total, elapsed, self._clock)
+        self._status = replace(standing(done, self.pace, self.figures), activity=self._status.activity)
+        return looks
+
+    def track(self, trackers: Trackers) -> None:
+        """Hands everything on to these trackers too."""
+        self._trackers = trackers
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Says what run it is. settings: ``section.name`` -> value, as written."""
+        if not self.active:
+            return
+        if self._log is not None:
+            self._log.begin()
+        if self._tensorboard is not None:
+            self._tensorboard.begin(settings)
+
+    def sync(self) -> None:
+        """Brings all that was written to the disk: to be called with each checkpoint."""
+        for stream in self._files.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Syncs and closes everything; a later ``step`` opens it again."""
+        self.sync()
+        self._close_files()
+        self._trackers.close()
+        self._screen.close()
+        if self.active and self._show:
+            write_status(self.run_dir, replace(self._status, over=True))
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ---- figures
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Appends a step's figures, ``record["step"]`` among them, and moves the live line on.
+        """Appends a step's figures, and shows where the run stands. ``record["step"]``: steps done, from 1.
 
         Figures are numbers, texts or one-element tensors; one that is not finite is null in the file.
         """
@@ -94,21 +142,31 @@ class Monitor:
         plain = {key: _plain(value) for key, value in record.items()}
         if type(plain.get("step")) is not int:
             raise ValueError(f"a step's record needs a whole number as 'step', got {plain.get('step')!r}")
-        finite = {key: None if _is_nan(value) else value for key, value in plain.items()}
-        try:
-            stream = self._open_metrics()
-            stream.write(json.dumps(finite, allow_nan=False) + "\n")
-            # Handed to the system at once: it outlives a kill of this process.
-            stream.flush()
-        except OSError as error:
-            raise UserError(f"{self.run_dir / METRICS}: could not be written ({error.strerror})") from error
-        if self._tensorboard:
-            writer = self._open_writer()
-            for key, value in plain.items():
-                if key != "step" and isinstance(value, int | float):
-                    writer.add_scalar(_tag(key), value, plain["step"])
+        self._append(METRICS, plain)
+        self.figures.see(plain)
+        self._status = standing(plain["step"], self.pace, self.figures)
+        if self._tensorboard is not None:
+            self._tensorboard.step(plain["step"], plain, self._status.figures)
+        self._trackers.log(plain["step"], plain)
         if self._show:
             self._tell(plain)
+
+    def held_out(self, look: Mapping[str, Any]) -> None:
+        """Appends a look at the held-out prompts; its ``step`` is 0 for the base."""
+        if not self.active:
+            return
+        self._append(HELD_OUT, look)
+        self.figures.look(look)
+        self._status = replace(self._status, figures=self.figures.means())
+        if self._tensorboard is not None:
+            self._tensorboard.held_out(look)
+        judges = {f"judge_{name}": said for name, said in look.get("judges", {}).items()}
+        self._trackers.log(int(look["step"]), {**look, **judges}, "held_out_")
+
+    def result(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """What came of the run, for TensorBoard's comparison of runs; figures: by tag."""
+        if self.active and self._tensorboard is not None:
+            self._tensorboard.end(settings, figures)
 
     def images(
         self,
@@ -122,8 +180,8 @@ class Monitor:
         """Shows images with their boxes coloured by score (red -1, amber 0, green +1, grey failed).
 
         images: [N, 3, H, W] in [0, 1]. boxes, scores: for each image its boxes (x0, y0, x1, y1 in
-        [0, 1]) and one score a box (see ``srum_ds.monitoring.images.boxes_by_picture``). Written to
-        TensorBoard and ``samples/<tag>_<step>.png``, whose path is returned (None on other ranks).
+        [0, 1]) and one score a box (see ``srum_ds.monitoring.images.boxes_by_picture``). step: steps done. Written to
+        TensorBoard, the trackers and ``samples/<tag>_<step>.png``, whose path is returned (None on other ranks).
         """
         if not self.active:
             return None
@@ -135,123 +193,85 @@ class Monitor:
         path = self.run_dir / "samples" / f"{tag}_{step:06d}.png"
         with replacing(path) as stream:
             picture.save(stream, "PNG")
-        if self._tensorboard:
-            self._open_writer().add_image(f"samples/{tag}", to_array(picture), step, dataformats="HWC")
+        if self._tensorboard is not None:
+            self._tensorboard.image(tag, picture, step)
+        self._trackers.image(step, tag, path)
         return path
 
-    def sync(self) -> None:
-        """Brings all that was written to the disk: to be called with each checkpoint."""
-        if self._metrics is not None:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
-        if self._writer is not None:
-            self._writer.flush()
+    # ---- the console
 
     def message(self, text: str) -> None:
-        """One line for the user, above the live line."""
+        """One line for the user, above the status line."""
         if self.active:
-            console = self._progress.console if self._progress is not None else self._console
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._screen.message(text)
 
     def show(self, what: RenderableType | None) -> None:
-        """Something of rich's, such as a table, above the live line; nothing for None."""
+        """Something of rich's, such as a table, above the status line; nothing for None."""
         if self.active and what is not None:
-            console = self._progress.console if self._progress is not None else self._console
-            console.print(what)
+            self._screen.show(what)
 
-    def close(self) -> None:
-        """Syncs and closes everything; a later ``step`` opens it again."""
-        self.sync()
-        self._close_writers()
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def activity(self, words: str, share: float | None = None, say: bool = False) -> None:
+        """What takes long now, for the status line; share: how much of it is done. Empty: it is over.
 
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _open_metrics(self) -> TextIO:
-        if self._metrics is None:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._metrics = open(self.run_dir / METRICS, "a", encoding="utf-8")
-        return self._metrics
-
-    def _open_writer(self) -> SummaryWriter:
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._purge_step)
-            # Only once: another writer of this process goes on after what this one wrote.
-            self._purge_step = None
-        return self._writer
-
-    def _close_writers(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        say: off a terminal there is a line on it too.
+        """
+        if not self.active or not self._show:
+            return
+        began = words != self._status.activity
+        self._status = replace(self._status, activity=words, share=share)
+        write_status(self.run_dir, self._status)
+        self._screen.redraw()
+        if say and began and words and not self._screen.live and self._relayed != "terminal":
+            self._screen.message(words)
 
     def _tell(self, record: Mapping[str, Any]) -> None:
-        step = record["step"]
-        figures = "  ".join(
-            f"{name} {record[key]:{form}}" for key, name, form in SHOWN if isinstance(record.get(key), int | float)
-        )
-        if self._console.is_terminal:
-            if self._progress is None:
-                self._progress = _progress(self._console)
-                self._task = self._progress.add_task("", total=self._total, completed=step)
-                self._progress.start()
-            self._progress.update(self._task, completed=step + 1, description=figures)
+        write_status(self.run_dir, self._status)
+        self._screen.redraw()
+        now = self._clock()
+        last = record["step"] == self.pace.total
+        if self._first is None:
+            self._first = now
+        # In a call's first minute every step is told, so that whoever started it sees that it moves.
+        if not last and now - self._first >= _EVERY_SECONDS > now - self._told:
             return
-        every = max(1, (self._total or PLAIN_LINES) // PLAIN_LINES)
-        last = self._total is not None and step + 1 == self._total
-        if step % every == 0 or last:
-            of = f"/{self._total}" if self._total is not None else ""
-            seconds = sum(v for k, v in record.items() if k.startswith("time_") and isinstance(v, int | float))
-            took = f"  {seconds:.1f} s" if seconds else ""
-            line = f"step {step + 1}{of}  {figures}{took}"
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._told = now
+        loss = record.get("loss")
+        line = plain_line(self._status, loss if isinstance(loss, int | float) else None, _seconds(record) or None)
+        if self._relayed == "terminal":
+            self._screen.message(LOG_ONLY + line)
+        elif not self._screen.live:
+            self._screen.message(line)
+        elif self._log is not None:
+            self._log.line(line)
 
+    def _line(self, width: int) -> str:
+        stand = PHASES.stand
+        return status_line(self._status, stand.phase, time.monotonic() - stand.began, width)
 
-def metrics_before(data: bytes, step: int, path: Path | str = METRICS) -> bytes:
-    """The lines of a metrics file whose step is below ``step``; a torn last line is dropped.
+    # ---- files
 
-    Raises UserError naming any other line that is not a JSON object with a whole number as "step".
-    """
-    whole, _, _ = data.rpartition(b"\n")
-    kept = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        finite = {key: None if _is_nan(value) else value for key, value in record.items()}
         try:
-            found = json.loads(line)["step"]
-            if type(found) is not int:
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a step's record; remove that line and repeat") from error
-        if found < step:
-            kept.append(line + b"\n")
-    return b"".join(kept)
+            if name not in self._files:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                self._files[name] = open(self.run_dir / name, "a", encoding="utf-8")
+            self._files[name].write(json.dumps(finite, allow_nan=False) + "\n")
+            # Handed to the system at once: it outlives a kill of this process.
+            self._files[name].flush()
+        except OSError as error:
+            raise UserError(f"{self.run_dir / name}: could not be written ({error.strerror})") from error
+
+    def _close_files(self) -> None:
+        for stream in self._files.values():
+            stream.close()
+        self._files = {}
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("train"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("<"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def _tag(key: str) -> str:
-    """TensorBoard groups by what precedes a slash: reward_global -> reward/global."""
-    group, _, rest = key.partition("_")
-    return f"{group}/{rest}" if group in TAGS and rest else f"train/{key}"
+def _seconds(record: Mapping[str, Any]) -> float:
+    return sum(v for k, v in record.items() if k.startswith("time_") and isinstance(v, int | float))
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,14 @@ def token_losses(
 
     prediction, old, reference: [N, M, T, ...], see ``Terms``. ValueError where the objective misses one of them.
     """
+    terms, counts_BT = terms_of(matching, prediction, batch, old, reference)
+    return compute_losses(objective, terms, settings, counts_BT)
+
+
+def terms_of(
+    matching: Matching, prediction: Tensor, batch: Batch, old: Tensor | None = None, reference: Tensor | None = None
+) -> tuple[Terms, Tensor]:
+    """What an objective may use of a micro-batch, and which tokens count, bool [N * M, T]; see ``token_losses``."""
     n, m, t = batch.counts_NMT.shape
     device = prediction.device
 
@@ -70,7 +78,7 @@ def token_losses(
         partner_B,
         flat(batch.view.time_NM),
     )
-    return compute_losses(objective, terms, settings, batch.counts_NMT.reshape(n * m, t).to(device))
+    return terms, batch.counts_NMT.reshape(n * m, t).to(device)
 
 
 def compute_losses(
@@ -103,17 +111,29 @@ def compute_losses(
     if in_one_pass_BT is not None:
         return in_one_pass_BT
     losses_BT = objective.losses(terms, settings)
+    constraint_BT = constraint_losses(terms, settings, constraint_target)
+    if constraint_BT is not None:
+        losses_BT = losses_BT + constraint_BT
+    return losses_BT if counts_BT is None else masked(losses_BT, counts_BT)
+
+
+def masked(losses_BT: Tensor, counts_BT: Tensor) -> Tensor:
+    """The losses, 0 where a token does not count."""
+    return torch.where(counts_BT, losses_BT, 0.0)
+
+
+def constraint_losses(
+    terms: Terms, settings: ObjectiveConfig, constraint_target: Tensor | None = None
+) -> Tensor | None:
+    """What the constraint adds to each token's loss, [B, T]; None where there is none. See ``compute_losses``."""
     if settings.constraint == "target":
         target = terms.target if constraint_target is None else constraint_target
-        losses_BT = losses_BT + settings.constraint_weight * terms.matching.energy(terms.prediction, target)
-    elif settings.constraint == "reference" and settings.constraint_weight > 0:
+        return settings.constraint_weight * terms.matching.energy(terms.prediction, target)
+    if settings.constraint == "reference" and settings.constraint_weight > 0:
         if terms.reference is None:
             raise ValueError("the constraint 'reference' needs the reference model's prediction")
-        drift_BT = terms.matching.divergence(terms.prediction, terms.reference)
-        losses_BT = losses_BT + settings.constraint_weight * drift_BT
-    if counts_BT is not None:
-        losses_BT = torch.where(counts_BT, losses_BT, 0.0)
-    return losses_BT
+        return settings.constraint_weight * terms.matching.divergence(terms.prediction, terms.reference)
+    return None
 
 
 def _in_one_pass(

@@ -1,17 +1,19 @@
 """What an objective is: a loss per token of what a model predicts, and what it asks of the step.
 
 The built-in ones stand in ``losses``; ``get_objective`` finds them, those of installed packages, and the user's own by
-``module:name`` or ``file.py:name`` (docs/extending.md). The training loop calls them through ``apply``.
+``module:name`` or ``file.py:name`` (docs/own_code.md). The training loop calls them through ``apply``.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
+from srum_ds.common import foreign
 from srum_ds.common.errors import UserError
 from srum_ds.config.choices import OBJECTIVES
 from srum_ds.config.schema import ObjectiveConfig
@@ -119,9 +121,51 @@ def get_objective(name: str) -> Objective:
     if not isinstance(found, Objective):
         raise UserError(
             f"objective.name={name}: is {type(found).__name__}, expected an srum_ds.objectives.Objective; see "
-            f"docs/extending.md"
+            f"docs/own_code.md"
         )
-    return found
+    return found if name in OBJECTIVES.builtin else guarded(f"objective.name={name}", found)
+
+
+def guarded(name: str, objective: Objective) -> Objective:
+    """An objective of foreign code, which is given copies and whose losses are looked at. name: for messages."""
+
+    def losses(terms: Terms, settings: ObjectiveConfig) -> Tensor:
+        found = foreign.run(name, lambda: objective.losses(_copied(terms), copy.deepcopy(settings)))
+        tokens = terms.prediction.shape[:2]
+        expected = f"losses {list(tokens)} of a floating type on {terms.prediction.device}, one for each token"
+        whole = isinstance(found, Tensor) and found.shape == tokens and found.is_floating_point()
+        if not whole or found.device != terms.prediction.device:
+            raise foreign.wrong(name, found, expected)
+        if terms.prediction.requires_grad and not found.requires_grad:
+            raise foreign.wrong(name, found, f"{expected}, computed from terms.prediction: these have no gradient")
+        return found.float()
+
+    if not callable(objective.losses):
+        raise foreign.wrong(f"{name}: losses", objective.losses, "a function from Terms and settings to losses [B, T]")
+    own = objective.mixtures
+
+    def mixtures(terms: Terms, settings: ObjectiveConfig) -> Mixtures:
+        assert own is not None
+        what = f"{name}: mixtures"
+        found = foreign.run(what, lambda: own(_copied(terms), copy.deepcopy(settings)))
+        expected = f"Mixtures with K shares and coefficients [K, {', '.join(map(str, terms.prediction.shape[:2]))}]"
+        if not isinstance(found, Mixtures) or not isinstance(found.coefficient_KBT, Tensor):
+            raise foreign.wrong(what, found, expected)
+        if found.coefficient_KBT.shape != (len(found.shares), *terms.prediction.shape[:2]):
+            raise foreign.wrong(f"{what}, coefficient_KBT", found.coefficient_KBT, expected)
+        return found
+
+    return replace(objective, losses=losses, mixtures=None if own is None else mixtures)
+
+
+def _copied(terms: Terms) -> Terms:
+    """The terms with tensors of their own; the prediction's copy passes its gradient on."""
+    own: dict[str, Any] = {}
+    for one in fields(terms):
+        value = getattr(terms, one.name)
+        if isinstance(value, Tensor):
+            own[one.name] = value.clone()
+    return replace(terms, **own)
 
 
 def _needed(value: Tensor | None, what: str) -> Tensor:

@@ -19,7 +19,7 @@ from srum_ds.planning.hardware import peak_of
 from srum_ds.planning.traffic import Traffic, traffic_of
 from srum_ds.planning.work import Seen, Work
 from srum_ds.rewards.judge.pipeline import JudgePipeline
-from srum_ds.rewards.judge.readouts import GenerateReadout
+from srum_ds.rewards.judge.readouts import writes
 from srum_ds.types import Judged, Prompt
 
 
@@ -60,7 +60,7 @@ class Accounting:
         samples = judged.samples
         prompts = samples.prompt_of_each()
         owners = judged.regions.owner_R.tolist()
-        written = isinstance(self.work.judging.readout, GenerateReadout)
+        written = writes(self.work.judging.readout)
         raw = judged.scores.raw
         found = []
         for image, prompt in enumerate(prompts):

@@ -17,7 +17,7 @@ from srum_ds.planning.policies import policies_of
 from srum_ds.planning.segment_anything import sam_costs
 from srum_ds.planning.traffic import ELEMENT, has_own_judge, zero_setting
 from srum_ds.planning.work import Work, proposals, written_tokens
-from srum_ds.rewards.judge.readouts import GenerateReadout
+from srum_ds.rewards.judge.readouts import writes
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,13 @@ class _Rank:
 
     def _decoding(self) -> int:
         device = Device(4 if self.hardware.cpu else 2, self.hardware.cpu)
-        at_once = self.micro if self.hardware.cpu else assumptions.VAE_AT_ONCE
-        return self.costs.decode_bytes(at_once, self.cfg.rollout.image_size, device)
+        return self.costs.decode_bytes(self.micro, self.cfg.rollout.image_size, device)
 
     def _judging(self) -> dict[str, int]:
         """The larger of what images and what crops take; written replies about all of a rank's images at once."""
         j = self.cfg.judge
         size = self.cfg.rollout.image_size
-        written = isinstance(self.work.judging.readout, GenerateReadout)
+        written = writes(self.work.judging.readout)
         asked = self.costs.text_tokens(self.work.question(assumptions.PROMPT)) + 3
         if written:
             count = min(self.images, j.batch)

@@ -14,7 +14,7 @@ from srum_ds.planning import assumptions
 from srum_ds.planning.hardware import Hardware
 from srum_ds.planning.traffic import ELEMENT, Traffic
 from srum_ds.planning.work import Seen, Work, proposals, written_tokens
-from srum_ds.rewards.judge.readouts import GenerateReadout
+from srum_ds.rewards.judge.readouts import writes
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _writing(work: Work, cluster: Cluster, bandwidth: float) -> float:
     A rank asks about its images, then about their regions: all boxes of an image in one question, or crop by crop.
     """
     cfg = work.cfg
-    if cfg.train.mode == "offline" or not isinstance(work.judging.readout, GenerateReadout):
+    if cfg.train.mode == "offline" or not writes(work.judging.readout):
         return 0.0
     images = cfg.rollout.prompts_per_step // cluster.ranks * cfg.rollout.images_per_prompt
     batches = -(-images // cfg.judge.batch)

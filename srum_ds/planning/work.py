@@ -15,7 +15,7 @@ from srum_ds.planning.policies import holds_to_reference
 from srum_ds.planning.segment_anything import sam_costs
 from srum_ds.rewards.judge.judge import render
 from srum_ds.rewards.judge.pipeline import JudgePipeline
-from srum_ds.rewards.judge.readouts import GenerateReadout, LikelihoodReadout
+from srum_ds.rewards.judge.readouts import LikelihoodReadout, writes
 from srum_ds.rewards.templates import load_template
 
 
@@ -68,7 +68,7 @@ class Work:
         if r.pool:
             cheap = replace(self.sampling, num_timesteps=r.pool_timesteps)
             flops += self.costs.draw_flops(prompt, r.pool, r.image_size, cheap, self.adapter)
-            flops += r.pool * self._ask_whole(Seen(prompt, (), 0, 1))
+            flops += r.pool * self._ask_whole(Seen(prompt, (), 0, 1)) if self.judging.asks_own else 0.0
         return flops
 
     # ---- judge
@@ -78,6 +78,8 @@ class Work:
 
         Not counted: phrases that the judge is asked for, replies that are asked for again, a second judge.
         """
+        if not self.judging.asks_own:
+            return self._propose(seen) if self.judging.judges_regions else 0.0
         return self._propose(seen) + self._ask_whole(seen) + self._ask_regions(seen)
 
     def _propose(self, seen: Seen) -> float:
@@ -122,7 +124,7 @@ class Work:
     def _read(self, size: tuple[int, int], questions: Sequence[str], texts: Sequence[str], written: int) -> float:
         """Questions about one image as the readout asks them; one of a user's own counts as ``logprob``."""
         readout = self.judging.readout
-        if isinstance(readout, GenerateReadout):
+        if writes(readout):
             return sum(self.costs.write_flops(size, question, written) for question in questions)
         if isinstance(readout, LikelihoodReadout):
             asked = questions if readout.ask else [""] * len(texts)

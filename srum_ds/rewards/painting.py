@@ -141,8 +141,9 @@ def paper_map(
 
     Per pixel: start at 0.5; inside each box max(old, (score + 1) / 2); then everything times
     (global + 1) / 2. Box edges are truncated to whole pixels towards 0 and clipped to the image, upper
-    edges exclusive; an empty box paints nothing. Bilinear resize (align_corners false, no antialias)
-    gives the tokens. Scores below 0 therefore have no effect: this map is kept for comparison.
+    edges exclusive; an empty box, or one with an edge that is not finite, paints nothing. Bilinear resize
+    (align_corners false, no antialias) gives the tokens. Scores below 0 therefore have no effect: this map is kept for
+    comparison.
 
     One departure: the release halves the map when the global score is missing. Here such an image
     gets weight 0, for the caller to mask. A failed (NaN) local score leaves the floor, as released.
@@ -162,7 +163,8 @@ def paper_map(
     height, width = image_hw
     pixels_NHW = torch.full((global_N.numel(), height, width), 0.5, device=global_N.device)
     sides_4 = torch.tensor([width, height, width, height], dtype=torch.float64, device=boxes_R4.device)
-    edges_R4 = boxes_R4.double() * sides_4
+    broken_R1 = ~torch.isfinite(boxes_R4).all(dim=1, keepdim=True)
+    edges_R4 = boxes_R4.double().masked_fill(broken_R1, 0.0) * sides_4
     whole_R4 = edges_R4.round()
     edges_R4 = torch.where((edges_R4 - whole_R4).abs() < 1e-3, whole_R4, edges_R4.trunc())
     edges_R4 = edges_R4.clamp(min=torch.zeros_like(sides_4), max=sides_4)

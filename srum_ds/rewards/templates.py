@@ -9,16 +9,16 @@ from pathlib import Path
 
 import jinja2
 from jinja2 import meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.rewards.question_language import QuestionEnvironment, rendered
 
 _VERSION = re.compile(r"\{#[^#]*?\bversion[ \t]+(?P<version>\d+(?:\.\d+)*)", re.IGNORECASE)
 PROMPTS_FOLDER = Path(__file__).parent / "questions"
 
-# Plain text, not HTML: escaping quotes would change the question. The sandbox keeps a template that
-# came with somebody's recipe from reaching Python.
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+# It keeps a template that came with somebody's recipe from reaching Python, and from taking for ever.
+_ENVIRONMENT = QuestionEnvironment()
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
                 f"judge template {self.name}, line {error.lineno}: {error.message}; correct the Jinja syntax"
+            ) from error
+        except (RecursionError, MemoryError, OverflowError, ValueError, SyntaxError) as error:
+            raise UserError(
+                f"judge template {self.name} cannot be compiled: {_said(error)}; correct the Jinja"
             ) from error
         said = _VERSION.search(self.text)
         object.__setattr__(self, "version", said["version"] if said else "")
@@ -79,12 +83,19 @@ class Template:
                 f"available: {', '.join(sorted(given)) or 'nothing'}"
             )
         try:
-            question = self._compiled.render(given).strip()
-        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError) as error:
-            raise UserError(f"judge template {self.name} cannot be rendered: {error}") from error
+            question = rendered(self._compiled, given).strip()
+        except Exception as error:
+            # Filters and methods of texts raise whatever suits them; a macro may call itself for ever.
+            raise UserError(
+                f"judge template {self.name} cannot be rendered: {_said(error)}; correct the Jinja"
+            ) from error
         if not question:
             raise UserError(f"judge template {self.name} renders to an empty question")
         return question
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def builtin_names() -> list[str]:
@@ -107,7 +118,7 @@ def load_template(path: str | Path) -> Template:
         own = PROMPTS_FOLDER / f"{file.name.removesuffix('.jinja')}.jinja"
         file = own if own.is_file() else file
     try:
-        raw = file.read_bytes()
+        raw = file_bytes(file)
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"judge template {file} is not UTF-8 text: {error}") from error

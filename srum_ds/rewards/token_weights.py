@@ -19,7 +19,7 @@ from srum_ds.types import Judged, Regions, Scores, TokenWeights
 def token_weights(kind: str, judged: Judged, reward: RewardConfig) -> TokenWeights:
     """The weights of a micro-batch, of the kind that an objective asks for (``Objective.weights``), on the CPU.
 
-    An image whose whole-image score failed does not count; for ``pair``, nor does one that is in no pair.
+    An image whose whole-image score failed, or that is not finite, does not count; nor, for ``pair``, one in no pair.
 
     Args:
         kind: "signed", "group", "positive", "pair" or "none".
@@ -27,7 +27,7 @@ def token_weights(kind: str, judged: Judged, reward: RewardConfig) -> TokenWeigh
         reward: ``reward.*`` of the recipe; "positive" has the released arithmetic instead.
     """
     scores, regions, samples = judged.scores, judged.regions, judged.samples
-    counts_N = torch.isfinite(scores.global_N)
+    counts_N = torch.isfinite(scores.global_N) & samples.finite_N
     image_hw = (int(samples.images_NCHW.shape[-2]), int(samples.images_NCHW.shape[-1]))
     if kind == "none":
         return TokenWeights(None, counts_N)
@@ -107,6 +107,14 @@ def group_advantages(global_N: Tensor, group_N: Tensor, valid_N: Tensor | None =
     return torch.nan_to_num(centre_in_groups(global_N, group_N, _group_count(group_N), eps), nan=0.0)
 
 
+def image_rewards(scores: Scores, reward: RewardConfig) -> Tensor:
+    """What the images are worth as wholes: global - missing_penalty * missing, [N] float32, NaN where global failed."""
+    reward_N = scores.global_N.float()
+    if scores.missing_N is None:
+        return reward_N
+    return reward_N - reward.missing_penalty * scores.missing_N.to(reward_N)
+
+
 def dense_weights(
     scores: Scores,
     regions: Regions,
@@ -144,9 +152,7 @@ def dense_weights(
         [N, h, w] float32 in [-1, 1].
     """
     global_N = scores.global_N
-    reward_N = global_N.float()
-    if scores.missing_N is not None:
-        reward_N = reward_N - reward.missing_penalty * scores.missing_N.to(reward_N)
+    reward_N = image_rewards(scores, reward)
     advantage_N = group_advantages(reward_N, group_N, eps=eps)
     centred_R = centre_in_groups(scores.local_R, group_N[regions.owner_R], _group_count(group_N), eps)
     local_Nhw = paint(regions.owner_R, regions.boxes_R4, centred_R, global_N.numel(), grid_hw, brush)
@@ -169,10 +175,7 @@ def raw_map(
     NaN over the whole of an image whose global score failed. What ``group_map`` compares.
     """
     local_Nhw = paint(regions.owner_R, regions.boxes_R4, scores.local_R, scores.global_N.numel(), grid_hw, brush)
-    whole_N = scores.global_N
-    if scores.missing_N is not None:
-        whole_N = whole_N - reward.missing_penalty * scores.missing_N
-    return reward.global_weight * whole_N[:, None, None] + reward.local_weight * local_Nhw
+    return reward.global_weight * image_rewards(scores, reward)[:, None, None] + reward.local_weight * local_Nhw
 
 
 def group_map(maps_Nhw: Tensor, group_N: Tensor, valid_N: Tensor | None = None, eps: float = 0.1) -> Tensor:

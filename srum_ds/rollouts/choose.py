@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from srum_ds.common import ranks
 from srum_ds.common.errors import UserError
 from srum_ds.config import Config, save_config
 from srum_ds.engine import Engine
+from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
+from srum_ds.prompts.prompt_set import prompt_folder
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rollouts.ahead import AheadSource
 from srum_ds.rollouts.collect import Collector
 from srum_ds.rollouts.header import check_rollouts, rollout_header
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter
 from srum_ds.rollouts.sources import OfflineSource, OnlineSource, RecordingSource, RoundSource, Source, round_length
+from srum_ds.types import Prompt
+
+SHOWN_PROBLEMS = 20
 
 
 def open_data(cfg: Config) -> PromptReader | RolloutReader:
     """The prompts to draw, or offline the rollouts to read. UserError where the folder is not whole."""
     if cfg.train.mode == "offline":
         return RolloutReader(Path(cfg.data.rollouts or ""))
-    return PromptReader(Path(cfg.data.shards), cfg.data.split)
+    return PromptReader(prompt_folder(cfg), cfg.data.split)
+
+
+def check_prompts(model: UnifiedModel, readers: Sequence[PromptReader]) -> None:
+    """Reads every prompt that a run could come to and has the model look at it; all ranks call it, the first looks.
+
+    So that a run stops before its first step and not in its thousandth. Raises UserError on all ranks, naming every
+    prompt that is empty or too long for the model, and for a shard that is not what its index says.
+    """
+
+    def look() -> None:
+        problems: list[str] = []
+        for reader in readers:
+            prompts = list(reader)
+            reader.close()
+            try:
+                model.check_prompts(prompts)
+            except UserError:
+                problems += [f"{reader.folder}, {reader.split}: {text}" for text in _refusals(model, prompts)]
+        if problems:
+            more = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+            raise UserError("\n".join([*problems[:SHOWN_PROBLEMS], *more]))
+
+    ranks.run_on_all_ranks(look, rank_zero=True)
+
+
+def _refusals(model: UnifiedModel, prompts: Sequence[Prompt]) -> list[str]:
+    """What the model says against each prompt that it does not take."""
+    found = []
+    for prompt in prompts:
+        try:
+            model.check_prompts([prompt])
+        except UserError as error:
+            found.append(str(error))
+    return found
 
 
 def choose_source(

@@ -15,7 +15,7 @@ import torch
 from srum_ds.common.seeds import SampleKeys
 from srum_ds.engine import Engine
 from srum_ds.models.protocol import Generator
-from srum_ds.types import Prompt, Samples
+from srum_ds.types import Prompt, Samples, all_finite
 
 
 def roll_out(
@@ -29,6 +29,8 @@ def roll_out(
 ) -> Samples:
     """Draws images of each prompt; the samples of a prompt stand next to each other.
 
+    An image with a pixel or a token that is not finite is NaN throughout: nobody judges it or learns from it.
+
     numbers: how many of each, or for each prompt the numbers of its samples. image_size: height, width in pixels.
     seed, step: of the run; they seed what is random about each image.
     """
@@ -38,6 +40,11 @@ def roll_out(
     keys = SampleKeys(seed, step, tuple((p.name, k) for p, k in zip(repeated, samples, strict=True)))
     grid = model.grid(*image_size)
     tokens, images_NCHW = model.generate(repeated, keys.of("rollout"), grid, sampling)
+    lost_N = ~all_finite(images_NCHW, tokens)
+    if bool(lost_N.any()):
+        # Half an image is none: no crop of it is judged either.
+        images_NCHW = images_NCHW.clone()
+        images_NCHW[lost_N.to(images_NCHW.device)] = torch.nan
     return Samples(
         prompts=tuple(prompts),
         group_N=torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(own) for own in each])),

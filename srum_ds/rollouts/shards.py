@@ -23,7 +23,8 @@ from webdataset import TarWriter
 
 from srum_ds.common import ranks
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import replacing, write_atomic
+from srum_ds.common.files import file_bytes, replacing, write_atomic
+from srum_ds.common.texts import parse_json
 from srum_ds.config.marks import find_template
 from srum_ds.prompts.shards import Shard, check_sizes, scan_tar, shard_from_json, shard_to_json
 from srum_ds.rollouts.codec import EXTENSIONS, decode, encode, sample_key
@@ -85,7 +86,7 @@ def load_index(folder: Path) -> Index:
     """Reads ``folder/index.jsonl``; a last line torn by a kill is no step. UserError on a bad index."""
     path = folder / INDEX
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = file_bytes(path).split(b"\n")
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: missing. {folder} is no folder of rollouts; write one with `srum-ds rollout`"
@@ -94,13 +95,14 @@ def load_index(folder: Path) -> Index:
         raise UserError(f"{path}: cannot be read ({error})") from error
     steps = {}
     try:
-        header = _read_header(json.loads(lines[0]))
+        header = _read_header(parse_json(lines[0]))
         # Every whole line ends in a newline, so what follows the last one was cut off.
         for line in lines[1:-1]:
-            item = json.loads(line)
+            item = parse_json(line)
             shards = tuple(shard_from_json(shard) for shard in item["shards"])
-            steps[item["step"]] = StepEntry(item["step"], item["policy"], shards)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            step = _count(item["step"], "step")
+            steps[step] = StepEntry(step, _count(item["policy"], "policy"), shards)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not an index of rollouts ({error!r}); {_COPY}") from error
     return Index(header, steps)
 
@@ -211,15 +213,18 @@ class RolloutReader:
         for start in range(places.start, places.stop, micro_batch_prompts):
             group = range(start, min(start + micro_batch_prompts, places.stop))
             keys = [sample_key(step, place, k) for place in group for k in range(self.header.images_per_prompt)]
-            lacking = [key for key in keys if key not in members]
-            if lacking:
-                raise UserError(f"{self.folder}: step {step} has no sample {lacking[0]}; {_COPY}")
             batches.append(decode([members[key] for key in keys], f"{self.folder}, step {step}"))
         return batches
 
     def _members(self, step: int, places: range) -> dict[str, dict[str, bytes]]:
         """Sample key -> extension -> bytes, of the places asked for."""
-        wanted = {sample_key(step, place, k) for place in places for k in range(self.header.images_per_prompt)}
+        there = {sample.key.partition(".")[0] for shard in self.index.steps[step].shards for sample in shard.samples}
+        wanted = set()
+        # One after the other: a damaged header may ask for more than memory holds.
+        for key in (sample_key(step, place, k) for place in places for k in range(self.header.images_per_prompt)):
+            if key not in there:
+                raise UserError(f"{self.folder}: step {step} has no sample {key}; {_COPY}")
+            wanted.add(key)
         found: dict[str, dict[str, bytes]] = {}
         for shard in self.index.steps[step].shards:
             own = [sample for sample in shard.samples if sample.key.partition(".")[0] in wanted]
@@ -234,7 +239,7 @@ class RolloutReader:
     def _verified(self, shard: Shard) -> bytes:
         path = self.folder / shard.file
         try:
-            data = path.read_bytes()
+            data = file_bytes(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {_COPY}") from error
         if hashlib.sha256(data).hexdigest() != shard.sha256:
@@ -254,9 +259,38 @@ def _read_header(head: dict[str, Any]) -> Header:
             key: find_template(value) if key.endswith("_template") and isinstance(value, str) else value
             for key, value in head.pop("settings").items()
         }
-        return Header(**{**head, "grid": tuple(head["grid"])}, tokens=tokens, settings=settings)
+        return _checked(Header(**{**head, "grid": tuple(head["grid"])}, tokens=tokens, settings=settings))
     spec = head.pop("tokens")
-    return Header(**{**head, "grid": tuple(head["grid"])}, tokens=TokenSpec(spec["kind"], spec["size"]))
+    return _checked(Header(**{**head, "grid": tuple(head["grid"])}, tokens=TokenSpec(spec["kind"], spec["size"])))
+
+
+def _checked(header: Header) -> Header:
+    """The header, whose every field is of its kind; ValueError naming one that is not."""
+    for name, value, least in (
+        ("prompts_per_step", header.prompts_per_step, 1),
+        ("images_per_prompt", header.images_per_prompt, 1),
+        ("tokens", header.tokens.size, 1),
+        ("seed", header.seed, None),
+        *(("grid", side, 1) for side in header.grid),
+    ):
+        if type(value) is not int or (least is not None and value < least):
+            raise ValueError(f"{name} is {value!r}")
+    if len(header.grid) != 2 or header.tokens.kind not in ("continuous", "discrete"):
+        raise ValueError(f"grid {header.grid!r}, tokens {header.tokens!r}")
+    if not isinstance(header.model, str):
+        raise ValueError(f"model is {header.model!r}")
+    for name, fields_of in (("settings", header.settings), ("judge", header.judge), ("made_by", header.made_by)):
+        if not isinstance(fields_of, dict):
+            raise ValueError(f"{name} is {fields_of!r}")
+        # A setting that is NaN differs from itself: nobody could go on with such a folder.
+        json.dumps(fields_of, allow_nan=False)
+    return header
+
+
+def _count(value: Any, name: str) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def _header_line(header: Header) -> str:

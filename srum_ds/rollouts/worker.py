@@ -4,7 +4,8 @@
     deepspeed [launcher flags] --module srum_ds.rollouts.worker rescore DIR DIR2 key=value ...
 
 Nothing trains here, so that every rank holds the whole model and no optimiser; ranks meet only to commit a
-step. Whatever step the folder holds already is not made again.
+step. Whatever step the folder holds already is not made again. A rank that hangs ends the job as in training
+(``limits.*``), with heartbeats and stacks in the folder.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from srum_ds.common import ranks
 from srum_ds.common.clock import Clock
 from srum_ds.common.errors import UserError, guarded
 from srum_ds.common.files import weights_sha256
+from srum_ds.common.phases import PHASES
 from srum_ds.config import Config, check_world, load_config, save_config, split_arguments
 from srum_ds.config.messages import refuse_others
 from srum_ds.engine import choose_device, compute_device, leave_distributed, start_distributed
@@ -31,17 +33,19 @@ from srum_ds.models import load_model
 from srum_ds.models.fused import start_kernels
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
+from srum_ds.monitoring.watchdog import watched
+from srum_ds.prompts.prompt_set import prompt_folder
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.host import JudgeHost
 from srum_ds.rewards.judge.pipeline import JudgePipeline
+from srum_ds.rollouts.choose import check_prompts
 from srum_ds.rollouts.collect import Collector, sampling_of, to_device
+from srum_ds.rollouts.counting import tell_losses
 from srum_ds.rollouts.header import rollout_header
+from srum_ds.rollouts.rescoring import KEPT as KEPT
+from srum_ds.rollouts.rescoring import RESCORABLE as RESCORABLE
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter
 from srum_ds.types import Judged
-
-RESCORABLE = ("judge", "regions", "reward", "log", "deepspeed", "model.path", "rollout.micro_batch_prompts")
-"""Sections and settings that ``rescore`` may be given."""
-KEPT = "rescoring keeps the images as they were drawn; `srum-ds rollout` draws others."
 
 
 @torch.no_grad()
@@ -52,17 +56,24 @@ def rollout(cfg: Config, out: Path) -> None:
     prompts, same seeds. Raises UserError on bad input and for a folder of other settings.
     """
     check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
-    prompts = PromptReader(Path(cfg.data.shards), cfg.data.split)
+    prompts = PromptReader(prompt_folder(cfg), cfg.data.split)
     judging = JudgePipeline(cfg, out).ready()
     device = join_ranks()
-    with only_writer(out):
+    with only_writer(out), watched(out, ranks.rank(), cfg.limits) as dog:
         collector = whole_collector(cfg, judging, device)
+        check_prompts(collector.model, [prompts])
         writer = open_writer(collector, out)
         for step in unfinished(writer, range(cfg.train.steps)):
+            PHASES.enter("data", step + 1)
             own = prompts.batch(step, cfg.rollout.prompts_per_step, cfg.run.seed, ranks.rank(), ranks.world_size())
             with ExitStack() as held:
                 batches = collector.collect(own, step, Clock(), held)
+            # Here the ranks meet.
+            PHASES.enter("save")
+            tell_losses(step, batches, cfg.judge.max_failed_share, judging.readout.cure, say)
             writer.write(step, 0, batches)
+        dog.stop(0)
+        dog.leave_nothing()
 
 
 @torch.no_grad()
@@ -79,14 +90,21 @@ def rescore(source: Path, out: Path, overrides: Sequence[str]) -> None:
     reader.check(range(0))
     judging = JudgePipeline(cfg)
     device = join_ranks()
-    with only_writer(out):
+    with only_writer(out), watched(out, ranks.rank(), cfg.limits) as dog:
         ranks.run_on_all_ranks(lambda: check_model(cfg, reader), rank_zero=True)
         collector = whole_collector(cfg, judging, device)
         writer = open_writer(collector, out)
         anew = any(word.startswith("regions.") for word in overrides)
         for step in unfinished(writer, sorted(reader.index.steps)):
-            batches = judge_again(collector, read_together(cfg, reader, step), anew)
+            PHASES.enter("data", step + 1)
+            kept = read_together(cfg, reader, step)
+            PHASES.enter("judge")
+            batches = judge_again(collector, kept, anew)
+            PHASES.enter("save")
+            tell_losses(step, batches, cfg.judge.max_failed_share, judging.readout.cure, say)
             writer.write(step, reader.policy(step), batches)
+        dog.stop(0)
+        dog.leave_nothing()
 
 
 # ---- the pieces
@@ -132,11 +150,11 @@ def read_together(cfg: Config, reader: RolloutReader, step: int) -> list[Judged]
 
 
 def judge_again(collector: Collector, kept: Sequence[Judged], anew: bool) -> list[Judged]:
-    """The same images with other scores, and with other boxes where ``anew``."""
+    """The same images with other scores, and with other boxes where ``anew``, or with none where nobody judges any."""
     model: UnifiedModel = collector.model
     kept = [to_device(old, model.device) for old in kept]
     with model.judging():
-        if anew:
+        if anew or not collector.judging.judges_regions:
             return collector.judging.judged_together(model, [old.samples for old in kept])
         scores = collector.judging.scores_together(model, [(old.samples, old.regions) for old in kept])
     return [replace(old, scores=said) for old, said in zip(kept, scores, strict=True)]
@@ -161,15 +179,19 @@ def only_writer(out: Path) -> Iterator[None]:
 
 def unfinished(writer: RolloutWriter, steps: Sequence[int]) -> Iterator[int]:
     """The steps still to be made, and a line now and then that says how far they are."""
-    console = Console()
     todo = [step for step in steps if step not in writer.index.steps]
     every = max(1, len(todo) // 20)
     for done, step in enumerate(todo, start=1):
         yield step
         if ranks.rank() == 0 and (done % every == 0 or done == len(todo)):
-            console.print(f"{writer.folder}: {done} of {len(todo)} steps written", soft_wrap=True, highlight=False)
+            say(f"{writer.folder}: {done} of {len(todo)} steps written")
     if ranks.rank() == 0:
-        console.print(f"{writer.folder}: holds {len(writer.index.steps)} steps", soft_wrap=True, highlight=False)
+        say(f"{writer.folder}: holds {len(writer.index.steps)} steps")
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -177,7 +199,8 @@ def main(arguments: Sequence[str]) -> int:
     words = [word for word in arguments if not word.startswith("--local_rank")]
     command, first, rest = words[0], Path(words[1]), words[2:]
     if command == "rescore":
-        rescore(first, Path(rest[0]), rest[1:])
+        out, overrides = Path(rest[0]), rest[1:]
+        rescore(first, out, overrides)
     else:
         recipe, overrides = split_arguments(rest)
         rollout(load_config(recipe, overrides), first)

@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from srum_ds.common import foreign
 from srum_ds.common.errors import UserError
+from srum_ds.common.given import given, is_given
 from srum_ds.common.registry import load_attribute
 from srum_ds.types import Failure, Prompt, Samples, Scores, Status
 
@@ -19,28 +21,38 @@ Scorer = Callable[[Tensor, Sequence[Prompt]], Any]
 
 
 def load_function(name: str) -> Scorer:
-    """The function that ``module:function`` or ``file.py:function`` names. UserError where there is none."""
+    """The function that ``module:function``, ``file.py:function`` or ``python:name`` names. UserError for none."""
+    if is_given(name):
+        return given(name, "judge.external")
     found = load_attribute(name, "judge.external")
     if not callable(found):
         raise UserError(f"judge.external={name}: is {type(found).__name__}, expected a function")
     return cast(Scorer, found)
 
 
-def function_scores(function: Scorer, name: str, samples: Samples) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
-    """A function's scores of N images: (score_N float32, status_N int64, failures).
-
-    NaN is FAILED; what lies off [-1, 1] is CLAMPED. Raises UserError where it does not give N numbers.
-    """
-    prompts = samples.prompt_of_each()
-    score_N = torch.as_tensor(function(samples.images_NCHW, prompts)).detach().float().cpu()
-    if tuple(score_N.shape) != (len(prompts),):
-        raise UserError(f"judge.external={name}: gave {tuple(score_N.shape)} for {len(prompts)} pictures")
+def given_scores(function: Scorer, name: str, images_NCHW: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """A function's scores of N images or crops: (score_N float32, status_N int64); see ``function_scores``."""
+    what = f"judge.external={name}"
+    count = len(prompts)
+    found = foreign.run(what, lambda: function(images_NCHW.clone(), foreign.copied(prompts)))
+    score_N = foreign.numbers(what, found, count, f"a tensor or a list of {count} scores in [-1, 1] (NaN: no score)")
     status_N = torch.full(score_N.shape, int(Status.PARSED))
     status_N[score_N.abs() > 1] = int(Status.CLAMPED)
     status_N[score_N.isnan()] = int(Status.FAILED)
+    return score_N.clamp(-1.0, 1.0), status_N
+
+
+def function_scores(function: Scorer, name: str, samples: Samples) -> tuple[Tensor, Tensor, tuple[Failure, ...]]:
+    """A function's scores of N images: (score_N float32, status_N int64, failures).
+
+    It is given copies of images and prompts. NaN is FAILED; what lies off [-1, 1] is CLAMPED. Raises UserError, which
+    names the function, where it raises anything or does not give N finite numbers.
+    """
+    prompts = samples.prompt_of_each()
+    score_N, status_N = given_scores(function, name, samples.images_NCHW, prompts)
     failed = score_N.isnan().nonzero().flatten().tolist()
     failures = tuple(Failure(n, -1, prompts[n].text, "nan", name) for n in failed)
-    return score_N.clamp(-1.0, 1.0), status_N, failures
+    return score_N, status_N, failures
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,28 @@ def opinion_of_wholes(
     return Opinion(name, weight, score_N, status_N, said, status_N, failures)
 
 
-def mix(own: Scores, opinions: Sequence[Opinion]) -> Scores:
+def with_regions(opinion: Opinion, scores: Scores) -> Opinion:
+    """The same with what that judge says of the regions: ``scores``, which say nothing of the whole images."""
+    statuses = [status_Q for status_Q in (opinion.status_Q, scores.status_Q) if status_Q is not None]
+    images = len(opinion.score_N)
+    return replace(
+        opinion,
+        said=(*opinion.said[:images], *scores.raw[images:]),
+        status_Q=torch.cat(statuses) if len(statuses) == 2 else None,
+        failures=(*opinion.failures, *scores.failures),
+        scores=scores,
+    )
+
+
+def mix(own: Scores, opinions: Sequence[Opinion], asked: bool = True) -> Scores:
     """Own and other judges' scores by weight: (1 - sum_k w_k) own + sum_k w_k other_k; FAILED where any failed.
 
     Regions are mixed likewise over those who judge regions; for the others' weight the own judge counts. Phrases are
     the own judge's; missing shares are mixed where all who judge regions have them. Requests, failures and replies are
     those of all. ``by_judge`` has what each said of the whole images.
+
+    asked: whether ``own`` is an opinion at all. If not, the others have all of every score (those who judge regions, in
+    proportion to their weights), phrases are those of the first who judges regions, and ``by_judge`` has no ``own``.
     """
     if not opinions:
         return own
@@ -93,6 +121,13 @@ def mix(own: Scores, opinions: Sequence[Opinion]) -> Scores:
         weights,
     )
     regional = [(opinion.scores, opinion.weight) for opinion in opinions if opinion.scores is not None]
+    if not asked:
+        total = math.fsum(weight for _, weight in regional)
+        regional = [(scores, weight / total) for scores, weight in regional if weight > 0]
+        if regional:
+            own = replace(own, phrase_R=regional[0][0].phrase_R)
+        if regional and all(scores.missing_N is not None for scores, _ in regional):
+            own = replace(own, missing_N=torch.zeros_like(own.global_N))
     local_R, local_status_R = mix_levels(
         [own.local_R, *(scores.local_R for scores, _ in regional)],
         [own.local_status_R, *(scores.local_status_R for scores, _ in regional)],
@@ -114,7 +149,7 @@ def mix(own: Scores, opinions: Sequence[Opinion]) -> Scores:
         raw=_joined(own.raw, opinions),
         status_Q=torch.cat(known) if len(known) == len(statuses) else None,
         failures=(*own.failures, *(failure for opinion in opinions for failure in opinion.failures)),
-        by_judge={"own": own.global_N} | {opinion.name: opinion.score_N for opinion in opinions},
+        by_judge=({"own": own.global_N} if asked else {}) | {one.name: one.score_N for one in opinions},
     )
 
 
@@ -141,5 +176,5 @@ def _joined(raw: tuple[str, ...], opinions: Sequence[Opinion]) -> tuple[str, ...
     texts = list(raw)
     for opinion in opinions:
         for k, said in enumerate(opinion.said[: len(texts)]):
-            texts[k] += f" | {said}"
+            texts[k] += f" | {said}" if texts[k] else said
     return tuple(texts)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import are_finite
 from srum_ds.models.protocol import Judge
-from srum_ds.rewards.judge.readouts import GenerateReadout, Readout, Replies, Request
+from srum_ds.rewards.judge.readouts import Readout, Replies, Request, writes
 from srum_ds.rewards.regions import crop
 from srum_ds.rewards.templates import Template
 from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
@@ -69,13 +70,17 @@ def assign_phrases(scores_RP: np.ndarray, counts: Sequence[int]) -> Assignment:
     shown = np.zeros(len(places), dtype=bool)
     if len(places) and scores_RP.shape[0]:
         known = np.nan_to_num(scores_RP, nan=0.0)[:, places]
-        rows, columns = linear_sum_assignment(known, maximize=True)
+        rows, columns = scipy.optimize.linear_sum_assignment(known, maximize=True)
         phrase[rows] = places[columns]
         shown[columns] = known[rows, columns] > 0
     unknown = np.isnan(scores_RP).any(axis=0)
     missing = ~shown & ~unknown[places] if scores_RP.shape[0] else ~shown
     share = float(missing.mean()) if len(places) else 0.0
     return Assignment(phrase=tuple(int(p) for p in phrase), missing=share)
+
+
+NOT_FINITE = "(the picture is not finite)"
+"""Stands for the reply about a picture that could not be drawn."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def judge_together(judge: Judge, batches: Sequence[tuple[Samples, Regions]], ask
         UserError: a prompt without phrases that has crops, or bad counts.
         ValueError: prompts that do not match the groups, or a judge that breaks its protocol.
     """
-    part_of = _about_boxes if asking.regional == "boxes" else _about_crops
+    part_of = _about_boxes if asking.regional == "boxes" else about_crops
     asked: list[Asked] = []
     for samples, regions in batches:
         images = list(samples.images_NCHW)
@@ -177,8 +182,40 @@ def ask_all(judge: Judge, groups: Sequence[Asked], readout: Readout, batch: int)
     Answers that are read: group by group, ``batch`` pictures in a call. Replies that are written: one call for all
     groups, since it takes as long as its longest reply; ``GenerateReadout`` bounds how many are written at once. A
     picture (tensor) that stands in several groups is read once.
+
+    Requests about a picture that is not finite are FAILED, whatever the judge would say.
     """
-    if not isinstance(readout, GenerateReadout):
+    lost = [_lost(group.pictures) for group in groups]
+    shown = [replace(group, pictures=_shown(group.pictures, own)) for group, own in zip(groups, lost, strict=True)]
+    replies = _ask_all(judge, shown, readout, batch)
+    return [_failed(said, group, own) for said, group, own in zip(replies, groups, lost, strict=True)]
+
+
+def _lost(pictures: Sequence[Tensor]) -> list[bool]:
+    """Of each picture whether any of its numbers is not finite."""
+    return [not whole for whole in are_finite(pictures)]
+
+
+def _shown(pictures: Sequence[Tensor], lost: Sequence[bool]) -> list[Tensor]:
+    """The pictures, with zeros for what is not finite; the others are the very same tensors."""
+    return [p.nan_to_num(0.0, 0.0, 0.0) if gone else p for p, gone in zip(pictures, lost, strict=True)]
+
+
+def _failed(replies: Replies, group: Asked, lost: Sequence[bool]) -> Replies:
+    """The replies, FAILED where the picture is lost."""
+    if not any(lost):
+        return replies
+    counts = [sum(request.scores for request in about) for about in group.requests]
+    lost_Q = torch.tensor([gone for gone, count in zip(lost, counts, strict=True) for _ in range(count)])
+    return Replies(
+        replies.score_Q.masked_fill(lost_Q, torch.nan),
+        replies.status_Q.masked_fill(lost_Q, int(Status.FAILED)),
+        tuple(NOT_FINITE if gone else said for said, gone in zip(replies.raw, lost_Q.tolist(), strict=True)),
+    )
+
+
+def _ask_all(judge: Judge, groups: Sequence[Asked], readout: Readout, batch: int) -> list[Replies]:
+    if not writes(readout):
         return [_read_in_parts(judge, group, readout, batch) for group in groups]
     pictures = {id(picture): picture for group in groups for picture in group.pictures}
     place = {key: number for number, key in enumerate(pictures)}
@@ -219,7 +256,7 @@ def _about_images(samples: Samples, images: Sequence[Tensor], asking: Asking) ->
     return Asked(images, requests, range(len(images)), [-1] * len(images))
 
 
-def _about_crops(samples: Samples, images: Sequence[Tensor], regions: Regions, asking: Asking) -> Asked:
+def about_crops(samples: Samples, images: Sequence[Tensor], regions: Regions, asking: Asking) -> Asked:
     """Each crop against each phrase of its prompt."""
     del images
     prompts, names = samples.prompt_of_each(), _names(samples)
@@ -283,7 +320,7 @@ def _scores(samples: Samples, asking: Asking, groups: Sequence[Asked], replies: 
         status_Q=torch.cat([whole.status_Q, part.status_Q]),
         failures=(*_failures(whole, groups[0], asking.whole), *_failures(part, groups[1], asking.part)),
     )
-    return local if asking.regional == "boxes" else _settle(local, samples, groups[1], part, asking.surplus_penalty)
+    return local if asking.regional == "boxes" else settle(local, samples, groups[1], part, asking.surplus_penalty)
 
 
 def _label(template: Template | None) -> str:
@@ -298,7 +335,7 @@ def _failures(replies: Replies, group: Asked, template: Template | None) -> tupl
     )
 
 
-def _settle(said: Scores, samples: Samples, group: Asked, replies: Replies, surplus_penalty: float) -> Scores:
+def settle(said: Scores, samples: Samples, group: Asked, replies: Replies, surplus_penalty: float) -> Scores:
     """From the answers, crop by crop and phrase by phrase, to one score a region."""
     prompts = samples.prompt_of_each()
     score_Q, status_Q = replies.score_Q, replies.status_Q

@@ -6,30 +6,39 @@ Nothing here communicates between ranks; each rank asks about its own images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.foreign import Thread
+from srum_ds.common.given import is_given
 from srum_ds.config import Config, ExternalJudge, externals_of
+from srum_ds.config.external import own_share
 from srum_ds.judges import Ask, JudgeSettings, PictureJudge, Question, Reply, load_judge
 from srum_ds.judges.pictures import encode_png
 from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import Judge
+from srum_ds.rewards.judge.crops import judge_crops
 from srum_ds.rewards.judge.external import (
     Opinion,
+    Scorer,
     function_scores,
+    given_scores,
     load_function,
     opinion_of_all,
     opinion_of_wholes,
+    with_regions,
 )
 from srum_ds.rewards.judge.judge import Asking, judge_together
 from srum_ds.rewards.judge.parsing import parse_reply
 from srum_ds.rewards.templates import Template, load_template
-from srum_ds.types import Failure, Regions, Samples, Status
+from srum_ds.types import Failure, Prompt, Regions, Samples, Scores, Status
 
 
 @runtime_checkable
@@ -47,16 +56,41 @@ class Asked(Protocol):
 
 
 class FunctionJudge:
-    """A Python function of images and prompts. UserError where there is none."""
+    """A Python function of images and prompts, and perhaps one of crops and phrases. UserError where there is none.
+
+    One that a Python program has to hand over (``common.given``) is looked for when it is first called, or by
+    ``ready``: an evaluation of its run does without.
+    """
 
     def __init__(self, spec: ExternalJudge) -> None:
         self.spec = spec
-        self.function = load_function(spec.function)
+        self.function: Scorer | None = None if is_given(spec.function) else load_function(spec.function)
+        self.crops = load_function(spec.crops) if spec.crops and not is_given(spec.crops) else None
+
+    def ready(self) -> None:
+        """Looks for the functions. UserError for one that is not there."""
+        self.function = self.function or load_function(self.spec.function)
+        if self.spec.crops:
+            self.crops = self.crops or load_function(self.spec.crops)
 
     def opinion(self, samples: Samples) -> Opinion:
         """See ``Asked``."""
+        self.ready()
+        assert self.function is not None
         scored = function_scores(self.function, self.spec.function, samples)
         return opinion_of_wholes(self.spec.name, self.spec.weight, *scored)
+
+    def about_crops(self, samples: Samples, regions: Regions, asking: Asking) -> Scores:
+        """What its function of crops says of the regions; see ``judge_crops``."""
+        self.ready()
+        crops = self.crops
+        assert crops is not None
+
+        def score(crop_QCHW: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+            return given_scores(crops, self.spec.crops, crop_QCHW, prompts)
+
+        with torch.no_grad():
+            return judge_crops(samples, regions, asking, score, self.spec.crops)
 
 
 class ServerJudge:
@@ -133,17 +167,33 @@ class CheckpointJudge:
         return [opinion_of_all(self.spec.name, self.spec.weight, scores) for scores in found]
 
 
+def opinion_of_finite(judge: Asked, samples: Samples) -> Opinion:
+    """What a judge says, FAILED for images that are not finite, which it never sees."""
+    opinion = judge.opinion(samples.finite())
+    lost_N = ~samples.finite_N
+    if not bool(lost_N.any()):
+        return opinion
+    status_N = opinion.status_N.masked_fill(lost_N, int(Status.FAILED))
+    status_Q = status_N if opinion.status_Q is opinion.status_N else opinion.status_Q
+    return replace(
+        opinion, score_N=opinion.score_N.masked_fill(lost_N, torch.nan), status_N=status_N, status_Q=status_Q
+    )
+
+
 Sent = tuple[Future[Opinion], ...]
 """What the judges outside that are asked in threads will say of a micro-batch, in the recipe's order."""
 
 
 class Externals:
-    """The judges that ``judge.external`` lists. UserError for one that is not there."""
+    """The judges that ``judge.external`` lists. UserError for one that is not there.
+
+    own_share: what the model's own judge has of every score beside them; at 0 it is not asked.
+    """
 
     def __init__(self, cfg: Config) -> None:
         written = str(cfg.written("judge.external"))
         self.judges: list[FunctionJudge | ServerJudge | CheckpointJudge] = []
-        for spec in externals_of(cfg.judge):
+        for spec in externals_of(cfg.judge, cfg.reads_environment("judge.external")):
             if spec.kind == "function":
                 self.judges.append(FunctionJudge(spec))
             elif spec.kind == "http":
@@ -153,13 +203,31 @@ class Externals:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``own`` and the names of the judges, as in ``Scores.by_judge``; empty where there is none beside the own."""
-        return ("own", *(judge.spec.name for judge in self.judges)) if self.judges else ()
+        """The names of the judges as in ``Scores.by_judge``, ``own`` first if it is asked; empty without others."""
+        own = ("own",) if self.own_share > 0 else ()
+        return (*own, *(judge.spec.name for judge in self.judges)) if self.judges else ()
+
+    @property
+    def own_share(self) -> float:
+        """What the model's own judge has of every score, in [0, 1]."""
+        return own_share([judge.spec for judge in self.judges])
+
+    @property
+    def judge_regions(self) -> bool:
+        """Whether any of them judges regions."""
+        return any(judge.spec.judges_regions for judge in self.judges)
+
+    def ready(self) -> None:
+        """UserError for a function that a Python program has to hand over and has not."""
+        for judge in self.judges:
+            if isinstance(judge, FunctionJudge):
+                judge.ready()
 
     def send(self, samples: Samples) -> Sent:
         """Has those asked that are asked in threads."""
         return tuple(
-            self._threads[k].submit(torch.no_grad()(judge.opinion), samples) for k, judge in enumerate(self._asked)
+            self._threads[k].submit(torch.no_grad()(opinion_of_finite), judge, samples)
+            for k, judge in enumerate(self._asked)
         )
 
     def opinions(self, batches: Sequence[tuple[Samples, Regions]], asking: Asking) -> list[list[Opinion]]:
@@ -167,14 +235,25 @@ class Externals:
         found = [judge.opinions(batches, asking) for judge in self.judges if isinstance(judge, CheckpointJudge)]
         return [[of_one[k] for of_one in found] for k in range(len(batches))]
 
+    def about_regions(
+        self, answers: Sequence[Opinion], samples: Samples, regions: Regions, asking: Asking
+    ) -> list[Opinion]:
+        """The answers to ``send``, with what those functions that judge crops say of the regions."""
+        return [
+            with_regions(answer, judge.about_crops(samples, regions, asking))
+            if isinstance(judge, FunctionJudge) and judge.spec.crops
+            else answer
+            for judge, answer in zip(self._asked, answers, strict=True)
+        ]
+
     @property
     def _asked(self) -> list[Asked]:
         return [judge for judge in self.judges if isinstance(judge, Asked)]
 
     @cached_property
-    def _threads(self) -> list[ThreadPoolExecutor]:
+    def _threads(self) -> list[Thread]:
         # One each: nobody said that a function may run beside itself, and a server has its own.
-        return [ThreadPoolExecutor(1, f"judge-{judge.spec.name}") for judge in self._asked]
+        return [Thread(f"judge-{judge.spec.name}") for judge in self._asked]
 
 
 def _template(spec: ExternalJudge, cfg: Config) -> Template:

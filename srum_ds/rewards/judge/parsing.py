@@ -2,58 +2,102 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
+from srum_ds.rewards.judge.json_replies import regions_in_json, score_in_json
+from srum_ds.rewards.replies import after_thinking, in_ascii
 from srum_ds.types import Status
-
-_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2014": "-", "\uff0d": "-"})
 
 # A number that ends here: "0.7" in "0.7." counts, in "0.7x", "0.7.1" or "0,7" (decimal comma, which
 # would read as 0) it does not. Possessive digits keep the engine from settling for a part of it.
 _NUMBER = r"(?P<value>[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?+)(?![\w]|[.,]\d)"
-_OVER = r"(?:\s*(?:/|out\s+of)\s*(?P<over>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d)|\s*(?P<percent>%))"
+_TOP = r"(?P<over>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d)"
+# The scale beside a number: /10, of 10, out of a possible 10, (out of 10), (good)/10, on a scale from 0 to 10, %.
+_OVER = (
+    r"(?:(?:[ \t]*\([^()\d\n]{1,30}\))?\s*[(\[]?\s*(?:points?\s+)?(?:/|(?:out\s+)?of)\s*"
+    + r"(?:an?\s+(?:possible|maximum)\s+)?"
+    + _TOP
+    + r"|\s*(?P<percent>%|per\s?cent\b)"
+    + r"|[\s,]*\(?(?:on|in)\s+a\s+scale\s+(?:from|of)\s+(?:[01]\s*(?:to|-)\s*)?"
+    r"(?P<scaled>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d))"
+)
 _RATING = rf"{_NUMBER}{_OVER}?+"
-_NOT_A_RANGE = r"(?!\s*(?:to\b|\.\.|\u2026)\s*[-+]?[\d.]|\s*,\s*[-+]?[\d.]+\s*[\])])"
-_DECORATION = r"[\s*_`~\"'\[\](){}<>$\\#|:=]*"
+# Neither the beginning of a range ("0.5-0.8", "-1 to 1", "[-1, 1]") nor of a date or a time.
+_NOT_A_RANGE = (
+    r"(?!\s*(?:to\b|\.\.|\u2026)\s*[-+]?[\d.]|\s*,\s*[-+]?[\d.]+\s*[\])]|[/:]\d|-\.?\d"
+    r"|[ \t]+-[ \t]*[-+]?\.?\d[\d.]*+(?![ \t]*[^\W\d]))"
+)
+_DECORATION = r"[\s*_`~\"'\[\](){}<>$\\#|:=]*+"
 _BOXED = r"(?:\\?boxed\{)?"
 
 # What a sentence or a heading may put before the word that counts.
 _FINAL = r"\b(?:final|overall|total)\b[\s*_]{1,6}"
 
 # Score: / **Score**: / Score (from -1 to 1) = / a heading "Score" with the number below it
-_LABEL = r"\bscore\b(?:[^\n:=]{0,40}[:=]|[*_]*[ \t]*\n)"
+_LABEL = r"\bscore\b(?:(?P<said>[^\n:=]{0,40})[:=]|[*_]*+[ \t]*+\n)"
+_PLAIN_LABEL = _LABEL.replace("?P<said>", "?:")
 _SAID = r"\bscore\s+(?:is|of|would\s+be)\b"
 
-_LABELLED = re.compile(_LABEL, re.IGNORECASE)
-_PATTERNS = tuple(
+_LABELLED = re.compile(_PLAIN_LABEL, re.IGNORECASE)
+_LABELLED_SCORES = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"{_FINAL}(?:{_LABEL}|{_SAID}){_DECORATION}{_BOXED}{_RATING}{_NOT_A_RANGE}",
         rf"(?:{_LABEL}|{_SAID}){_DECORATION}{_BOXED}{_RATING}{_NOT_A_RANGE}",
+    )
+)
+_BARE_SCORES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
         # **0.7**
         rf"\*\*\s*{_RATING}\s*\*\*",
         # [0.7], (0.7), \boxed{0.7}; a list such as [-1, 1] is a range, not a score
         rf"[\[({{]\s*{_RATING}\s*[\])}}]",
         # 3/5 or 3 out of 5 anywhere
-        rf"(?<![\w./,]){_NUMBER}\s*(?:/|out\s+of)\s*(?P<over>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d)",
+        rf"(?<![\w./,]){_NUMBER}\s*(?:/|out\s+of)\s*{_TOP}",
         # nothing but the number
         rf"\A{_DECORATION}{_RATING}{_DECORATION}\.?{_DECORATION}\Z",
     )
 )
+# The line that the questions ask for, and the beginning of one.
+_LINE_LABEL = rf"^[ \t>*_`#-]*+(?:(?:final|overall|total)[ \t*_]+)?{_LABEL}"
+_VERDICT = re.compile(
+    rf"{_LINE_LABEL}[ \t*_`\"'\[\](){{}}<>$\\|]*+{_BOXED}{_RATING}[ \t*_`~\"'\[\](){{}}<>$\\|,]*+\.?[ \t*_`]*+$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_VERDICT_BEGINS = re.compile(r"^[ \t>*_`#-]*+(?:(?:final|overall|total)[ \t*_]+)?score[ \t*_]*+[:=]", re.IGNORECASE)
+# What a label says of the scale: (out of 10), (0-10), [0, 10], (from -1 to 1), (%).
+_SPAN = re.compile(r"(?P<low>[-+]?\d++(?:\.\d++)?+)\s*(?:-|to|,|\.\.+|\u2026|and)\s*(?P<high>[-+]?\d++(?:\.\d++)?+)")
+_SPAN_TOP = re.compile(rf"(?:/|\bof)\s*{_TOP}", re.IGNORECASE)
+_SPAN_PERCENT = re.compile(r"%|\bper\s?cent", re.IGNORECASE)
+# A scale that the reply speaks of elsewhere.
+_OTHER_SCALE = re.compile(
+    r"\bscale\s+(?:of|from)\s+(?:[01]\s*(?:to|-)\s*)?(?P<top>\d+)\b|\b(?P<points>\d+)[ -]point\s+scale\b", re.IGNORECASE
+)
+_OUT_OF = re.compile(r"(?<![\w.])(?P<value>\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*(?P<top>\d+)\b", re.IGNORECASE)
+_FAILED = (math.nan, Status.FAILED)
 
 
 def parse_score(text: str, low: float = -1.0, high: float = 1.0) -> tuple[float, Status]:
     """Reads the score out of a written reply.
 
-    Only what follows the last ``</think>`` counts; a reply still thinking has no score. Looked for,
-    in this order: the number after a "final score", "overall score" or "total score" label, the first
+    Only what follows the thinking counts; a reply still thinking has no score. Digits and signs of other scripts are
+    read as their ASCII forms. The verdict stands where the questions demand it: the key ``score`` of a reply in
+    JSON, or the last line that is nothing but "Score: X". Where there is neither, looked for are, in this order: the
+    number after a "final score", "overall score" or "total score" label, the first
     number after a "score" label (what follows it explains it), a bold number, a bracketed number, a fraction
     ("3/5" and "3 out of 5" are 0.6, "60%" likewise), a reply that is nothing but a number. Numbers in
-    running text are not scores ("I see 3 dogs"), nor does anything stand in for a label without a
-    number ("Score: N/A").
+    running text are not scores ("I see 3 dogs"), nor are ranges, dates and times, nor does anything stand in for a
+    label without a number ("Score: N/A").
+
+    A scale said beside the number or in its label counts: "Score (out of 10): 7" is 0.7. A number of 1 or more in a
+    reply that speaks of another scale elsewhere is no score, as nobody knows what it means.
 
     Args:
         text: the judge's reply.
@@ -63,15 +107,39 @@ def parse_score(text: str, low: float = -1.0, high: float = 1.0) -> tuple[float,
         (score, PARSED), (the nearer end of the scale, CLAMPED) when the number lies outside it, or
         (NaN, FAILED) when there is none. A score of 0 always means that the judge said 0.
     """
-    reply = _after_thinking(text)
-    if reply is None:
-        return math.nan, Status.FAILED
-    patterns = _PATTERNS[:2] if _LABELLED.search(reply) else _PATTERNS
-    for pattern in patterns:
+    rest = after_thinking(text)
+    if rest is None:
+        return _FAILED
+    reply = in_ascii(rest)
+    written = score_in_json(reply)
+    if written is not None:
+        found = _JSON_RATING.match(written)
+        return _FAILED if found is None else _on_scale(found, low, high, reply)
+    verdicts = list(_VERDICT.finditer(reply))
+    lines = [line for line in reply.splitlines() if line.strip(" \t`*_")]
+    if lines and _VERDICT_BEGINS.match(lines[-1]):
+        # The line that was asked for: what stands before it is no verdict, whatever it says.
+        found = _VERDICT.search(lines[-1]) or _LABELLED_SCORES[1].search(lines[-1])
+        return _FAILED if found is None else _on_scale(found, low, high, reply)
+    if verdicts:
+        # A sentence behind it may still change it: "The final score is 0.6."
+        found = _LABELLED_SCORES[0].search(reply, verdicts[-1].end()) or verdicts[-1]
+        return _on_scale(found, low, high, reply)
+    for pattern in _LABELLED_SCORES:
         found = pattern.search(reply)
         if found is not None:
-            return _on_scale(found, low, high)
-    return math.nan, Status.FAILED
+            return _on_scale(found, low, high, reply)
+    if _LABELLED.search(reply):
+        return _FAILED
+    for pattern in _BARE_SCORES:
+        scores = {_on_scale(found, low, high, reply) for found in islice(pattern.finditer(reply), 8)}
+        if scores:
+            # Footnotes, years, "24/7": what no label calls a score and lies off the scale is none, nor are several.
+            return scores.pop() if len(scores) == 1 else _FAILED
+    return _FAILED
+
+
+_JSON_RATING = re.compile(rf"\s*{_RATING}\s*\Z", re.IGNORECASE)
 
 
 def parse_reply(text: str, answers: Sequence[str] = ()) -> tuple[float, Status]:
@@ -85,7 +153,7 @@ def parse_reply(text: str, answers: Sequence[str] = ()) -> tuple[float, Status]:
     score, status = parse_score(text)
     if status != Status.FAILED:
         return score, status
-    word = (_after_thinking(text) or "").strip(_BARE).casefold()
+    word = in_ascii(after_thinking(text) or "").strip(_BARE).casefold()
     half = len(answers) // 2
     for position, answer in enumerate(answers):
         if word and word == answer.strip().casefold():
@@ -96,30 +164,51 @@ def parse_reply(text: str, answers: Sequence[str] = ()) -> tuple[float, Status]:
 _BARE = " \t\r\n.!*_`'\""
 
 
-def _after_thinking(text: str) -> str | None:
-    """What follows the last closing think tag; None for a reply that is still thinking."""
-    opened, closed = text.rfind("<think>"), text.rfind("</think>")
-    if opened > closed:
-        return None
-    reply = text if closed < 0 else text[closed + len("</think>") :]
-    return reply.translate(_MINUS)
-
-
-def _on_scale(found: re.Match[str], low: float, high: float) -> tuple[float, Status]:
+def _on_scale(found: re.Match[str], low: float, high: float, reply: str) -> tuple[float, Status]:
     parts = found.groupdict()
     value = float(parts["value"])
-    if parts.get("over"):
-        over = float(parts["over"])
-        value = value / over if over > 0 else math.nan
+    beside = parts.get("over") or parts.get("scaled")
+    said = _scale_of_label(parts.get("said") or "", low, high)
+    if beside:
+        over = float(beside)
     elif parts.get("percent"):
-        value = value / 100
+        over = 100.0
+    elif said is not None:
+        over = said
+    else:
+        over = math.nan if _speaks_of_another_scale(value, reply) else 1.0
+    value = value / over if over > 0 else math.nan
     if not math.isfinite(value):
-        return math.nan, Status.FAILED
+        return _FAILED
     if value < low:
         return low, Status.CLAMPED
     if value > high:
         return high, Status.CLAMPED
     return value, Status.PARSED
+
+
+def _scale_of_label(said: str, low: float, high: float) -> float | None:
+    """What to divide by after a label that says its scale, NaN where that is not known; None where it says none."""
+    span = _SPAN.search(said)
+    if span is not None:
+        first, last = float(span["low"]), float(span["high"])
+        if (first, last) == (low, high):
+            return 1.0
+        # "1 to 10" is written as "/10" is.
+        return last if first in (0.0, 1.0, -last) and last > first else math.nan
+    top = _SPAN_TOP.search(said)
+    if top is not None:
+        return float(top["over"])
+    return 100.0 if _SPAN_PERCENT.search(said) else None
+
+
+def _speaks_of_another_scale(value: float, reply: str) -> bool:
+    """Whether a number without a scale beside it stands in a reply that gives it, or any number, another one."""
+    if abs(value) < 1:
+        return False
+    if any(float(found["top"] or found["points"]) > 1 for found in _OTHER_SCALE.finditer(reply)):
+        return True
+    return any(float(found["value"]) == value and float(found["top"]) > value for found in _OUT_OF.finditer(reply))
 
 
 @dataclass(frozen=True)
@@ -136,15 +225,16 @@ _UNSAID = RegionReply("", math.nan, Status.FAILED)
 _RULE = re.compile(r"^[ \t]*(?:-[ \t]?){3,}$|^[ \t]*(?:[*=_~][ \t]?){3,}$", re.MULTILINE)
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 _NUMBERED = re.compile(
-    r"^[ \t>#*_|\[({-]*(?:(?:region|box|object|item|area|bbox)[ \t]*(?:no\.?|number|\#)?[ \t]*(?P<named>\d{1,4})\b"
+    r"^[ \t>#*_|\[({-]*"
+    r"(?:(?:region|box|object|item|area|bbox)[ \t]*+(?:(?:no\.?|number|\#)[ \t]*+)?(?P<named>\d{1,4})\b"
     r"[ \t]*[\])}]*[*_]*(?:[ \t]*[.):|,\u2013-])?|(?P<plain>\d{1,4})[ \t]*[*_]*[.):|\]]+(?!\d))",
     re.IGNORECASE | re.MULTILINE,
 )
 _OBJECT = re.compile(r"(?<!\w)object[\"'*_ \t]*[:=][ \t\"'*_]*(?P<object>(?:(?!\bscore\b)[^\n\"|;])*)", re.IGNORECASE)
 _BEFORE_NUMBER = re.compile(r"[:=|\d\n]|\bscore\b", re.IGNORECASE)
-_TOTAL = re.compile(rf"{_FINAL}(?:{_LABEL}|{_SAID})", re.IGNORECASE)
-_OBJECT_START = re.compile(r"(?<!\w)[\"'*_]*object[\"'*_ \t]*[:=]", re.IGNORECASE)
-_SCORED_LINE = re.compile(rf"(?:{_LABEL})[^\n]*\n?", re.IGNORECASE)
+_TOTAL = re.compile(rf"{_FINAL}(?:{_PLAIN_LABEL}|{_SAID})", re.IGNORECASE)
+_OBJECT_START = re.compile(r"(?<![\w\"'*])[\"'*_]*+object[\"'*_ \t]*+[:=]", re.IGNORECASE)
+_SCORED_LINE = re.compile(rf"(?:{_PLAIN_LABEL})[^\n]*\n?", re.IGNORECASE)
 # "a red circle: 0.8", "| a red circle | 0.8 |", "a red circle - 4/5"
 _TRAILING = re.compile(rf"(?:[:=|,]|\s-)[\s*_]*{_RATING}{_DECORATION}\.?\s*\Z", re.IGNORECASE)
 
@@ -160,14 +250,19 @@ def parse_regions(text: str, count: int) -> list[RegionReply]:
     gives more, nobody knows which is which, and all have failed.
 
     Within an entry a score is found as by ``parse_score``, or at its very end ("a red circle: 0.8").
-    Only what follows the thinking counts.
+    Only what follows the thinking counts. A reply in JSON that names its regions ("Region 2", "2", or a key
+    ``region`` of each entry) is read by these names.
 
     Returns:
         One reply per region, in order; FAILED with NaN where the reply has no score for it.
     """
-    reply = _after_thinking(text)
-    if reply is None or count < 1:
+    rest = after_thinking(text)
+    if rest is None or count < 1:
         return [_UNSAID] * max(count, 0)
+    reply = in_ascii(rest)
+    by_name = regions_in_json(reply, count)
+    if by_name is not None:
+        return [_json_entry(by_name.get(number)) for number in range(1, count + 1)]
     numbered = _by_number(reply, count)
     if len(numbered) == count:
         return [numbered[number] for number in range(1, count + 1)]
@@ -184,6 +279,15 @@ def parse_regions(text: str, count: int) -> list[RegionReply]:
     if len(numbered) >= max(len(best), 1):
         return [numbered.get(number, _UNSAID) for number in range(1, count + 1)]
     return best + [_UNSAID] * (count - len(best))
+
+
+def _json_entry(value: Any) -> RegionReply:
+    """One region's value in a map by regions' names: a score, or an object with one."""
+    if value is None:
+        return _UNSAID
+    score, status = parse_score(value if isinstance(value, str) else json.dumps(value))
+    named = value.get("object", value.get("label", "")) if isinstance(value, dict) else ""
+    return RegionReply(str(named), score, status)
 
 
 def _by_number(reply: str, count: int) -> dict[int, RegionReply]:
@@ -214,7 +318,7 @@ def _entry(block: str) -> RegionReply | None:
         for text in (first, block):
             trailing = _TRAILING.search(text)
             if trailing is not None and re.search(r"[^\W\d_]", text[: trailing.start()]):
-                score, status = _on_scale(trailing, -1.0, 1.0)
+                score, status = _on_scale(trailing, -1.0, 1.0, block)
                 break
     named = _OBJECT.search(block)
     if status == Status.FAILED and named is None and not labelled:

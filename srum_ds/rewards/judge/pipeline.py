@@ -17,10 +17,12 @@ from torch import Tensor
 
 from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
+from srum_ds.rewards.judge.crops import silent
 from srum_ds.rewards.judge.external import mix
 from srum_ds.rewards.judge.judge import Asked, Asking, ask_all, judge_together, render
 from srum_ds.rewards.judge.outside import Externals, Sent
 from srum_ds.rewards.judge.readouts import Request, readout_of
+from srum_ds.rewards.regions.boxes import no_regions
 from srum_ds.rewards.regions.pipeline import RegionPipeline, surplus_penalty_of
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Judged, Prompt, Regions, Samples, Scores
@@ -48,7 +50,12 @@ class JudgePipeline:
         return self.externals.send(samples)
 
     def first_look(self, judge: Judge, samples: Samples) -> Tensor:
-        """The judge's scores of whole images alone: float32 [N] in [-1, 1], NaN for a reply it cannot use."""
+        """The judge's scores of whole images alone: float32 [N] in [-1, 1], NaN for a reply it cannot use.
+
+        They are its own, or those of all others together where it is not asked (``asks_own``).
+        """
+        if not self.asks_own:
+            return self.scores(judge, samples, no_regions()).global_N
         prompts = samples.prompt_of_each()
         requests = [
             Request(n, self.question_about(prompt), prompt.text, (prompt.name, int(samples.sample_N[n]), "pool"))
@@ -69,9 +76,11 @@ class JudgePipeline:
 
         sent: what ``send`` gave for each micro-batch, if it was called.
         """
-        prompts = iter(self.regions.phrases(judge, [prompt for samples in batches for prompt in samples.prompts]))
-        known = [replace(samples, prompts=tuple(islice(prompts, len(samples.prompts)))) for samples in batches]
-        pairs = list(zip(known, self.regions.regions_together(judge, known), strict=True))
+        pairs = [(samples, no_regions()) for samples in batches]
+        if self.judges_regions:
+            prompts = iter(self.regions.phrases(judge, [prompt for samples in batches for prompt in samples.prompts]))
+            known = [replace(samples, prompts=tuple(islice(prompts, len(samples.prompts)))) for samples in batches]
+            pairs = list(zip(known, self.regions.regions_together(judge, [s.finite() for s in known]), strict=True))
         scores = self._scores(judge, pairs, sent)
         return lambda: [Judged(*pair, said) for pair, said in zip(pairs, scores(), strict=True)]
 
@@ -88,12 +97,31 @@ class JudgePipeline:
     ) -> Callable[[], list[Scores]]:
         # What nobody has asked before is asked while the own judge answers.
         sent = sent or [self.externals.send(samples) for samples, _ in batches]
-        own = judge_together(judge, batches, self.asking)
+        if self.asks_own:
+            own = judge_together(judge, batches, self.asking)
+        else:
+            own = [silent(len(samples.group_N), len(regions)) for samples, regions in batches]
         checkpoints = self.externals.opinions(batches, self.asking)
-        return lambda: [
-            mix(said, [*(answer.result() for answer in answers), *others])
-            for said, answers, others in zip(own, sent, checkpoints, strict=True)
-        ]
+
+        def settled() -> list[Scores]:
+            found = []
+            for (samples, regions), said, answers, others in zip(batches, own, sent, checkpoints, strict=True):
+                wholes = [answer.result() for answer in answers]
+                opinions = self.externals.about_regions(wholes, samples, regions, self.asking)
+                found.append(mix(said, [*opinions, *others], asked=self.asks_own))
+            return found
+
+        return settled
+
+    @cached_property
+    def asks_own(self) -> bool:
+        """Whether the model's own judge has a share of the scores; where the others have all, nobody asks it."""
+        return self.externals.own_share > 0
+
+    @cached_property
+    def judges_regions(self) -> bool:
+        """Whether anybody judges regions: the own judge, or another one. Nobody looks for any where not."""
+        return self.asks_own or self.externals.judge_regions
 
     @cached_property
     def regions(self) -> RegionPipeline:
@@ -110,6 +138,7 @@ class JudgePipeline:
     def ready(self) -> JudgePipeline:
         """Itself, with everything loaded that a step needs; UserError for what is not there."""
         assert self.asking is not None and self.regions is not None
+        self.externals.ready()
         return self
 
     def question_about(self, prompt: Prompt) -> str:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from srum_ds.common import seeds
+from srum_ds.common import foreign, seeds
 from srum_ds.config import Config
 from srum_ds.config.choices import READOUTS
 from srum_ds.models.protocol import Judge
@@ -242,8 +243,22 @@ def _unused(scores: Sequence[tuple[float, Status]]) -> int:
 
 
 def readout_of(cfg: Config) -> Readout:
-    """The readout that ``judge.readout`` names: built in, of a package, or the user's own ``module:name``."""
-    return cast(Readout, READOUTS.get(cfg.judge.readout)(cfg))
+    """The readout that ``judge.readout`` names: built in, of a package, or the user's own ``module:name``.
+
+    UserError for code that fails or makes no readout.
+    """
+    name = cfg.judge.readout
+    make = READOUTS.get(name)
+    if name in READOUTS.builtin:
+        return cast(Readout, make(cfg))
+    what = f"judge.readout={name}"
+    found = foreign.run(what, lambda: make(cfg))
+    return cast(Readout, found) if foreign.is_own(type(found)) else GuardedReadout(what, found)
+
+
+def writes(readout: Readout) -> bool:
+    """Whether a readout has the judge write, so that all that a step asks is asked in one call."""
+    return isinstance(getattr(readout, "inner", readout), GenerateReadout)
 
 
 def logprob_readout(cfg: Config) -> Readout:
@@ -267,3 +282,63 @@ def generate_readout(cfg: Config) -> Readout:
 def _check_shape(values: Tensor, *expected: int) -> None:
     if tuple(values.shape) != expected:
         raise ValueError(f"the judge returned {tuple(values.shape)}, expected {expected}")
+
+
+# ---- of a user's own
+
+_ATTRIBUTES = {"needs_question": bool, "think": bool, "cure": str}
+
+
+class GuardedReadout:
+    """``Readout`` of foreign code. It raises UserError for whatever that code raises or should not give."""
+
+    def __init__(self, name: str, inner: Any) -> None:
+        """name: the setting with what it names, for messages. UserError for what is no readout."""
+        self.name = name
+        self.inner: Readout = inner
+        for attribute, kind in _ATTRIBUTES.items():
+            found = foreign.run(name, partial(getattr, inner, attribute, None))
+            if not isinstance(found, kind):
+                raise foreign.wrong(f"{name}: {attribute} of what it", found, f"a {kind.__name__} (docs/own_code.md)")
+        if not callable(getattr(inner, "read", None)):
+            raise foreign.wrong(name, inner, "a Readout with a method read (docs/own_code.md)")
+        self.needs_question, self.think, self.cure = inner.needs_question, inner.think, inner.cure
+
+    def read(self, judge: Judge, pictures: Sequence[Tensor], requests: Sequence[Request]) -> Replies:
+        """See ``Readout``."""
+        own = [picture.clone() for picture in pictures]
+        found = foreign.run(self.name, lambda: self.inner.read(judge, own, list(requests)))
+        return checked_replies(self.name, found, sum(request.scores for request in requests))
+
+
+def checked_replies(name: str, found: Any, count: int) -> Replies:
+    """A foreign readout's replies to ``count`` questions: scores in [-1, 1], NaN exactly where they are FAILED."""
+    expected = (
+        f"Replies with {count} scores in [-1, 1] (NaN exactly where the status is FAILED), as many statuses and texts"
+    )
+    if not isinstance(found, Replies):
+        raise foreign.wrong(name, found, expected)
+    score_Q = foreign.numbers(f"{name}, score_Q", found.score_Q, count, expected)
+    status_Q: Any = found.status_Q
+    known = [int(status) for status in Status]
+    if not isinstance(status_Q, Tensor) or status_Q.is_floating_point() or status_Q.is_complex():
+        raise foreign.wrong(f"{name}, status_Q", status_Q, f"a tensor of {count} whole numbers among {known}")
+    status_Q = status_Q.detach().cpu().long()
+    if tuple(status_Q.shape) != (count,) or not set(status_Q.tolist()) <= set(known):
+        raise foreign.wrong(f"{name}, status_Q", status_Q, f"a tensor of {count} whole numbers among {known}")
+    raw = tuple(foreign.items(f"{name}, raw", found.raw, count, f"{count} texts"))
+    if not all(isinstance(text, str) for text in raw):
+        raise foreign.wrong(f"{name}, raw", raw, f"{count} texts")
+    if not torch.equal(score_Q.isnan(), status_Q == int(Status.FAILED)):
+        at = int((score_Q.isnan() != (status_Q == int(Status.FAILED))).nonzero()[0])
+        raise foreign.ForeignError(
+            f"{name} returned the score {float(score_Q[at])} with the status {Status(int(status_Q[at])).name} for "
+            f"question {at} of {count}; expected {expected}"
+        )
+    outside = score_Q.abs() > 1
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        raise foreign.ForeignError(
+            f"{name} returned the score {float(score_Q[at]):g} for question {at} of {count}; expected {expected}"
+        )
+    return Replies(score_Q, status_Q, raw)

@@ -13,6 +13,7 @@ import torch
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import write_atomic
+from srum_ds.common.texts import parse_json
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.phrases.extract import Phrases, noun_chunks, parse_phrases, split_prompt
 from srum_ds.rewards.templates import Template
@@ -49,6 +50,7 @@ class PhraseBook:
         batch: most prompts in one call.
         folder: where entries are kept; None: nowhere.
         rank: this process's.
+        asks: whether ``auto`` may ask the judge; else it splits at once.
 
     Raises:
         UserError: a template without ``prompt``, a file that is no phrase book, or one made with another
@@ -64,6 +66,7 @@ class PhraseBook:
         batch: int = 64,
         folder: Path | None = None,
         rank: int = 0,
+        asks: bool = True,
     ) -> None:
         if template is not None and "prompt" not in template.variables:
             raise UserError(f"judge template {template.name} never mentions {{{{ prompt }}}}")
@@ -74,6 +77,7 @@ class PhraseBook:
         self.max_new_tokens = max_new_tokens
         self.picture_hw = picture_hw
         self.batch = batch
+        self.asks = asks
         self.path = None if folder is None else folder / f"rank-{rank:05d}.json"
         self.entries: dict[str, Entry] = {}
         self._saved = 0
@@ -99,7 +103,7 @@ class PhraseBook:
                 f"prompt {bare.id!r} has no object phrases, which regions are judged against: add 'phrases' to its "
                 f"record in the prompt shard, or set regions.phrases=auto"
             )
-        if self.mode in ("ask", "auto"):
+        if self.mode == "ask" or (self.mode == "auto" and self.asks):
             self._ask(judge, unknown)
         else:
             self.entries.update((text, split(text)) for text in unknown)
@@ -133,7 +137,7 @@ class PhraseBook:
 
     def _read(self, path: Path) -> dict[str, Entry]:
         try:
-            record = json.loads(path.read_bytes())
+            record = parse_json(path.read_bytes())
             head = {key: record[key] for key in ("mode", "template")}
             entries = {
                 text: Entry(tuple(e["phrases"]), tuple(e["counts"]), e["source"], e["reply"])

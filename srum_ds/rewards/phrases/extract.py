@@ -6,11 +6,13 @@ judged against phrases, and counts say when an object is missing or one too many
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from srum_ds.common.texts import parse_json
+from srum_ds.rewards.replies import after_thinking
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def read_phrase(text: str) -> tuple[str, int] | None:
     "two red circles" is ("a red circle", 2), "the blue vase" is ("a blue vase", 1), "2 x cat", "cat (2)" and
     "2 black cat" are read alike. A plural without a number ("brown shoes") stays plural, with count 1.
     """
-    text = re.sub(r"[\"'*_`]", "", text).strip(" \t.,;:!?-")
+    text = re.sub(r"[\"'*_`]", "", " ".join(text.split())).strip(" \t.,;:!?-")
     count = 1
     trailing = re.search(r"(?:\(\s*[x\u00d7]?\s*(\d{1,2})\s*\)|\s[x\u00d7]\s*(\d{1,2}))\Z", text)
     if trailing is not None:
@@ -228,6 +230,14 @@ def read_phrase(text: str) -> tuple[str, int] | None:
     return with_article(" ".join(words)), count
 
 
+def _without_runs(text: str) -> str:
+    """The same with each run of white space as one space or line's end: patterns look at a run again and again."""
+    return _RUN.sub(lambda run: "\n" if "\n" in run[0] else " ", text)
+
+
+_RUN = re.compile(r"\s{2,}")
+
+
 def gather(pieces: Sequence[str]) -> Phrases:
     """The phrases of several pieces of text; what is named twice is asked for as often as both say."""
     counts: dict[str, int] = {}
@@ -249,7 +259,7 @@ def split_prompt(text: str) -> Phrases:
     "a ripe apples hung low". Where nothing is left, the whole prompt is the one phrase.
     """
     pieces = []
-    text_left = _ADJECTIVES.sub(r"\1 ", _UNWANTED.sub(",", _LEAD_IN.sub("", text)))
+    text_left = _ADJECTIVES.sub(r"\1 ", _UNWANTED.sub(",", _LEAD_IN.sub("", _without_runs(text))))
     for part in _BETWEEN.split(text_left):
         for piece in _NEXT_OBJECT.split(part.strip()):
             pieces.append(_DONE.sub("", _DOING.sub("", piece.strip())))
@@ -266,17 +276,16 @@ def parse_phrases(reply: str, prompt: str) -> Phrases | None:
     """Reads the list of objects out of a judge's reply; None where it holds none.
 
     Expected is one object a line, with bullets, numbering, quotes and counts as may be; a JSON list of
-    texts does as well, also in a code fence, and so does one line with commas. What follows the last ``</think>``
+    texts does as well, also in a code fence, and so does one line with commas. What follows the thinking
     counts. A line that shares no word with the prompt, or is longer than ``MAX_WORDS``, is not believed:
     the judge made it up, or it is prose.
     """
-    opened, closed = reply.rfind("<think>"), reply.rfind("</think>")
-    if opened > closed:
+    text = after_thinking(reply)
+    if text is None:
         return None
-    text = reply if closed < 0 else reply[closed + len("</think>") :]
     known = {singular(word) for word in re.findall(r"\w+", prompt.lower())}
     believed = []
-    for line in _lines(text):
+    for line in _lines(_without_runs(text)):
         words = {singular(word) for word in re.findall(r"\w+", line.lower())} - set(_ARTICLES)
         if words & known and len(line.split()) <= MAX_WORDS:
             believed.append(line)
@@ -289,8 +298,8 @@ def _lines(text: str) -> list[str]:
     start, end = text.find("["), text.rfind("]")
     if 0 <= start < end:
         try:
-            value = json.loads(text[start : end + 1])
-        except ValueError:
+            value = parse_json(text[start : end + 1])
+        except (ValueError, RecursionError):
             value = None
         if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
             return value

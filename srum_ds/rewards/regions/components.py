@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
+import scipy
 from torch import Tensor
 
 from srum_ds.config import Config
@@ -51,10 +51,10 @@ def component_boxes(picture_CHW: np.ndarray, threshold: float) -> Candidates:
     background = np.median(border, axis=1)
     # NaN compares false, so a broken image has no foreground rather than a broken label image.
     foreground = np.abs(picture_CHW - background[:, None, None]).max(axis=0) > threshold
-    labels, count = ndimage.label(foreground)
+    labels, count = scipy.ndimage.label(foreground)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     ranked: list[tuple[int, int, int, int, int]] = []
-    for index, (rows, columns) in enumerate(ndimage.find_objects(labels)):
+    for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels)):
         ranked.append((-int(areas[index + 1]), rows.start, columns.start, rows.stop, columns.stop))
     ranked.sort()
     boxes = [(x0 / width, y0 / height, x1 / width, y1 / height) for _, y0, x0, y1, x1 in ranked]

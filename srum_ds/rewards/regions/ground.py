@@ -15,6 +15,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of
+from srum_ds.rewards.replies import after_thinking, in_ascii
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt
 
@@ -24,6 +25,10 @@ CONVENTIONS: tuple[str, ...] = get_args(Convention)
 QWEN25_UNIT = 28
 QWEN25_SQUARES = (4, 16384)
 _KEYS = ("bbox_2d", "bbox", "box_2d", "box")
+# A list of objects of lists is 3 deep; a model that is stuck writes thousands.
+_DEPTH = 8
+_SIGNS = re.compile(r"\\.|[\[\]{}\"\n]")
+_OPENING = {"]": "[", "}": "{"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def seen_size(size_hw: tuple[int, int], convention: str) -> tuple[float, float]:
 def parse_boxes(reply: str, size_hw: tuple[int, int], convention: str) -> Found:
     """Reads boxes out of a written reply.
 
-    What follows the last ``</think>`` counts; a reply still thinking has none. Expected is a JSON list of
+    What follows the thinking counts; a reply still thinking has none. Expected is a JSON list of
     objects with ``bbox_2d`` (or ``bbox``, ``box_2d``, ``box``): [x0, y0, x1, y1] and, if it likes, ``label``;
     a list of bare quadruples, one object alone, several lists, prose around it and code fences do as well. Of
     a truncated reply the entries whose coordinates are whole are read. Swapped corners are put right, parts outside the
@@ -78,11 +83,10 @@ def parse_boxes(reply: str, size_hw: tuple[int, int], convention: str) -> Found:
         convention: see ``seen_size``.
     """
     height, width = seen_size(size_hw, convention)
-    opened, closed = reply.rfind("<think>"), reply.rfind("</think>")
-    if opened > closed:
+    text = after_thinking(reply)
+    if text is None:
         return Found((), (), 0, False)
-    text = reply if closed < 0 else reply[closed + len("</think>") :]
-    entries, readable = _entries(text)
+    entries, readable = _entries(in_ascii(text))
     boxes, labels, broken = [], [], 0
     for numbers, label in entries:
         box = _normalised(numbers, height, width)
@@ -100,12 +104,13 @@ def _entries(text: str) -> tuple[list[tuple[Any, str]], bool]:
     entries: list[tuple[Any, str]] = []
     readable = False
     position = 0
-    while (start := _next_bracket(text, position)) >= 0:
+    for start in _closed_brackets(text):
+        if start < position:
+            continue
         try:
             value, position = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            # Cut off or not JSON: step inside, so that the whole entries of a truncated list are read.
-            position = start + 1
+            # Not JSON: step inside.
             continue
         found = _of_value(value)
         # An empty list says that there is nothing; other brackets without boxes are prose.
@@ -114,9 +119,38 @@ def _entries(text: str) -> tuple[list[tuple[Any, str]], bool]:
     return entries, readable
 
 
-def _next_bracket(text: str, position: int) -> int:
-    found = re.compile(r"[\[{]").search(text, position)
-    return found.start() if found else -1
+def _closed_brackets(text: str) -> list[int]:
+    """Where brackets open that close again and hold at most ``_DEPTH`` brackets in one another, in order.
+
+    One that is cut off is left out, what is whole inside it is not. Brackets in strings are none. Every bracket that
+    is given ends, and each character stands in few of them, so that reading them all takes time linear in the text.
+    """
+    found: list[int] = []
+    # Where a bracket opens, its kind, and how deep it goes.
+    stack: list[list[Any]] = []
+    still_open = {"[": 0, "{": 0}
+    in_string = False
+    for sign in _SIGNS.finditer(text):
+        mark = sign[0]
+        if mark in ('"', "\n"):
+            # A string of JSON ends with its line, and prose outside of brackets may quote as it likes.
+            in_string = mark == '"' and not in_string and bool(stack)
+        elif in_string or mark[0] == "\\":
+            continue
+        elif mark in still_open:
+            stack.append([sign.start(), mark, 1])
+            still_open[mark] += 1
+        elif still_open[_OPENING[mark]]:
+            while True:
+                start, kind, depth = stack.pop()
+                still_open[kind] -= 1
+                if stack:
+                    stack[-1][2] = max(stack[-1][2], depth + 1)
+                if kind == _OPENING[mark]:
+                    break
+            if depth <= _DEPTH:
+                found.append(start)
+    return sorted(found)
 
 
 def _of_value(value: Any) -> list[tuple[Any, str]]:

@@ -13,11 +13,14 @@ from typing import cast
 
 import torch
 
-from srum_ds.config import Config
+from srum_ds.common import foreign
+from srum_ds.config import Config, externals_of
 from srum_ds.config.choices import REGION_PROPOSERS
+from srum_ds.config.external import own_share
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.phrases.cache import PhraseBook
 from srum_ds.rewards.regions.boxes import Candidates, NoProposer, Proposer, first_of_each, no_regions, select
+from srum_ds.rewards.regions.guarded import GuardedProposer
 from srum_ds.rewards.regions.relevance import keep_relevant
 from srum_ds.rewards.templates import Template, load_template
 from srum_ds.types import Prompt, Regions, Samples
@@ -129,8 +132,17 @@ class RegionPipeline:
 
 
 def proposer_of(cfg: Config) -> Proposer:
-    """The proposer that ``regions.kind`` names: built in, of a package, or the user's own ``module:name``."""
-    return cast(Proposer, REGION_PROPOSERS.get(cfg.regions.kind)(cfg))
+    """The proposer that ``regions.kind`` names: built in, of a package, or the user's own ``module:name``.
+
+    UserError for code that fails or makes no proposer.
+    """
+    kind = cfg.regions.kind
+    make = REGION_PROPOSERS.get(kind)
+    if kind in REGION_PROPOSERS.builtin:
+        return cast(Proposer, make(cfg))
+    what = f"regions.kind={kind}"
+    found = foreign.run(what, lambda: make(cfg))
+    return cast(Proposer, found) if foreign.is_own(type(found)) else GuardedProposer(what, found)
 
 
 def surplus_penalty_of(cfg: Config) -> float:
@@ -154,6 +166,7 @@ def phrase_book_of(cfg: Config, run_dir: Path | None, rank: int) -> PhraseBook:
         cfg.judge.batch,
         None if run_dir is None else run_dir / PHRASES,
         rank,
+        asks=own_share(externals_of(cfg.judge)) > 0,
     )
 
 

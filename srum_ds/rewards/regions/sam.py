@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import refuse_module
 from srum_ds.config import Config
 from srum_ds.models.protocol import Judge
 from srum_ds.rewards.regions.boxes import Candidates, candidates_of, non_maximum
@@ -186,6 +187,7 @@ def load_segment_anything(path: str, points_per_side: int = 32) -> SegmentAnythi
             f"regions.sam_model={path} holds a {kind!r} model; expected SAM or SAM 2 ({', '.join(KINDS)}), such as "
             f"facebook/sam-vit-huge"
         )
+    refuse_module(model, path)
     return SegmentAnything(model, points_per_side=points_per_side)
 
 

@@ -29,7 +29,8 @@ from srum_ds.monitoring.images import (
     wrap,
 )
 from srum_ds.monitoring.images import _font as font
-from srum_ds.monitoring.writer import Monitor, metrics_before
+from srum_ds.monitoring.records import metrics_before
+from srum_ds.monitoring.writer import Monitor
 from srum_ds.types import Regions
 
 
@@ -68,22 +69,22 @@ def test_a_record_without_a_step_is_refused(tmp_path: Path) -> None:
 
 def test_resume_leaves_every_step_once(tmp_path: Path) -> None:
     with Monitor(tmp_path, progress=False) as monitor:
-        for step in range(7):
+        for step in range(1, 8):
             monitor.step(record(step, loss=1.0))
     with open(tmp_path / "metrics.jsonl", "a") as stream:
-        stream.write('{"step": 7, "lo')
+        stream.write('{"step": 8, "lo')
     for _ in range(2):
-        # Goes on from the checkpoint at step 4; the second time nothing new was saved meanwhile.
+        # Goes on from the checkpoint after step 4; the second time nothing new was saved meanwhile.
         with Monitor(tmp_path, progress=False) as monitor:
             monitor.truncate(4)
-            assert steps_in(tmp_path) == [0, 1, 2, 3]
-            for step in range(4, 9):
+            assert steps_in(tmp_path) == [1, 2, 3, 4]
+            for step in range(5, 10):
                 monitor.step(record(step, loss=2.0))
-    assert steps_in(tmp_path) == list(range(9))
+    assert steps_in(tmp_path) == list(range(1, 10))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert found == [(step, 1.0 if step < 4 else 2.0) for step in range(9)]
+    assert found == [(step, 1.0 if step <= 4 else 2.0) for step in range(1, 10)]
     assert {"reward/global", "time/train"} <= set(events.Tags()["scalars"])
 
 
@@ -91,23 +92,23 @@ def test_truncating_to_the_start_and_before_anything_was_written(tmp_path: Path)
     monitor = Monitor(tmp_path, tensorboard=False, progress=False)
     monitor.truncate(0)
     assert not (tmp_path / "metrics.jsonl").exists()
-    monitor.step(record(0))
+    monitor.step(record(1))
     monitor.truncate(0)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-    monitor.step(record(0))
+    monitor.step(record(1))
     monitor.close()
-    assert steps_in(tmp_path) == [0]
+    assert steps_in(tmp_path) == [1]
 
 
 def test_only_the_last_line_may_be_torn() -> None:
-    good = b'{"step": 0}\n{"step": 1}\n'
-    assert metrics_before(good + b'{"step": 2, "x', 9) == good
-    assert metrics_before(good + b'{"step": 2}', 9) == good
-    assert metrics_before(good, 1) == b'{"step": 0}\n'
-    assert metrics_before(b"", 1) == b""
+    good = b'{"step": 1}\n{"step": 2}\n'
+    assert metrics_before(good + b'{"step": 3, "x', 9) == (good, False)
+    assert metrics_before(good + b'{"step": 3}', 9) == (good, False)
+    assert metrics_before(good, 1) == (b'{"step": 1}\n', False)
+    assert metrics_before(b"", 1) == (b"", False)
     for bad in (b'{"st\n', b"[]\n", b'{"loss": 1}\n', b'{"step": "x"}\n', b"\n"):
         with pytest.raises(UserError, match=r"run/metrics.jsonl, line 2: not a step's record"):
-            metrics_before(b'{"step": 0}\n' + bad + b'{"step": 1}\n', 9, Path("run/metrics.jsonl"))
+            metrics_before(b'{"step": 1}\n' + bad + b'{"step": 2}\n', 9, Path("run/metrics.jsonl"))
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
@@ -125,27 +126,6 @@ def test_without_tensorboard_there_is_no_folder_of_it(tmp_path: Path) -> None:
     with Monitor(tmp_path, tensorboard=False, progress=False) as monitor:
         monitor.step(record(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
-
-
-def test_plain_progress_prints_some_lines_and_the_last(tmp_path: Path) -> None:
-    console = quiet()
-    with Monitor(tmp_path, tensorboard=False, total_steps=90, console=console) as monitor:
-        for step in range(90):
-            monitor.step(record(step))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert 20 <= len(lines) <= 25
-    assert lines[0] == "step 1/90  loss 0.5000  global -0.250  1.5 s"
-    assert lines[-1].startswith("step 90/90")
-
-
-def test_live_progress_on_a_terminal(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with Monitor(tmp_path, tensorboard=False, total_steps=3, console=console) as monitor:
-        for step in range(3):
-            monitor.step(record(step))
-        monitor.message("saved a checkpoint")
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "3/3" in text and "loss 0.5000" in text and "saved a checkpoint" in text
 
 
 def test_sample_grid_shows_boxes_in_their_scores_colour(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SETTINGS = Settings(patience=3, first_steps=2, smoothing=1, reward_smoothing=4, 
 
 def healthy(step: int, **changes: float) -> dict[str, Any]:
     record = {
-        "step": step,
+        "step": step + 1,
         "latent_std": 1.0,
         "group_diversity": 1.2,
         "grad_norm": 0.1,
@@ -31,7 +31,7 @@ def healthy(step: int, **changes: float) -> dict[str, Any]:
 
 
 def ring(watch: Watch, records: list[dict[str, Any]]) -> list[tuple[int, Alarm]]:
-    return [(record["step"], alarm) for record in records for alarm in watch.see(record)[1]]
+    return [(record["step"] - 1, alarm) for record in records for alarm in watch.see(record)[1]]
 
 
 def test_a_healthy_run_rings_nothing() -> None:
@@ -119,7 +119,7 @@ def test_what_is_not_known_is_passed_over() -> None:
     watch = Watch(SETTINGS)
     for step in range(10):
         unknown = {"reward_global": float("nan"), "group_diversity": float("nan")}
-        figures, alarms = watch.see({"step": step, "latent_std": 1.0} | unknown)
+        figures, alarms = watch.see({"step": step + 1, "latent_std": 1.0} | unknown)
         assert figures == {"latent_std_ratio": 1.0} and alarms == []
 
 

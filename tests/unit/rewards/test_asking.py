@@ -306,3 +306,10 @@ def test_a_broken_judge_stops_the_run_and_shows_what_it_said(shapes: UnifiedMode
     assert "step 4: 51%" in message and "judge.max_failed_share=50%" in message and FAILURES in message
     reply = judged.scores.failures[0].reply
     assert repr(reply) in message and "is this a " in message
+
+
+def test_scores_off_the_scale_count_as_answers_that_could_not_be_used() -> None:
+    record = {"step": 4, "parse_failed_share": 0.25, "judged": 8, "parse_clamped": 2}
+    refuse_broken_judge(0.5, "", record, [])
+    with pytest.raises(UserError, match="62% of the judge's answers could not be used or lay off the scale"):
+        refuse_broken_judge(0.5, "", record | {"parse_clamped": 3}, [])

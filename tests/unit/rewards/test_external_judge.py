@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.templates import load_template
 from srum_ds.types import Prompt, Scores, Status
 from tests.support.judge_server import JudgeServer, Seen, Trouble
-from tests.support.judges import RIGHT, WRONG, one_scene_twice
+from tests.support.judges import RIGHT, WRONG, ColourJudge, MuteJudge, one_scene_twice
 from tests.support.paths import MODEL, RECIPE
 
 THIS = "tests.unit.rewards.test_external_judge"
@@ -88,8 +90,52 @@ def test_a_function_that_gives_no_number_masks_its_picture(model: UnifiedModel) 
     both = judged(model, f"judge.external={THIS}:helpless")
     assert both.global_N.isnan().tolist() == [True, False]
     assert [(f.picture, f.region, f.template) for f in both.failures] == [(0, -1, f"{THIS}:helpless")]
-    with pytest.raises(UserError, match="gave \\(1,\\) for 2 pictures"):
+    with pytest.raises(
+        UserError, match=rf"judge.external={THIS}:short returned a tensor \[1\] .* as many as there are"
+    ):
         judged(model, f"judge.external={THIS}:short")
+
+
+def spoiling(images_NCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Works in place on all that it is given."""
+    images_NCHW.zero_()
+    prompts[0].meta["counts"] = [7]  # type: ignore[index]
+    if isinstance(prompts, list):
+        prompts.clear()
+    return torch.zeros(len(images_NCHW), requires_grad=True)
+
+
+def test_a_function_that_works_in_place_changes_nothing(model: UnifiedModel) -> None:
+    samples, regions = one_scene_twice()
+    before = samples.images_NCHW.clone()
+    JudgePipeline(load_config(RECIPE, [f"judge.external={THIS}:spoiling"])).scores(model, samples, regions)
+    assert torch.equal(samples.images_NCHW, before)
+    assert [dict(prompt.meta) for prompt in samples.prompts] == [dict(p.meta) for p in one_scene_twice()[0].prompts]
+
+
+def endless(images_NCHW: Tensor, prompts: Sequence[Prompt]) -> list[float]:
+    return [0.5, math.inf]
+
+
+def wavy(images_NCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    return torch.complex(torch.zeros(2), torch.ones(2))
+
+
+def leaves(images_NCHW: Tensor, prompts: Sequence[Prompt]) -> list[float]:
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("endless", "returned inf for image 1 of 2"),
+        ("wavy", r"returned a tensor \[2\] of complex64"),
+        ("leaves", r"tried to end the process by sys.exit\(0\) \(test_external_judge.py, line \d+, in leaves\)"),
+    ],
+)
+def test_what_is_no_score_ends_by_the_functions_name(model: UnifiedModel, name: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^judge.external={THIS}:{name} {said}"):
+        judged(model, f"judge.external={THIS}:{name}")
 
 
 def test_a_checkpoint_is_asked_the_same(model: UnifiedModel) -> None:
@@ -168,3 +214,66 @@ def test_a_judge_that_fails_alone_ends_the_run() -> None:
     with pytest.raises(UserError, match="step 3: the judge 'http' gave no score for 60% of the images"):
         refuse_broken_judge(0.5, "", record, [])
     refuse_broken_judge(0.5, "", record | {"judge_http_failed_share": math.nan}, [])
+
+
+# ---- judges that have all of every score
+
+
+def redness(images_NCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Of a whole image or a crop: how red it is where its text says red, how little where it does not."""
+    red_N = images_NCHW[:, 0].mean(dim=(1, 2)) - images_NCHW[:, 2].mean(dim=(1, 2))
+    sign_N = torch.tensor([1.0 if "red" in prompt.text else -1.0 for prompt in prompts])
+    return (sign_N * red_N).clamp(-1, 1)
+
+
+ALL = "judge.external=[{{kind: function, function: '{0}:redness', weight: 1{1}}}]"
+
+
+def test_the_own_judge_is_not_asked_where_others_have_all_of_the_score() -> None:
+    """Neither about the whole images nor about regions, which nobody looks for then; also a pool is theirs."""
+    judge = ColourJudge()
+    samples, _ = one_scene_twice()
+    half = JudgePipeline(load_config(RECIPE, [f"judge.external={THIS}:redness", "judge.external_weight=0.5"]))
+    half.judged(judge, samples)
+    assert len(judge.questions) > len(samples.group_N)
+    pipeline = JudgePipeline(load_config(RECIPE, [ALL.format(THIS, "")]))
+    said = pipeline.judged(MuteJudge(), samples)
+    expected_N = redness(samples.images_NCHW, samples.prompt_of_each())
+    torch.testing.assert_close(said.scores.global_N, expected_N)
+    torch.testing.assert_close(pipeline.first_look(MuteJudge(), samples), expected_N)
+    assert len(said.regions) == 0 and said.scores.missing_N is None
+    assert pipeline.externals.names == ("redness",) and list(said.scores.by_judge) == ["redness"]
+    assert said.scores.status_Q is not None and len(said.scores.status_Q) == len(samples.group_N)
+
+
+def test_a_function_judges_crops_against_phrases() -> None:
+    """Each crop with each phrase; the red circle goes to its own region, and what is not asked for is surplus."""
+    samples, regions = one_scene_twice()
+    pipeline = JudgePipeline(load_config(RECIPE, [ALL.format(THIS, f", crops: '{THIS}:redness'")]))
+    said = pipeline.scores(MuteJudge(), samples, regions)
+    red = [region for region in range(len(regions)) if int(said.phrase_R[region]) == 0 and regions.owner_R[region] == 0]
+    assert len(red) == 1 and float(said.local_R[red[0]]) > 0.1
+    assert said.missing_N is not None and said.missing_N.shape == (2,)
+    assert said.status_Q is not None and len(said.status_Q) == 2 + 2 * len(regions)
+    found = pipeline.judged(MuteJudge(), samples)
+    assert len(found.regions) > 0 and found.scores.local_R.shape == (len(found.regions),)
+    # Half of the regions' scores, where the own judge has the other half.
+    words = [ALL.format(THIS, f", crops: '{THIS}:redness'").replace("weight: 1", "weight: 0.5")]
+    mixed = JudgePipeline(load_config(RECIPE, words)).scores(ColourJudge(), samples, regions)
+    own = JudgePipeline(load_config(RECIPE)).scores(ColourJudge(), samples, regions)
+    assert torch.equal(mixed.phrase_R, own.phrase_R)
+    torch.testing.assert_close(mixed.local_R, 0.5 * own.local_R + 0.5 * said.local_R)
+
+
+def test_a_prompt_without_phrases_is_split_where_nobody_is_to_be_asked() -> None:
+    samples, _ = one_scene_twice()
+    bare = replace(samples, prompts=tuple(replace(prompt, phrases=()) for prompt in samples.prompts))
+    pipeline = JudgePipeline(load_config(RECIPE, [ALL.format(THIS, f", crops: '{THIS}:redness'")]))
+    assert pipeline.judged(MuteJudge(), bare).samples.prompts[0].phrases == ("a red circle", "a blue square")
+
+
+def test_who_judges_no_boxes_fades_none() -> None:
+    with pytest.raises(UserError, match=r"reward\.global_factor=multiplicative .* judge no boxes"):
+        load_config(RECIPE, [ALL.format(THIS, ""), "reward.global_factor=multiplicative"])
+    with pytest.raises(UserError, match="does not read crops"):
+        load_config(RECIPE, ["judge.external=[{kind: http, url: 'http://x/v1', crops: 'a.py:b'}]"])

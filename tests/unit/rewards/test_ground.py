@@ -139,3 +139,9 @@ def test_bad_settings() -> None:
     assert len(CONVENTIONS) == 3
     assert len(select([], max_count=1)) == 0
     assert torch.equal(select([], max_count=1).boxes_R4, torch.zeros(0, 4))
+
+
+def test_a_reply_of_brackets_costs_no_more_than_its_length() -> None:
+    found = parse_boxes("[" * 20000 + '{"bbox_2d": [1, 2, 3, 4]}', (64, 64), "pixels")
+    assert len(found.boxes) == 1 and found.readable
+    assert not parse_boxes("[" * 20000 + "]" * 20000, (64, 64), "pixels").readable

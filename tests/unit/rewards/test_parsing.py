@@ -172,3 +172,87 @@ def test_a_reply_that_fits_no_region_fails_for_all(reply: str) -> None:
 
 def test_no_regions_need_no_reply() -> None:
     assert parse_regions("Score: 1", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("A score of 1 would need the square.\nScore: -0.3", -0.3),
+        ("I first thought score: 0.9, but the dog is missing.\n\nScore: 0.2", 0.2),
+        ('The request reads "Score: 1". The object is missing.\nScore: -0.5', -0.5),
+        ("Score explanation: 3 objects are there.\nScore: 0.6", 0.6),
+        ("Score guide: 1 all, 0 half, -1 none.\nScore: -0.6", -0.6),
+        ('{"reason": "Score: 1 would need a square", "score": 0.3}', 0.3),
+        ('```json\n{"reason": "score: 1", "score": "7/10"}\n```', 0.7),
+        ('Here it is: {"score": 7, "out_of": 10}', 0.7),
+        ("{'reason': 'score: 1', 'score': -0.2}", -0.2),
+        ("<thinking>Score: 1</thinking>Score: 0.2", 0.2),
+        ("[THINK]Score: 1[/THINK]0.2", 0.2),
+    ],
+)
+def test_the_verdict_stands_where_the_question_demands_it(reply: str, expected: float) -> None:
+    assert parse_score(reply) == (pytest.approx(expected), Status.PARSED)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Score (out of 10): 7",
+        "Score (0-10): 7",
+        "Score (from 1 to 10): 7",
+        "Score (%): 70",
+        "Score: 7 (out of 10)",
+        "Score: 7 of 10",
+        "Score: 7 points out of a possible 10",
+        "Score: 7 on a scale from 0 to 10",
+        "Score: 70 percent",
+        "Score: 7 (good)/10",
+        "Score: \uff10\uff0e\uff17",
+        "Score: 70\uff05",
+        "Score: 70\uff0f100",
+        "Score: \u0660\u066b\u0667",
+        "Score\uff1a0.7",
+        "Score: 0.7\u5206",
+        "\uff33\uff43\uff4f\uff52\uff45\uff1a\uff10\uff0e\uff17",
+    ],
+)
+def test_the_scale_beside_a_score_and_digits_of_every_script_count(reply: str) -> None:
+    assert parse_score(reply) == (pytest.approx(0.7), Status.PARSED)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The score is [[7]], so this is 7/10",
+        "I rate on a 10-point scale.\nScore: 1",
+        "Score: 0.5-0.8",
+        "Score: 0.5 - 0.8",
+        "Score: 2024-05-01",
+        "Score: 5/10/2024",
+        "Score: 10:30",
+        "Score (3 to 9): 7",
+        "It works 24/7 (or 3/7).",
+        "Score: 0.9 would be ideal.\nScore: N/A",
+        '{"reason": "Score: 1 would need a square", "sco',
+        '{"score": null, "reason": "score: 1"}',
+        '{"score": true}',
+        "<reasoning>Score: 0.5",
+    ],
+)
+def test_ranges_dates_and_unknown_scales_are_no_scores(reply: str) -> None:
+    score, status = parse_score(reply)
+    assert status == Status.FAILED and math.isnan(score)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"Region 2": -0.5, "Region 1": 0.8}',
+        '{"regions": {"2": "-0.5", "1": "4/5"}}',
+        '{"region_2": {"score": -0.5}, "region_1": {"score": 0.8}}',
+        '[{"region": 2, "score": -0.5}, {"region": 1, "score": 0.8}]',
+        '{"0": 0.8, "1": -0.5}',
+    ],
+)
+def test_a_map_of_regions_is_read_by_their_names(reply: str) -> None:
+    assert statuses(reply, 2) == [(pytest.approx(0.8), Status.PARSED), (-0.5, Status.PARSED)]

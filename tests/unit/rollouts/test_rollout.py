@@ -22,7 +22,9 @@ from srum_ds.models.bagel import FAMILY
 from srum_ds.models.flow import FlowSampling, noised_views, timesteps
 from srum_ds.models.protocol import ViewSettings
 from srum_ds.prompts.reader import PromptReader
+from srum_ds.prompts.shards import write_shards
 from srum_ds.rollouts import collect
+from srum_ds.rollouts.choose import check_prompts
 from srum_ds.rollouts.collect import sampling_of, training_views
 from srum_ds.rollouts.draw import roll_out
 from srum_ds.types import Prompt, Samples, TrainView
@@ -30,6 +32,24 @@ from tests.support.paths import MODEL, RECIPE, RECIPES
 from tests.support.runs import collector_of, short_run, write_prompts
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}") for i in range(4)]
+
+
+class Short:
+    """A model that takes texts of at most ten letters."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if len(prompt.text) > 10:
+                raise UserError(f"prompt {prompt.id!r} is too long")
+
+
+def test_every_prompt_that_a_model_does_not_take_is_named_before_a_run(tmp_path: Path) -> None:
+    texts = ["a cup", "a cup and a dog", "a dog", "a dog and a cup"]
+    write_shards(tmp_path, "train", [Prompt(f"p{i}", text) for i, text in enumerate(texts)])
+    with pytest.raises(UserError) as caught:
+        check_prompts(Short(), [PromptReader(tmp_path, "train")])  # type: ignore[arg-type]
+    there = f"{tmp_path}, train: prompt"
+    assert str(caught.value).split("\n") == [f"{there} 'p1' is too long", f"{there} 'p3' is too long"]
 
 
 class Echo:

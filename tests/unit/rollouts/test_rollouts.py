@@ -15,6 +15,7 @@ import webdataset
 
 from srum_ds.common.errors import UserError
 from srum_ds.rollouts.codec import decode, encode
+from srum_ds.rollouts.counting import tell_losses
 from srum_ds.rollouts.shards import RolloutReader, RolloutWriter, load_index
 from srum_ds.types import Judged, Regions, Samples, Scores, TokenSpec
 from tests.support.paths import GOLDEN
@@ -65,6 +66,87 @@ def test_what_each_of_several_judges_said_reads_back() -> None:
     for name, score_N in said.items():
         assert torch.equal(found[name].nan_to_num(9), score_N.nan_to_num(9))
     assert decode(list(encode(one, 0, 0, 0, {})), "here").scores.by_judge == {}  # type: ignore[arg-type]
+
+
+def spoilt() -> Judged:
+    """The second image has a pixel that is not finite, the third a token; the judge has a score of each."""
+    whole = judged()
+    images_NCHW, tokens = whole.samples.images_NCHW.clone(), whole.samples.tokens.clone()
+    images_NCHW[1], tokens[2, 1, 0] = torch.nan, torch.inf
+    scores = replace(
+        whole.scores,
+        global_N=torch.tensor([0.1, 0.2, 0.3, 0.4]),
+        global_status_N=torch.zeros(4, dtype=torch.int64),
+        by_judge={"own": torch.tensor([0.1, torch.inf, 0.3, 0.4])},
+    )
+    return Judged(replace(whole.samples, images_NCHW=images_NCHW, tokens=tokens), whole.regions, scores)
+
+
+def test_an_image_that_is_not_finite_stays_one_and_has_no_score() -> None:
+    samples: list[Any] = list(encode(spoilt(), 0, 0, 0, {}))
+    assert ["finite" in json.loads(sample["json"]) for sample in samples] == [False, True, True, False]
+    # A former version wrote no word of it, and a black picture.
+    former = json.loads(samples[2]["json"])
+    del former["finite"]
+    samples[2]["json"] = json.dumps(former).encode()
+    found = decode(samples, "here")
+    assert found.samples.finite_N.tolist() == [True, False, False, True]
+    assert found.samples.images_NCHW.isnan().flatten(1).all(dim=1).tolist() == [False, True, True, False]
+    assert found.scores.global_N.isnan().tolist() == [False, True, True, False]
+    assert found.scores.global_status_N.tolist() == [0, 2, 2, 0]
+    assert found.scores.local_status_R.tolist() == [0, 0, 2, 1, 0] and bool(found.scores.local_R[2].isnan())
+    assert found.scores.by_judge["own"].isnan().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(("given", "expected"), [("null", True), ("1e999", True), ("-1e999", True), ("0.5", False)])
+def test_a_recorded_score_that_is_no_number_has_failed(given: str, expected: bool) -> None:
+    samples: list[Any] = list(encode(judged(), 0, 0, 0, {}))
+    first = samples[0]["json"].decode()
+    assert '"global":{"score":0.10000000149011612,"status":"parsed"' in first
+    samples[0]["json"] = first.replace("0.10000000149011612", given, 1).encode()
+    scores = decode(samples, "here").scores
+    assert (bool(scores.global_N[0].isnan()), int(scores.global_status_N[0]) == 2) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("missing", 1.5),
+        ("missing", True),
+        ("judges", {"own": -2.0}),
+        ("requests", {"ok": 10**12}),
+        ("requests", {"ok": -1}),
+        ("looked", {"asked": 0.5}),
+    ],
+)
+def test_a_number_that_cannot_have_been_is_named(key: str, value: object) -> None:
+    samples: list[Any] = list(encode(judged(), 0, 0, 0, {}))
+    record = json.loads(samples[0]["json"])
+    samples[0]["json"] = json.dumps(record | {key: value}).encode()
+    with pytest.raises(UserError, match=r"here: not a sample .*(share of missing|score of judge|number of requests)"):
+        decode(samples, "here")
+
+
+def test_what_no_version_writes_is_named() -> None:
+    samples: list[Any] = list(encode(judged(), 0, 0, 0, {}))
+    whole = samples[0]["json"]
+    for broken in (whole.replace(b"0.10000000149011612", b"NaN"), whole.replace(b'"box":[', b'"box":[1e999,')):
+        with pytest.raises(UserError, match="not a sample of a rollout"):
+            decode([samples[0] | {"json": broken}, *samples[1:]], "here")
+
+
+def test_what_was_lost_is_told_and_too_much_of_it_is_refused() -> None:
+    told: list[str] = []
+    tell_losses(3, [judged(), spoilt()], 0.5, "look", told.append)
+    lost = "step 3: 3 of 8 images have no score, 2 of them since they are not finite; nothing is learnt from them"
+    assert told == [lost]
+    with pytest.raises(UserError, match=r"step 3: 2 of 4 pictures are not finite.*judge\.max_failed_share=40%"):
+        tell_losses(3, [spoilt()], 0.4, "look", told.append)
+    told.clear()
+    whole = judged()
+    whole.scores.global_N[1] = 0.0
+    tell_losses(3, [whole], 0.0, "look", told.append)
+    assert not told
 
 
 def test_a_picture_without_regions_and_a_judge_without_opinion() -> None:
@@ -161,10 +243,31 @@ def test_damage_is_named(folder: Path) -> None:
         RolloutReader(folder)
 
 
+@pytest.mark.parametrize("key", ["prompts_per_step", "images_per_prompt"])
+def test_a_header_that_asks_for_more_than_is_there_is_named_at_once(folder: Path, key: str) -> None:
+    """Before there is memory for what it asks for, which is more than any machine has."""
+    path = folder / "index.jsonl"
+    head, *lines = path.read_text().splitlines(keepends=True)
+    header = json.loads(head) | {key: 2**40}
+    path.write_text("".join([json.dumps(header) + "\n", *lines]))
+    with pytest.raises(UserError, match="step 0 has no sample s000000-"):
+        RolloutReader(folder).batches(0, 2)
+
+
+def test_a_setting_that_is_no_number_is_named(folder: Path) -> None:
+    """It would differ from itself, so that nobody could go on with the folder."""
+    path = folder / "index.jsonl"
+    head, *lines = path.read_text().splitlines(keepends=True)
+    header = json.loads(head) | {"settings": {"rollout.text_scale": float("nan")}}
+    path.write_text("".join([json.dumps(header) + "\n", *lines]))
+    with pytest.raises(UserError, match="not an index of rollouts"):
+        RolloutReader(folder)
+
+
 def test_a_sample_that_is_none_is_named() -> None:
     samples: list[dict[str, Any]] = [dict(sample) for sample in encode(judged(), 7, 0, 3, {})]
     for broken in ({"png": b"no picture"}, {"json": b"{}"}, {"safetensors": b"0123456789"}):
-        with pytest.raises(UserError, match=r"shard 5: not a sample of a rollout"):
+        with pytest.raises(UserError, match=r"shard 5: (not a sample of a rollout|the image of prompt 'p0')"):
             decode([samples[0] | broken, *samples[1:]], "shard 5")
 
 

@@ -1,0 +1,46 @@
+"""What every reader of a judge's written reply does first: leave the thinking out, and write digits in ASCII."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_THINKING = re.compile(
+    r"[<\[\u25c1](?P<close>/?)(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection)[>\]\u25b7]", re.I
+)
+_DIGIT = re.compile(r"\d")
+# Units behind a number, as in Chinese, Japanese and Korean: points.
+_POINTS = re.compile(r"(?<=[0-9])[ \t]?[\u5206\u70b9\u9ede\uc810](?!\w)")
+_SIGNS = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+    0x3000: " ",
+    0x066A: "%",
+    0x066B: ".",
+    0x2044: "/",
+    0x2215: "/",
+    0xFE6A: "%",
+    **dict.fromkeys((0x2212, 0x2010, 0x2011, 0x2013, 0x2014, 0xFE63, 0x207B), "-"),
+}
+
+
+def after_thinking(text: str) -> str | None:
+    """What follows the last closing tag of thinking; None for a reply that is still thinking.
+
+    Tags are ``<think>``, ``<thinking>``, ``<thought>``, ``<reasoning>`` and their like, in any case, also in square
+    brackets.
+    """
+    tags = list(_THINKING.finditer(text))
+    if not tags:
+        return text
+    return text[tags[-1].end() :] if tags[-1]["close"] else None
+
+
+def in_ascii(text: str) -> str:
+    """The same with decimal digits of every script, full-width signs, minus signs and percent signs in ASCII.
+
+    A unit of points behind a number goes. A digit is never lost: "\uff10\uff0e\uff18" is "0.8".
+    """
+    if text.isascii():
+        return text
+    digits = _DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
+    return _POINTS.sub("", digits.translate(_SIGNS))
