@@ -8,7 +8,6 @@ sampler and by the benchmark that the first recipe's ``eval.*`` name.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,18 +15,22 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 
 from srum_ds.common.errors import STOPPED, UserError
 from srum_ds.common.files import weights_sha256
+from srum_ds.common.stopping import handle_stops
+from srum_ds.common.supervise import tree_below
+from srum_ds.common.texts import parse_json
 from srum_ds.config import ROOT, Config, load_config
 from srum_ds.evaluation.ablation_plan import PlannedRun, evaluation_words, plan_runs
 from srum_ds.evaluation.ablation_table import RunOutcome, build_table, screen_table, write_table
@@ -45,7 +48,7 @@ from srum_ds.evaluation.evaluate import (
 )
 from srum_ds.evaluation.processes import default_processes
 from srum_ds.monitoring import run_folder
-from srum_ds.monitoring.writer import METRICS
+from srum_ds.monitoring.records import METRICS
 from srum_ds.types import Prompt
 
 BEST_OF = 8
@@ -84,7 +87,10 @@ class ChildProcesses:
             if self._asked == 1:
                 child.send_signal(signal.SIGTERM)
             else:
-                os.killpg(child.pid, signal.SIGKILL)
+                # Ranks have a session of their own; all of the tree is meant.
+                for process in tree_below(child.pid):
+                    with suppress(psutil.Error):
+                        process.kill()
 
     def stopped(self) -> bool:
         """Whether a stop was asked for."""
@@ -92,8 +98,8 @@ class ChildProcesses:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Stops on SIGTERM and Ctrl-C."""
-        before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Stops on each of ``STOP_SIGNALS``."""
+        before = handle_stops(self.stop)
         try:
             yield
         finally:
@@ -233,12 +239,12 @@ def _train_and_measure(
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     cores = len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs * run.cfg.deepspeed.ranks))))
-    if not run_folder.is_finished(run.run_dir):
+    if not run_folder.is_finished(run.run_dir, run.cfg):
         console.print(f"trains {run.name} (output: {log})", markup=False, highlight=False, soft_wrap=True)
         starts = "import sys; from srum_ds.commands.main import main; sys.exit(main())"
         command = [sys.executable, "-P", "-c", starts, "train", str(run.path), *run.overrides]
         status = children.run(command, environment, log)
-        if not run_folder.is_finished(run.run_dir):
+        if not run_folder.is_finished(run.run_dir, run.cfg):
             return f"{run.name}: training ended with status {status}: {_last_line(log)} (all of it: {log})"
     command = [sys.executable, "-P", "-m", "srum_ds.evaluation.evaluate", str(run.run_dir), *words]
     if not torch.cuda.is_available():
@@ -253,16 +259,16 @@ def _train_and_measure(
 def read_outcome(run: PlannedRun, words: Sequence[str], prompts: Sequence[Prompt]) -> RunOutcome | None:
     """What an evaluation by ``words`` left in the run's folder; None where there is none of these weights."""
     path = run.run_dir / OUTCOMES
-    if not run_folder.is_finished(run.run_dir) or not path.is_file():
+    if not run_folder.is_finished(run.run_dir, run.cfg) or not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_text())
     except ValueError:
         return None
     cfg = load_config(run.run_dir / run_folder.CONFIG, words)
     if stored.get("key") != outcomes_key(cfg, run.run_dir, prompts):
         return None
-    lines = [json.loads(line) for line in (run.run_dir / METRICS).read_text().splitlines()]
+    lines = [parse_json(line) for line in (run.run_dir / METRICS).read_text().splitlines()]
     r = run.cfg.rollout
     return RunOutcome(
         recipe=run.recipe,

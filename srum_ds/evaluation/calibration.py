@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from srum_ds.common.environment import environment
 from srum_ds.common.errors import UserError
@@ -198,7 +198,7 @@ def spearman(scores: ArrayLike, grades: ArrayLike) -> float:
     x, y = x[known], y[known]
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
-    return float(stats.spearmanr(x, y).statistic)
+    return float(scipy.stats.spearmanr(x, y).statistic)
 
 
 def auc_error(scores: np.ndarray, good: np.ndarray, owner: np.ndarray, seed: int = 0) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import parse_json
 from srum_ds.config import load_config
 from srum_ds.evaluation.benchmarks import equal_shares
 from srum_ds.evaluation.report import RESULT
 from srum_ds.evaluation.results import Score, read_results, read_scores
 from srum_ds.evaluation.scored import RESULTS
 from srum_ds.monitoring.run_folder import CONFIG
+from srum_ds.prompts.prompt_set import prompt_folder
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.types import Prompt
 
@@ -126,15 +128,14 @@ def _checked(run: Path, name: str, which: str) -> Compared:
 def _prompts(run: Path, split: str, name: str) -> tuple[dict[str, Prompt], list[str]]:
     """The prompts by id where the run's shards are still there, and otherwise a word about it."""
     try:
-        reader = PromptReader(Path(load_config(run / CONFIG).data.shards), split)
-        found = (reader[position] for position in range(len(reader)))
-        return {prompt.id: prompt for prompt in found}, []
+        with PromptReader(prompt_folder(load_config(run / CONFIG)), split) as reader:
+            return {prompt.id: prompt for prompt in reader}, []
     except UserError as error:
         return {}, [f"The prompts of {name} are not at hand, so no categories are told apart ({error})."]
 
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(file_bytes(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None

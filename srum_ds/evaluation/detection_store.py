@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import is_number, parse_json
 from srum_ds.evaluation.benchmarks import Detection
 from srum_ds.evaluation.detectors import Detector
 
@@ -26,18 +29,26 @@ class DetectionStore:
         self.detector = detector
         self.found: dict[str, list[Detection]] = {}
         if path.exists():
-            data = path.read_bytes()
+            data = file_bytes(path)
             whole = data[: data.rfind(b"\n") + 1]
             if len(whole) < len(data):
                 path.write_bytes(whole)
             for line in whole.split(b"\n"):
                 if line:
-                    record = json.loads(line)
-                    self.found[record["key"]] = [detection_from_json(one) for one in record["detections"]]
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            record = parse_json(line)
+            self.found[str(record["key"])] = [detection_from_json(one) for one in record["detections"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{self.path}: a line is not what a scoring keeps ({error!r}); remove the file to look anew"
+            ) from error
 
     def detections(self, picture: Path, image_CHW: Tensor, classes: Sequence[str]) -> Sequence[Detection]:
         """The objects of these classes in a picture's file, of the pixels given; looked for where it is not known."""
-        digest = hashlib.sha256(picture.read_bytes())
+        digest = hashlib.sha256(file_bytes(picture))
         digest.update(json.dumps([self.detector.name, list(classes)]).encode())
         key = digest.hexdigest()
         if key not in self.found:
@@ -54,8 +65,10 @@ def detection_to_json(one: Detection) -> dict[str, Any]:
 
 
 def detection_from_json(record: Mapping[str, Any]) -> Detection:
-    """What ``detection_to_json`` gave."""
-    box = record["box"]
-    return Detection(
-        record["label"], record["score"], (box[0], box[1], box[2], box[3]), record["mask"], record["color"]
-    )
+    """What ``detection_to_json`` gave. ValueError, LookupError or TypeError for anything else."""
+    x0, y0, x1, y1 = record["box"]
+    score, label, mask, color = record["score"], record["label"], record["mask"], record["color"]
+    fits = isinstance(label, str) and isinstance(color, str) and (mask is None or isinstance(mask, dict))
+    if not fits or not all(is_number(number) for number in (score, x0, y0, x1, y1)) or not 0 <= score <= 1:
+        raise ValueError(f"no detection: {str(record)[:200]}")
+    return Detection(label, score, (x0, y0, x1, y1), mask, color)

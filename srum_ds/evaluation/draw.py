@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +175,8 @@ def _read_cache(path: Path, count: int, settings: DrawSettings) -> EvalImages | 
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, scores = arrays["images"], arrays["scores"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        # Whatever a crash, a full disk or a flipped bit leaves behind: it is drawn anew.
         return None
     whole = images.shape == (count, 3, *settings.image_size) and scores.shape == (count,)
     if not whole or images.dtype != np.uint8:

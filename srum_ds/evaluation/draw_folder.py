@@ -22,15 +22,18 @@ from rich.console import Console
 from srum_ds.common import ranks
 from srum_ds.common.errors import WRONG_INPUT, UserError
 from srum_ds.common.files import weights_sha256
+from srum_ds.common.phases import PHASES
 from srum_ds.engine import compute_device, leave_distributed, start_distributed
 from srum_ds.evaluation.draw_pictures import PictureBatch, draw_pictures
 from srum_ds.evaluation.draw_request import DrawRequest
-from srum_ds.evaluation.picture_folder import OWN, PictureFolder, read_drawn, write_drawn
+from srum_ds.evaluation.layout_paths import write_beside
+from srum_ds.evaluation.picture_folder import LAYOUT, OWN, PictureFolder, read_drawn, write_drawn, write_index
 from srum_ds.evaluation.processes import default_processes, drawing_processes, model_of, release_model
 from srum_ds.evaluation.scored import DRAWN, IMAGES, PROMPTS
 from srum_ds.models import default_dtype
 from srum_ds.models.fused import start_kernels
 from srum_ds.monitoring.run_folder import locked
+from srum_ds.monitoring.watchdog import Watchdog
 from srum_ds.prompts.records import write_records
 from srum_ds.prompts.shards import fingerprint
 
@@ -40,12 +43,16 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def draw_folders(
-    plan: Callable[[], Sequence[DrawRequest]], processes: int | None = None, console: Console | None = None
+    plan: Callable[[], Sequence[DrawRequest]],
+    processes: int | None = None,
+    console: Console | None = None,
+    device: str | None = None,
 ) -> bool:
     """Draws what is missing in each folder; all ranks of a job call it, and leave the job's group together.
 
     plan: gives the requests, the same on every rank. processes: on this rank; default one a GPU, or its share of this
-    machine's cores. Returns whether this is rank 0, which alone prints. Raises UserError, on rank 0, for a folder that
+    machine's cores. device: where, unless a launcher says it; default the GPUs where there are some, all of them as
+    "cuda". Returns whether this is rank 0, which alone prints. Raises UserError, on rank 0, for a folder that
     holds other pictures and where drawing fails on any rank; the other ranks then leave with the same exit status.
     """
     console = console or Console()
@@ -54,17 +61,23 @@ def draw_folders(
         start_distributed()
     rank = ranks.rank()
     try:
-        device = str(compute_device()) if launched else "cuda" if torch.cuda.is_available() else "cpu"
+        if launched:
+            device = str(compute_device())
+        elif device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         requests: list[DrawRequest] = []
         ranks.run_on_all_ranks(lambda: requests.extend(plan()))
         for request in requests:
             _draw_folder(request, device, processes or _own_processes(device, launched), console)
     except UserError:
-        leave_distributed()
+        if launched:
+            leave_distributed()
         if rank != 0:
             sys.exit(WRONG_INPUT)
         raise
-    leave_distributed()
+    if launched:
+        # A group that it did not join stays: one process goes on to train (a notebook).
+        leave_distributed()
     return rank == 0
 
 
@@ -85,7 +98,9 @@ def _own_processes(device: str, launched: bool) -> int:
 
 def _draw_folder(request: DrawRequest, device: str, processes: int, console: Console) -> None:
     started = time.monotonic()
-    with _only_drawer(request.out):
+    if request.drawing.told and ranks.rank() == 0:
+        console.print(request.drawing.told, soft_wrap=True, highlight=False, markup=False)
+    with _only_drawer(request.out), _looked_after(request):
         size, todo = ranks.run_on_all_ranks(lambda: _prepare(request, device, processes), rank_zero=True)[0]
         batches = _batches(request, device, size, todo)
         drawn = sum(number for number in _rounds(request, batches, device, processes, console))
@@ -93,11 +108,31 @@ def _draw_folder(request: DrawRequest, device: str, processes: int, console: Con
         return
     folder = PictureFolder.open(request.out)
     there = len(folder.pictures())
-    said = f"{request.out}: {there} pictures of {len(request.prompts)} prompts of {request.choice.benchmark}"
+    source = request.choice.files if request.index else request.choice.benchmark
+    said = f"{request.out}: {there} pictures of {len(request.prompts)} prompts of {source}"
     said += f", {drawn} of them drawn now in {time.monotonic() - started:.0f} s" if drawn else ", nothing to draw"
     console.print(said, soft_wrap=True, highlight=False)
+    if request.index:
+        write_index(folder, request.drawing.seed)
     for line in folder.lines():
         console.print(line, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _looked_after(request: DrawRequest) -> Iterator[None]:
+    """Ends this rank where it hangs, or the job waits for another one, as in training; alone it waits for nobody."""
+    if ranks.world_size() == 1:
+        yield
+        return
+    dog = Watchdog(request.out, ranks.rank(), request.drawing.limits)
+    dog.start()
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        dog.stop(status)
+    dog.leave_nothing()
 
 
 @contextmanager
@@ -132,7 +167,7 @@ def _prepare(request: DrawRequest, device: str, processes: int) -> tuple[tuple[i
         if processes > 1:
             release_model()
     facts = drawn_facts(request, weights, size, device)
-    begun = any((out / IMAGES).glob("*.png"))
+    begun = any(path.exists() for path in request.places.values()) or any((out / IMAGES).glob("*.png"))
     if begun and known is None:
         raise UserError(f"{out}: holds pictures that another tool made (no {DRAWN}); give another --out")
     if known is None or not begun:
@@ -141,10 +176,12 @@ def _prepare(request: DrawRequest, device: str, processes: int) -> tuple[tuple[i
         write_drawn(out, facts)
     else:
         refuse_other_pictures(out, known, facts)
-    for left in (out / IMAGES).glob(".*.tmp"):
-        left.unlink(missing_ok=True)
+    write_beside(request.layout, out, request.prompts)
+    for place in {path.parent for path in request.places.values()}:
+        for left in place.glob(".*.png.*.tmp"):
+            left.unlink(missing_ok=True)
     folder = PictureFolder.open(out)
-    if folder.layout != OWN and folder.found:
+    if folder.layout != request.layout and folder.found:
         raise UserError(f"{out}: holds pictures that another tool made; give another --out")
     missing = {(prompt.id, sample) for prompt, sample in folder.missing()}
     todo = {}
@@ -176,6 +213,7 @@ def drawn_facts(request: DrawRequest, weights: str, size: tuple[int, int], devic
         "categories": sorted(request.choice.categories),
         "dtype": str(default_dtype(device)).removeprefix("torch."),
         "torch": torch.__version__,
+        **({} if request.layout == OWN else {LAYOUT: request.layout}),
     }
 
 
@@ -208,7 +246,14 @@ def _batches(
 ) -> list[PictureBatch]:
     members = _members(request)
     return [
-        PictureBatch(request.drawing, device, size, request.out, members[number], places)
+        PictureBatch(
+            request.drawing,
+            device,
+            size,
+            members[number],
+            tuple(request.places[prompt.id, sample] for prompt, sample in members[number]),
+            places,
+        )
         for number, places in sorted(todo.items())
     ]
 
@@ -238,15 +283,19 @@ def _rounds(
                 tell(number)
                 yield number
             return
-        for start in range(0, share, width):
+        for number, start in enumerate(range(0, share, width), start=1):
+            PHASES.enter("rollout", number)
             part = own[start : start + width]
-            number = sum(_together(partial(_draw_part, run, part)))
-            tell(number)
-            yield number
+            drawn = sum(_together(partial(_draw_part, run, part)))
+            tell(drawn)
+            yield drawn
 
 
 def _draw_part(run: Callable[..., Iterator[int]], part: Sequence[PictureBatch]) -> int:
-    return sum(run(draw_pictures, part))
+    drawn = sum(run(draw_pictures, part))
+    # Here the ranks meet.
+    PHASES.enter("save")
+    return drawn
 
 
 def _together(work: Callable[[], int]) -> list[int]:

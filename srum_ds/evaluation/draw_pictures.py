@@ -12,7 +12,6 @@ from srum_ds.common.image_files import write_image
 from srum_ds.evaluation.draw import image_key
 from srum_ds.evaluation.draw_request import Drawing
 from srum_ds.evaluation.processes import model_of
-from srum_ds.evaluation.scored import picture_path
 from srum_ds.models.fused import DEFAULT, chosen, start_kernels
 from srum_ds.types import Prompt
 
@@ -21,15 +20,15 @@ from srum_ds.types import Prompt
 class PictureBatch:
     """Pictures that are always drawn together.
 
-    members: (prompt, sample) of each. todo: which of them are written; the others are there. image_size: height, width
-    in pixels. check: prompts that the model must accept before anything is drawn.
+    members: (prompt, sample) of each, paths: their files. todo: which of them are written; the others are there.
+    image_size: height, width in pixels. check: prompts that the model must accept before anything is drawn.
     """
 
     drawing: Drawing
     device: str
     image_size: tuple[int, int]
-    out: Path
     members: tuple[tuple[Prompt, int], ...]
+    paths: tuple[Path, ...]
     todo: tuple[int, ...]
     check: tuple[Prompt, ...] = ()
 
@@ -56,12 +55,11 @@ def draw_pictures(batch: PictureBatch) -> int:
             f"{batch.device} has too little memory to draw {len(prompts)} pictures at once: lower --batch (of a run: "
             "eval.batch), and give another --out where pictures are drawn already"
         ) from error
-    if not bool(tokens.isfinite().all()):
+    if not bool(tokens.isfinite().all() and images_NCHW.isfinite().all()):
         raise UserError(
             f"the model in {drawing.model} draws numbers that are not finite: its weights are damaged, or "
             f"{tokens.dtype} is too narrow for them. Copy the weights again."
         )
     for number in batch.todo:
-        prompt, sample = batch.members[number]
-        write_image(picture_path(batch.out, prompt.id, sample), images_NCHW[number], {})
+        write_image(batch.paths[number], images_NCHW[number], {})
     return len(batch.todo)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from srum_ds.common.errors import UserError
-from srum_ds.config import load_config
+from srum_ds.config.limits import LimitsConfig
 from srum_ds.config.messages import refuse_others
 from srum_ds.config.schema import EvalConfig
 from srum_ds.evaluation.benchmarks import Asks, Benchmark, Checks, load_benchmark
 from srum_ds.evaluation.evaluate import draw_settings
-from srum_ds.models import family_of, make_sampling
+from srum_ds.evaluation.layout_paths import Places, picture_places
+from srum_ds.evaluation.picture_layouts import OWN
+from srum_ds.models import family_of
 from srum_ds.models.fused import DEFAULT
-from srum_ds.monitoring.run_folder import CONFIG, EXPORT
+from srum_ds.models.generation import Generation, read_generation, usual_sampling
+from srum_ds.monitoring.run_folder import CONFIG, EXPORT, load_run
 from srum_ds.prompts.choose import choose_prompts
 from srum_ds.types import Prompt
 
 MODEL_BATCH = 16
 """Pictures that a bare model draws at once; a run says it itself (``eval.batch``)."""
-KEPT = "a run that is there keeps its settings, and only eval.* can be chosen anew."
+KEPT = "a run that is there keeps its settings, and only eval.* and limits.* can be chosen anew."
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Drawing:
 
     sampling: of the design's own ``sampling_type``. image_size: height, width in pixels; None: the largest square of
     the model. batch: pictures drawn at once; rounding depends on it. fused: ``kernels.fused``.
+    limits: how long a rank of several may hang.
     """
 
     model: Path
@@ -66,11 +71,16 @@ class Drawing:
     seed: int
     batch: int
     fused: str = DEFAULT
+    limits: LimitsConfig = LimitsConfig()
+    told: str = ""
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """A folder of pictures to be made: ``samples`` of each prompt."""
+    """A folder of pictures to be made: ``samples`` of each prompt.
+
+    layout: of ``picture_layouts``, how they are named. index: whether ``index.jsonl`` lists them.
+    """
 
     drawing: Drawing
     benchmark: Benchmark
@@ -78,6 +88,13 @@ class DrawRequest:
     prompts: tuple[Prompt, ...]
     samples: int
     out: Path
+    layout: str = OWN
+    index: bool = False
+
+    @cached_property
+    def places(self) -> Places:
+        """Where each picture goes. UserError where the layout has no place for one."""
+        return picture_places(self.layout, self.out, self.prompts, self.samples)
 
 
 def benchmark_prompts(benchmark: Benchmark, choice: PromptChoice) -> tuple[Prompt, ...]:
@@ -124,15 +141,22 @@ def draw_request(source: Path, base: bool, choice: PromptChoice, options: DrawOp
 
 
 def _of_run(run: Path, base: bool, words: Sequence[str]) -> Drawing:
-    refuse_others(words, ("eval",), KEPT)
-    cfg = load_config(run / CONFIG, words)
+    refuse_others(words, ("eval", "limits"), KEPT)
+    cfg = load_run(run, words)
     settings = draw_settings(cfg)
     model = Path(cfg.model.path) if base else run / EXPORT
     if not model.is_dir():
         cure = "copy the base model there" if base else "the run has not finished: repeat its `srum-ds train`"
         raise UserError(f"{model}: missing; {cure}")
     return Drawing(
-        model, settings.kind, settings.sampling, settings.image_size, cfg.eval.seed, cfg.eval.batch, cfg.kernels.fused
+        model,
+        settings.kind,
+        settings.sampling,
+        settings.image_size,
+        cfg.eval.seed,
+        cfg.eval.batch,
+        cfg.kernels.fused,
+        cfg.limits,
     )
 
 
@@ -152,5 +176,11 @@ def _of_model(model: Path, words: Sequence[str]) -> Drawing:
             given[name.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"{word!r}: the value is not valid YAML") from error
-    sampling = make_sampling(family, given, "{}")
-    return Drawing(model, family.kind, sampling, None, EvalConfig().seed, MODEL_BATCH)
+    own = read_generation(model, family)
+    return model_drawing(model, family.kind, usual_sampling(family, own, given), own)
+
+
+def model_drawing(model: Path, kind: str, sampling: Any, own: Generation | None) -> Drawing:
+    """How a bare model draws with a sampler's settings. own: what its folder says of how it is drawn with."""
+    told, size = (own.line(model), own.image_size) if own else ("", None)
+    return Drawing(model, kind, sampling, size, EvalConfig().seed, MODEL_BATCH, told=told)

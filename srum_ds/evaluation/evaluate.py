@@ -23,13 +23,17 @@ from srum_ds.common.files import replacing, weights_sha256, write_atomic
 from srum_ds.config import COMMAND_LINE, Config, load_config, split_arguments
 from srum_ds.config.schema import EvalConfig
 from srum_ds.evaluation.benchmarks import Checks, Outcome, load_checks
+from srum_ds.evaluation.card_figures import refresh_card
 from srum_ds.evaluation.draw import DrawSettings, EvalImages, cache_key, draw_images
+from srum_ds.evaluation.model_card import GRID
 from srum_ds.evaluation.processes import default_processes
 from srum_ds.evaluation.report import MARKDOWN, RESULT, Measured, build_result, result_table, verdict, write_result
+from srum_ds.evaluation.run_report import write_run_report
 from srum_ds.models import AUTO, family_of
 from srum_ds.models.fused import start_kernels
 from srum_ds.monitoring.images import Shown, beside, comparison
-from srum_ds.monitoring.run_folder import CONFIG, EXPORT
+from srum_ds.monitoring.run_folder import CONFIG, EXPORT, load_run
+from srum_ds.prompts.prompt_set import prompt_folder
 from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.pipeline import JudgePipeline
 from srum_ds.rewards.judge.readouts import readout_of
@@ -38,7 +42,6 @@ from srum_ds.types import Prompt
 
 CACHE = ".eval_cache"
 OUTCOMES = "outcomes.json"
-GRID = Path("samples/eval_grid.png")
 GRID_PROMPTS_PER_CATEGORY = 2
 DEFAULT_BENCHMARK = EvalConfig().benchmark
 # Settings of samplers that results leave out: they matter to edits, or hardly anyone changes them.
@@ -69,7 +72,7 @@ def evaluation_request(arguments: Sequence[str], recipe: Path | None) -> tuple[P
     run = Path(load_config(recipe or default, overrides).run.dir if named is None else named)
     if not (run / CONFIG).is_file():
         raise UserError(f"{run} holds no run (no {CONFIG}): train one first, with `srum-ds train`.")
-    load_config(run / CONFIG, chosen)
+    load_run(run, chosen)
     return run, chosen
 
 
@@ -79,12 +82,16 @@ def evaluate_run(
     processes: int | None = None,
     cache: bool = True,
     console: Console | None = None,
+    model: Path | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Draws with the base model and with ``run_dir/export``, checks both, writes and prints the result.
 
     Reads ``run_dir/config.yaml`` with ``overrides`` (``eval.key=value`` only). Writes
     ``result.json``, ``eval.md``, ``samples/eval_grid.png`` and ``outcomes.json`` (0 or 1 for each
-    prompt) into the run's folder; the base's images are kept in ``.eval_cache`` beside it.
+    prompt) into the run's folder and its report anew; the base's images are kept in ``.eval_cache`` beside it.
+    model: a model folder instead of ``run_dir/export``. out: a folder for what is written instead of the run's, whose
+    report then stays as it is.
     processes: default one per core, or one per GPU. Returns the content of ``result.json``. Raises
     UserError where the run is not finished, its configuration, shards or models are broken, or its
     prompts cannot be scored by ``eval.benchmark``.
@@ -92,7 +99,8 @@ def evaluate_run(
     started = time.monotonic()
     console = console or Console()
     cfg = _run_config(run_dir, overrides)
-    base_folder, trained_folder = Path(cfg.model.path), run_dir / EXPORT
+    base_folder, trained_folder = Path(cfg.model.path), model or run_dir / EXPORT
+    results = out or run_dir
     if not trained_folder.is_dir():
         raise UserError(f"{trained_folder}: missing; the run has not finished: repeat its `srum-ds train`")
     prompts = eval_prompts(cfg)
@@ -125,15 +133,16 @@ def evaluate_run(
         | ({"categories_left_out": left_out} if left_out else {})
         | {"judge": JudgePipeline(cfg).described()},
     )
-    _save_grid(run_dir / GRID, prompts, (base, trained), outcomes)
-    write_result(run_dir, result)
+    _save_grid(results / GRID, prompts, (base, trained), outcomes)
+    write_result(results, result)
     stored = {
-        "key": outcomes_key(cfg, run_dir, prompts),
+        "key": outcomes_key(cfg, run_dir, prompts, trained_folder),
         "prompts": [prompt.id for prompt in prompts],
         "base": [int(outcome.exact) for outcome in outcomes[0]],
         "trained": [int(outcome.exact) for outcome in outcomes[1]],
     }
-    write_atomic(run_dir / OUTCOMES, json.dumps(stored) + "\n")
+    write_atomic(results / OUTCOMES, json.dumps(stored) + "\n")
+    refresh_card(trained_folder, results, result["settings"]["trained_sha256"])
     console.print(result_table(result))
     console.print(verdict(result), soft_wrap=True, highlight=False)
     if left_out:
@@ -143,20 +152,23 @@ def evaluate_run(
             soft_wrap=True,
             highlight=False,
         )
-    console.print(f"written: {run_dir}/{RESULT}, {MARKDOWN}, {GRID}", soft_wrap=True, highlight=False)
+    written = [RESULT, str(MARKDOWN), str(GRID)]
+    if results == run_dir:
+        written.append(write_run_report(run_dir).name)
+    console.print(f"written: {results}/{', '.join(written)}", soft_wrap=True, highlight=False)
     return result
 
 
 def eval_prompts(cfg: Config) -> list[Prompt]:
     """The first ``eval.prompts`` prompts of ``eval.split``. UserError where there are fewer."""
-    folder = Path(cfg.data.shards)
-    reader = PromptReader(folder, cfg.eval.split)
-    if len(reader) < cfg.eval.prompts:
-        raise UserError(
-            f"eval.prompts={cfg.eval.prompts}, but {folder} has {len(reader)} prompts in the split "
-            f"{cfg.eval.split!r}: set eval.prompts={len(reader)}, or write larger shards"
-        )
-    return [reader[i] for i in range(cfg.eval.prompts)]
+    folder = prompt_folder(cfg)
+    with PromptReader(folder, cfg.eval.split) as reader:
+        if len(reader) < cfg.eval.prompts:
+            raise UserError(
+                f"eval.prompts={cfg.eval.prompts}, but {folder} has {len(reader)} prompts in the split "
+                f"{cfg.eval.split!r}: set eval.prompts={len(reader)}, or write larger shards"
+            )
+        return [reader[i] for i in range(cfg.eval.prompts)]
 
 
 def benchmark_for(cfg: Config, prompts: Sequence[Prompt]) -> Checks:
@@ -189,7 +201,8 @@ def check_images(benchmark: Checks, prompts: Sequence[Prompt], images_NCHW: Tens
 def categories_left_out(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:
     """Categories of ``eval.split`` of which the first ``eval.prompts`` prompts have none, in the split's order."""
     seen = {prompt.category for prompt in prompts}
-    others = dict.fromkeys(prompt.category for prompt in PromptReader(Path(cfg.data.shards), cfg.eval.split))
+    with PromptReader(prompt_folder(cfg), cfg.eval.split) as reader:
+        others = dict.fromkeys(prompt.category for prompt in reader)
     return [category for category in others if category not in seen]
 
 
@@ -199,9 +212,12 @@ def eval_questions(cfg: Config, prompts: Sequence[Prompt]) -> list[str]:
     return [judging.question_about(prompt) for prompt in prompts]
 
 
-def outcomes_key(cfg: Config, run_dir: Path, prompts: Sequence[Prompt]) -> str:
-    """What ``outcomes.json`` depends on, in one word: both models, the prompts, the sampler and the benchmark."""
-    models = " ".join(weights_sha256(folder) for folder in (Path(cfg.model.path), run_dir / EXPORT))
+def outcomes_key(cfg: Config, run_dir: Path, prompts: Sequence[Prompt], trained: Path | None = None) -> str:
+    """What ``outcomes.json`` depends on, in one word: both models, the prompts, the sampler and the benchmark.
+
+    trained: a model folder instead of the run's export.
+    """
+    models = " ".join(weights_sha256(folder) for folder in (Path(cfg.model.path), trained or run_dir / EXPORT))
     key = cache_key(models, prompts, eval_questions(cfg, prompts), draw_settings(cfg))
     # Outcomes from before there were benchmarks are the default one's.
     return key if cfg.eval.benchmark == DEFAULT_BENCHMARK else f"{key}-{cfg.eval.benchmark}"
@@ -290,7 +306,7 @@ def _run_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     strange = [item for item in overrides if not item.startswith("eval.")]
     if strange:
         raise UserError(f"{strange[0]!r}: an evaluation takes eval.key=value only; the rest is the run's own")
-    return load_config(path, overrides)
+    return load_run(run_dir, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

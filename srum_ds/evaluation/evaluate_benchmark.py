@@ -14,13 +14,14 @@ from pathlib import Path
 from srum_ds.common.errors import UserError
 from srum_ds.config import find_path, load_config
 from srum_ds.evaluation.benchmarks import load_benchmark
+from srum_ds.evaluation.card_figures import refresh_card
 from srum_ds.evaluation.draw_folder import draw_folders
 from srum_ds.evaluation.draw_request import DrawOptions, DrawRequest, PromptChoice, draw_request
+from srum_ds.evaluation.model_card import BASE, EVALUATIONS, TRAINED
+from srum_ds.evaluation.picture_folder import read_drawn
+from srum_ds.evaluation.run_report import write_run_report
 from srum_ds.evaluation.score_request import SELF, Failures, JudgeChoice, ScoreRequest
-from srum_ds.monitoring.run_folder import CONFIG
-
-FOLDER = "eval"
-BASE, TRAINED = "base", "trained"
+from srum_ds.monitoring.run_folder import CONFIG, EXPORT
 
 Score = Callable[[ScoreRequest], object]
 Compare = Callable[[Path, Path], object]
@@ -62,10 +63,13 @@ def evaluate_benchmark(
         score(ScoreRequest(folder, choice, judge, failures, srum_compat))
     if is_run:
         compare(folders[True], folders[False])
+        drawn = read_drawn(folders[False]) or {}
+        refresh_card(source / EXPORT, source, drawn.get("weights_sha256", ""))
+        write_run_report(source)
 
 
 def run_folders(run: Path, benchmark: str, out: Path | None = None) -> dict[bool, Path]:
     """Where a run's pictures of a benchmark lie: True: those of its base, False: those of the trained model."""
     # A benchmark may be named file.py:NAME.
-    folder = out or run / FOLDER / re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
+    folder = out or run / EVALUATIONS / re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
     return {True: folder / BASE, False: folder / TRAINED}

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.image_files import read_image
+from srum_ds.common.files import file_bytes
+from srum_ds.common.image_files import decode_picture, open_picture, plain_png, read_image
 from srum_ds.common.seeds import derive
 from srum_ds.evaluation.benchmarks import Asks, Checks, Detection, Detects, Grade
 from srum_ds.evaluation.detection_store import DetectionStore
@@ -22,12 +24,10 @@ from srum_ds.evaluation.detectors import Detector, RecordedDetections
 from srum_ds.evaluation.picture_folder import Picture
 from srum_ds.judges.protocol import Ask, PictureJudge, Reply
 from srum_ds.judges.store import ReplyStore, ask_missing
-from srum_ds.monitoring.images import to_pil
 
 BATCH = 100
 """Pictures in memory at once, where they are checked."""
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 SEED_BITS = 31
 
 OnDone = Callable[[int, int], None]
@@ -133,20 +133,22 @@ def grade_detected(
 
 
 def png_bytes(path: Path) -> bytes:
-    """A picture's file as it lies where it is a PNG that can be read, else the same picture as PNG; UserError.
+    """A picture's file as it lies where it is a PNG that every reader sees alike, else the same picture as PNG.
 
-    A damaged file is never sent: a judge would score what is left of it.
+    A damaged file is never sent: a judge would score what is left of it. Raises UserError for one.
     """
-    image_CHW = read_image(path)
-    data = path.read_bytes()
-    if data.startswith(PNG_MAGIC):
-        return data
-    return _encoded(image_CHW)
+    try:
+        data = file_bytes(path)
+    except OSError:
+        # The reader says it in its words.
+        return _encoded(open_picture(path))
+    picture = decode_picture(data, str(path))
+    return data if plain_png(data) else _encoded(picture)
 
 
-def _encoded(image_CHW: Tensor) -> bytes:
+def _encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    to_pil(image_CHW).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 import tarfile
 from collections.abc import Sequence
@@ -15,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import weights_sha256
+from srum_ds.common.files import refuse_special, weights_sha256
+from srum_ds.common.image_files import read_image_bytes
+from srum_ds.common.texts import is_encodable, is_number, parse_json
 from srum_ds.config import Config
 from srum_ds.evaluation.draw import draw_images
 from srum_ds.evaluation.evaluate import (
@@ -32,6 +30,7 @@ from srum_ds.evaluation.evaluate import (
     shown_benchmark,
     shown_sampling,
 )
+from srum_ds.prompts.files import sample_name
 from srum_ds.rewards.regions import select
 from srum_ds.rewards.regions.components import component_candidates
 from srum_ds.types import Prompt
@@ -178,32 +177,43 @@ def read_labels(path: Path, threshold: float) -> Labelled:
 
 
 def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
-    """(key, record, image) of each sample of a tar, in its order. Members that are neither JSON nor image are no part.
+    """(key, record, image) of each sample of a tar, in its order; ``sample_name`` says what the key of a member is.
 
-    A key is a member's name before the first dot of its last part, so that ``./a.json`` is the sample ``a``.
+    Members of a sample that are neither JSON nor image are no part of it. Raises UserError for a sample that lacks
+    one of the two or has it twice.
     """
     records: dict[str, Any] = {}
     images: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
     try:
+        refuse_special(path)
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                stem, _, ending = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                is_image = ending.lower() in IMAGE_ENDINGS
+                key, ending = sample_name(member.name)
+                is_image = ending in IMAGE_ENDINGS
                 stream = tar.extractfile(member)
-                if stream is None or not (is_image or ending == "json"):
+                if stream is None or not key:
+                    continue
+                if not is_image and ending != "json":
+                    if ending.rpartition(".")[2] in (*IMAGE_ENDINGS, "json"):
+                        others.setdefault(key, member.name)
                     continue
                 if key in (images if is_image else records):
                     kind = "image" if is_image else "JSON"
                     raise UserError(f"{path}: {member.name}: the sample {key!r} has a second {kind}; each has one")
                 data = stream.read()
                 if is_image:
-                    images[key] = _image(data, f"{path}: {member.name}")
+                    images[key] = read_image_bytes(data, f"{path}: {member.name}")
                 else:
                     records[key] = _record(data, f"{path}: {member.name}")
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a readable tar of images and JSON ({error})") from error
+    for key, name in others.items():
+        if key not in records and key not in images:
+            raise UserError(
+                f"{path}: {name}: a sample's name ends at the first dot after the folder, so that this is of a sample "
+                f"{key!r}, which has no image and no JSON; write the dots in names as another letter"
+            )
     lonely = sorted(records.keys() ^ images.keys())
     if lonely:
         raise UserError(f"{path}: {lonely[0]} has no image or no JSON; each sample needs both")
@@ -212,36 +222,23 @@ def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
 
 def _record(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
 
 
-def _image(data: bytes, where: str) -> Tensor:
-    """An image file as float32 [3, H, W] in [0, 1]."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            # Pillow clips these to 255 on the way to RGB, which would turn most of a picture white.
-            if opened.mode in ("I", "F") or opened.mode.startswith("I;"):
-                raise UserError(f"{where}: has more than 8 bits a channel ({opened.mode}); save it with 8")
-            pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255.0
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: not a readable image ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and is_encodable(value)
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    if not is_number(value):
         raise UserError(f"{where}: score is {value!r}, expected a number")
     return float(value)
 
 
 def _box(value: Any, where: str) -> tuple[float, float, float, float]:
-    numbers = isinstance(value, Sequence) and len(value) == 4 and all(isinstance(x, int | float) for x in value)
+    numbers = isinstance(value, Sequence) and len(value) == 4 and all(is_number(x) for x in value)
     if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
         raise UserError(f"{where}: box is {value!r}, expected x0 < x1 and y0 < y1 in [0, 1]")
     return float(value[0]), float(value[1]), float(value[2]), float(value[3])

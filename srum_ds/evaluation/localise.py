@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from scipy import ndimage
 from torch import Tensor
 
 from srum_ds.evaluation.statistics import estimate
@@ -43,7 +43,7 @@ def blurred(image_CHW: Tensor, box: Box) -> Tensor:
     rows, columns = _pixels(image_CHW, box)
     cut = image_CHW[:, rows, columns]
     sigma = BLUR * max(cut.shape[1:])
-    soft = ndimage.gaussian_filter(cut.detach().float().cpu().numpy(), (0, sigma, sigma), mode="reflect")
+    soft = scipy.ndimage.gaussian_filter(cut.detach().float().cpu().numpy(), (0, sigma, sigma), mode="reflect")
     return _with(image_CHW, box, torch.from_numpy(soft))
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import write_atomic
-from srum_ds.evaluation.picture_layouts import OWN, map_pictures
+from srum_ds.common.files import file_bytes, write_atomic
+from srum_ds.common.texts import parse_json
+from srum_ds.evaluation.layout_paths import picture_places
+from srum_ds.evaluation.picture_layouts import LAYOUTS, OWN, Mapped, map_pictures
 from srum_ds.evaluation.scored import DRAWN, IMAGES, PROMPTS
 from srum_ds.prompts.records import read_records
 from srum_ds.types import Prompt
 
 SCHEMA = 1
+LAYOUT = "layout"
+"""In ``drawn.json``, the layout that the pictures were drawn in, where it is not this program's own."""
+INDEX = "index.jsonl"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 # Other layouts' grid of a prompt's pictures, beside them.
 GRIDS = ("grid.png",)
@@ -77,7 +82,11 @@ class PictureFolder:
                 )
         drawn = read_drawn(folder)
         files, strangers = _files(folder)
-        mapped = map_pictures(folder, files, list(known.values()))
+        layout = None if drawn is None else drawn.get(LAYOUT)
+        if layout is None or own is None:
+            mapped = map_pictures(folder, files, list(known.values()))
+        else:
+            mapped = _placed(layout, folder, files, own, int((drawn or {})["samples"]))
         strangers |= mapped.strangers
         ids = {prompt.id for prompt in meant}
         found = {key: path for key, path in mapped.found.items() if key[0] in ids}
@@ -122,13 +131,38 @@ class PictureFolder:
         return said
 
 
+def _placed(layout: str, folder: Path, files: Sequence[Path], prompts: Sequence[Prompt], samples: int) -> Mapped:
+    """The files of a folder that was drawn in another tool's layout, by the one place that each picture has."""
+    places = {path: key for key, path in picture_places(layout, folder, prompts, samples).items()}
+    found = {places[path]: path for path in files if path in places}
+    strangers = {path: f"is none of those that were drawn ({LAYOUTS[layout]})" for path in files if path not in places}
+    return Mapped(layout, found, strangers)
+
+
+def write_index(folder: PictureFolder, seed: int) -> None:
+    """Writes ``index.jsonl``, a line for each picture that is there: its file, prompt, sample and seed."""
+    lines = [
+        {
+            "file": path.relative_to(folder.folder).as_posix(),
+            "prompt": prompt.text,
+            "seed": seed,
+            "sample": sample,
+            "id": prompt.id,
+            "category": prompt.category,
+        }
+        for prompt, sample, path in folder.pictures()
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(folder.folder / INDEX, text)
+
+
 def read_drawn(folder: Path) -> dict[str, Any] | None:
     """What ``drawn.json`` says, None where there is none. UserError for one that this program did not write."""
     path = folder / DRAWN
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(file_bytes(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it if another tool drew the pictures") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or not isinstance(record.get("samples"), int):
@@ -136,6 +170,8 @@ def read_drawn(folder: Path) -> dict[str, Any] | None:
             f'{path}: expected an object with "schema": {SCHEMA} and "samples", as `srum-ds eval draw` writes it; '
             "remove it if another tool drew the pictures"
         )
+    if record.get(LAYOUT, OWN) not in LAYOUTS:
+        raise UserError(f"{path}: the layout {record[LAYOUT]!r} is unknown; known are {', '.join(LAYOUTS)}")
     return record
 
 

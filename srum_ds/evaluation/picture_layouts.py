@@ -6,7 +6,6 @@ none of its own. ``map_pictures`` finds the layout of a folder and gives each fi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +13,24 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import parse_json
 from srum_ds.types import Prompt
 
-OWN, GENEVAL, COMPBENCH, SRUM = "srum-ds", "GenEval", "T2I-CompBench", "SRUM"
+OWN, GENEVAL, COMPBENCH, SRUM, WISE = "srum-ds", "GenEval", "T2I-CompBench", "SRUM", "WISE"
 LAYOUTS = {
     OWN: "images/ID_000.png (or ID_000.png)",
     GENEVAL: "00000/samples/00000.png",
     COMPBENCH: "samples/PROMPT_000000.png",
     SRUM: "QUESTION_ID.png",
+    WISE: "PROMPT_ID.png",
 }
 """The known layouts, as a message shows them."""
 
 _OWN = re.compile(r"(?P<name>.+)_(?P<sample>\d{3,})\.png")
 _GENEVAL = re.compile(r"(?P<index>\d+)/samples/(?P<sample>\d+)\.png")
 _COMPBENCH = re.compile(r"(?P<text>.+)_(?P<number>\d{6})\.png")
-_SRUM = re.compile(r"(?P<number>\d+)\.png")
+_NUMBER = re.compile(r"(?P<number>\d+)\.png")
 _LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -50,10 +52,7 @@ def map_pictures(folder: Path, files: Sequence[Path], prompts: Sequence[Prompt])
     """
     ordered = sorted(files)
     names = {path: path.relative_to(folder).as_posix() for path in ordered}
-    readings = [
-        _mapped(name, names, read(folder, names, prompts))
-        for name, read in ((OWN, _own), (GENEVAL, _geneval), (COMPBENCH, _compbench), (SRUM, _srum))
-    ]
+    readings = [_mapped(name, names, read(folder, names, prompts)) for name, read in _READERS]
     # The first of equals: sorting is stable.
     best = max(readings, key=lambda reading: len(ordered) - len(reading.strangers))
     if ordered and not best.found:
@@ -133,7 +132,7 @@ def _text_of(metadata: Path) -> str | None:
     if not metadata.is_file():
         return None
     try:
-        record = json.loads(metadata.read_text(encoding="utf-8").strip().split("\n")[0])
+        record = parse_json(file_bytes(metadata).decode("utf-8").strip().split("\n")[0])
         return str(record["prompt"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{metadata}: expected one JSON object with "prompt" ({error!r})') from error
@@ -142,7 +141,7 @@ def _text_of(metadata: Path) -> str | None:
 def _compbench(folder: Path, names: Mapping[Path, str], prompts: Sequence[Prompt]) -> _Read:
     by_text: dict[str, list[str]] = {}
     for prompt in prompts:
-        by_text.setdefault(_comparable(prompt.text), []).append(prompt.id)
+        by_text.setdefault(comparable(prompt.text), []).append(prompt.id)
     read: _Read = {}
     of_text: dict[str, list[tuple[int, Path]]] = {}
     for path, name in names.items():
@@ -150,10 +149,10 @@ def _compbench(folder: Path, names: Mapping[Path, str], prompts: Sequence[Prompt
         match = _COMPBENCH.fullmatch(place.name)
         if match is None or place.parent.name not in ("samples", ""):
             read[path] = f"is not named {LAYOUTS[COMPBENCH]}"
-        elif _comparable(match["text"]) not in by_text:
+        elif comparable(match["text"]) not in by_text:
             read[path] = f"there is no prompt {match['text']!r}"
         else:
-            of_text.setdefault(_comparable(match["text"]), []).append((int(match["number"]), path))
+            of_text.setdefault(comparable(match["text"]), []).append((int(match["number"]), path))
     numbers = [number for group in of_text.values() for number, _ in group]
     throughout = len(set(numbers)) == len(numbers)
     for text, group in of_text.items():
@@ -162,24 +161,37 @@ def _compbench(folder: Path, names: Mapping[Path, str], prompts: Sequence[Prompt
     return read
 
 
-def _comparable(text: str) -> str:
+def comparable(text: str) -> str:
     """A prompt's text as file names keep it: a "/" cannot stand there, and a full stop is often left out."""
     return " ".join(text.replace("/", "_").split()).rstrip(". ").casefold()
 
 
 def _srum(folder: Path, names: Mapping[Path, str], prompts: Sequence[Prompt]) -> _Read:
+    return _by_number(names, prompts, "question_id", SRUM)
+
+
+def _wise(folder: Path, names: Mapping[Path, str], prompts: Sequence[Prompt]) -> _Read:
+    return _by_number(names, prompts, "prompt_id", WISE)
+
+
+def _by_number(names: Mapping[Path, str], prompts: Sequence[Prompt], key: str, layout: str) -> _Read:
+    """Files whose name is the number that a benchmark's record has under ``key``, kept in ``Prompt.meta``."""
     by_number: dict[int, str] = {}
     for prompt in prompts:
-        number = prompt.meta.get("question_id")
+        number = prompt.meta.get(key)
         if isinstance(number, int):
             by_number[number] = prompt.id
     read: _Read = {}
     for path, name in names.items():
-        match = _SRUM.fullmatch(PurePosixPath(name).name)
+        match = _NUMBER.fullmatch(PurePosixPath(name).name)
         if match is None:
-            read[path] = f"is not named {LAYOUTS[SRUM]}"
+            read[path] = f"is not named {LAYOUTS[layout]}"
         elif int(match["number"]) not in by_number:
-            read[path] = f"there is no prompt of question_id {int(match['number'])}"
+            read[path] = f"there is no prompt of {key} {int(match['number'])}"
         else:
             read[path] = [(by_number[int(match["number"])], 0)]
     return read
+
+
+_READERS = ((OWN, _own), (GENEVAL, _geneval), (COMPBENCH, _compbench), (SRUM, _srum), (WISE, _wise))
+"""In this order: of layouts that say the same of a folder, the first is meant."""

@@ -18,6 +18,7 @@ import torch
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.registry import import_file, user_files
+from srum_ds.common.stopping import start_helper
 from srum_ds.models import default_dtype, load_model
 from srum_ds.models.protocol import UnifiedModel
 
@@ -84,8 +85,8 @@ _own_device: str | None = None
 def _start_process(files: Sequence[Path], devices: Any) -> None:
     """Prepares a drawing process: its device, one thread, and the user's own code, which may make a readout."""
     global _own_device
+    start_helper()
     _own_device = devices.get()
-    torch.set_num_threads(1)
     for file in files:
         import_file(file)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from srum_ds.common.files import write_atomic
+from srum_ds.common.texts import parse_json
 from srum_ds.evaluation.statistics import (
     Estimate,
     auc,
@@ -24,8 +25,8 @@ from srum_ds.evaluation.statistics import (
     paired_difference,
     paired_interval,
 )
-from srum_ds.monitoring.usage import read_metrics, usage_table
-from srum_ds.monitoring.writer import METRICS
+from srum_ds.monitoring.records import METRICS, TENSORBOARD, read_metrics
+from srum_ds.monitoring.usage import usage_table
 
 RESULT = "result.json"
 MARKDOWN = "eval.md"
@@ -79,9 +80,16 @@ def build_result(
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
-    """Writes ``result.json`` and ``eval.md`` into the run's folder, each in one step."""
-    write_atomic(run_dir / MARKDOWN, markdown(result))
+    """Writes ``result.json`` and ``eval.md`` into the run's folder, each in one step; its TensorBoard gets both too."""
+    text = markdown(result)
+    write_atomic(run_dir / MARKDOWN, text)
     write_atomic(run_dir / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    if (run_dir / TENSORBOARD).is_dir():
+        # Its import takes a second, which only runs that have one are to wait for.
+        from srum_ds.monitoring.tensorboard import add_evaluation
+
+        figures = {side: result[side]["overall"] for side in SIDES} | {"difference": result["difference"]["mean"]}
+        add_evaluation(run_dir, text, figures, len(read_metrics(run_dir / METRICS)))
 
 
 def show_result(run_dir: Path, console: Console) -> None:
@@ -93,7 +101,7 @@ def show_result(run_dir: Path, console: Console) -> None:
     if not path.exists():
         console.print(f"{run_dir} is finished; `srum-ds eval {run_dir}` measures it.", highlight=False)
         return
-    result = json.loads(path.read_text())
+    result = parse_json(path.read_text())
     console.print(result_table(result))
     console.print(verdict(result), soft_wrap=True, highlight=False)
 

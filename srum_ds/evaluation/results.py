@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import write_atomic
+from srum_ds.common.files import file_bytes, write_atomic
+from srum_ds.common.texts import parse_json
 from srum_ds.evaluation.aggregate import Row, Rule, by_category, figures, figures_of_parts, pooled, power_of
 from srum_ds.evaluation.benchmarks import Benchmark, Detection, Figure
 from srum_ds.evaluation.canary import CanaryResult
@@ -211,7 +212,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """The content of ``DIR/results.json``. UserError where it is missing, broken or of another schema."""
     path = folder / RESULTS
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(file_bytes(path))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; score the folder first, with `srum-ds eval score {folder}`") from None
     except (OSError, ValueError) as error:
@@ -225,7 +226,7 @@ def read_scores(folder: Path) -> list[Score]:
     """The lines of ``DIR/scores.jsonl``. UserError naming file and line where one is missing or broken."""
     path = folder / SCORES
     try:
-        text = path.read_bytes().decode()
+        text = file_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); score the folder again") from None
     found = []
@@ -233,7 +234,7 @@ def read_scores(folder: Path) -> list[Score]:
     for number, line in enumerate(text.split("\n"), 1):
         if line:
             try:
-                found.append(Score(**json.loads(line)))
+                found.append(Score(**parse_json(line)))
             except (TypeError, ValueError) as error:
                 raise UserError(f"{path}: line {number}: no score ({error}); score the folder again") from None
     return found

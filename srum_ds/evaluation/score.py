@@ -66,6 +66,11 @@ def score_folder(
     pictures = folder.pictures()
     for line in folder.lines():
         console.print(line, soft_wrap=True, highlight=False)
+    if not pictures:
+        raise UserError(
+            f"{request.folder}: holds no picture of these {len(folder.prompts)} prompts; draw them with `srum-ds eval "
+            f"draw`, or name the prompts that its pictures are of (--prompts)"
+        )
     with console.status("") as status:
         told = _teller(status.update)
         graded = _grade(benchmark, folder, request.judge, judge, told)

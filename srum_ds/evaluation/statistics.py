@@ -8,8 +8,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def paired_interval(
         return float(x[0]), float(x[0])
     with warnings.catch_warnings():
         # BCa's jackknife may degenerate on a handful of pairs; the percentile interval remains.
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         for method in ("BCa", "percentile"):
-            found = stats.bootstrap(
+            found = scipy.stats.bootstrap(
                 (x,),
                 np.mean,
                 n_resamples=resamples,
@@ -96,7 +96,7 @@ def auc(scores: ArrayLike, truth: ArrayLike) -> float:
     good, bad = x[labels & ~np.isnan(x)], x[~labels & ~np.isnan(x)]
     if good.size == 0 or bad.size == 0:
         return math.nan
-    return float(stats.mannwhitneyu(good, bad).statistic / (good.size * bad.size))
+    return float(scipy.stats.mannwhitneyu(good, bad).statistic / (good.size * bad.size))
 
 
 def _finite(values: ArrayLike) -> np.ndarray:

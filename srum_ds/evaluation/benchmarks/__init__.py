@@ -1,5 +1,6 @@
 """Benchmarks score the images of a prompt set. ``srum-ds eval``, ``ablate`` and ``calibrate`` load one by its name."""
 
+from srum_ds.evaluation.benchmarks.loading import load_benchmark, load_checks
 from srum_ds.evaluation.benchmarks.protocol import (
     Asks,
     Benchmark,
@@ -13,8 +14,6 @@ from srum_ds.evaluation.benchmarks.protocol import (
     Published,
     RegionTruth,
     equal_shares,
-    load_benchmark,
-    load_checks,
 )
 
 __all__ = [

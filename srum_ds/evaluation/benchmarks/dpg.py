@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
 from srum_ds.evaluation.benchmarks.protocol import Benchmark, Canary, Figure, Grade, Published
 from srum_ds.evaluation.benchmarks.yes_no_canaries import yes_no_canaries
 from srum_ds.judges.protocol import Question, Reply
+from srum_ds.prompts.files import found_in
 from srum_ds.types import Prompt
 
 CATEGORIES = ("global", "entity", "attribute", "relation", "other")
@@ -109,7 +111,7 @@ def _propositions(prompt: Prompt) -> list[Proposition]:
 
 
 def read(source: Path | None) -> list[Prompt]:
-    """The prompts of ``dpg_bench.csv``, or of the folder that holds it (and perhaps ``prompts/ID.txt``).
+    """The prompts of ``dpg_bench.csv``, of its folder (with perhaps ``prompts/ID.txt``), or of a checkout of ELLA.
 
     A prompt's id is ``dpg-ITEM``; where ``prompts`` is there, its texts are the ones drawn, and every item must have
     one. UserError without a file, and naming the line of a row that is malformed.
@@ -119,7 +121,7 @@ def read(source: Path | None) -> list[Prompt]:
             f"--prompts is missing: DPG-Bench's questions are dpg_bench/{FILE} of "
             f"https://github.com/TencentQQGYLab/ELLA (Apache-2.0); give that file or the folder dpg_bench"
         )
-    path = source / FILE if source.is_dir() else source
+    path = found_in(source, (FILE, f"dpg_bench/{FILE}"), "TencentQQGYLab/ELLA")
     rows = list(_rows(path))
     if not rows:
         raise UserError(f"{path}: holds no questions")
@@ -143,7 +145,7 @@ def read(source: Path | None) -> list[Prompt]:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
@@ -197,7 +199,7 @@ def _texts(folder: Path) -> dict[str, str] | None:
     texts = {}
     for path in sorted(folder.glob("*.txt")):
         try:
-            texts[path.stem] = path.read_text(encoding="utf-8-sig").strip()
+            texts[path.stem] = file_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
     return texts

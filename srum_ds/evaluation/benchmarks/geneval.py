@@ -145,6 +145,8 @@ def _items(prompt: Prompt, key: str) -> list[Mapping[str, Any]]:
     items = prompt.meta.get(key) or []
     if key == "include" and not items:
         raise UserError(f"prompt {prompt.id!r}: no record of GenEval (its meta has no 'include')")
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise UserError(f"prompt {prompt.id!r}: {key} is {items!r}, expected a list of objects")
     for number, item in enumerate(items):
         position = item.get("position")
         if not {"class", "count"} <= set(item) or (position and not _fits(position, number)):

@@ -11,16 +11,18 @@ chat template they have no mass, and in some tokenizers they are the same token 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import parse_json, require_encodable
 from srum_ds.evaluation.benchmarks.protocol import Benchmark, Canary, Grade, equal_shares
 from srum_ds.evaluation.benchmarks.yes_no_canaries import yes_no_canaries
 from srum_ds.judges.protocol import Question, Reply
+from srum_ds.prompts.files import found_in
 from srum_ds.types import Prompt
 
 SKILLS = ("object", "attribute", "count", "position", "verb")
@@ -113,7 +115,7 @@ def read(source: Path | None) -> list[Prompt]:
             f"--prompts is missing: GenEval 2's prompts are {FILE} of https://github.com/facebookresearch/GenEval2 "
             f"(CC BY-NC 4.0: not for commercial use, and not part of this package); give that file or its folder"
         )
-    path = source / FILE if source.is_dir() else source
+    path = found_in(source, (FILE,), "facebookresearch/GenEval2")
     prompts: list[Prompt] = []
     for number, line in enumerate(_text(path).replace("\r\n", "\n").split("\n"), 1):
         if line.strip():
@@ -125,7 +127,7 @@ def read(source: Path | None) -> list[Prompt]:
 
 def _prompt(line: str, index: int, where: str) -> Prompt:
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
     record = record if isinstance(record, dict) else {}
@@ -135,6 +137,7 @@ def _prompt(line: str, index: int, where: str) -> Prompt:
     fits = isinstance(atoms, list) and atoms and all(_is_pair(atom) for atom in atoms)
     if not fits or not isinstance(skills, list) or len(skills) != len(atoms or []):
         raise UserError(f"{where}: expected vqa_list as [[question, answer], ...] and skills, one for each question")
+    require_encodable("\n".join([text, *(part for atom in atoms or [] for part in atom)]), where)
     unknown = [skill for skill in skills if skill not in SKILLS]
     if unknown:
         raise UserError(f"{where}: skill {unknown[0]!r} is none of {', '.join(SKILLS)}")
@@ -150,7 +153,7 @@ def _is_pair(atom: Any) -> bool:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:

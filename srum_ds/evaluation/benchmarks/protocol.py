@@ -1,4 +1,4 @@
-"""What a benchmark must offer, and opening one by the name that ``eval.benchmark`` or ``--benchmark`` gives.
+"""What a benchmark must offer. ``loading`` opens one by its name.
 
 A benchmark is a value of ``Benchmark``: which prompts, how one picture is graded (from pixels, by a judge's answers, or
 from a detector's boxes), and how grades become the figures that its authors report. It is registered in
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from srum_ds.common.errors import UserError
-from srum_ds.common.registry import Registry
-from srum_ds.config.choices import BENCHMARKS
 from srum_ds.judges.protocol import Question, Reply
 from srum_ds.types import Prompt
 
@@ -197,41 +194,3 @@ class Benchmark:
 def equal_shares(categories: Sequence[str]) -> list[Figure]:
     """``Benchmark.figures`` of most: overall is the plain mean of the categories' means."""
     return [Figure("overall", {name: 1 / len(categories) for name in categories})]
-
-
-def load_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name. UserError for an unknown one, and for code that is no benchmark."""
-    # The option is what the user wrote, not the setting.
-    found = _found(name, replace(BENCHMARKS, setting="--benchmark"))
-    if not isinstance(found, Benchmark):
-        raise UserError(
-            f"--benchmark {name}: is {type(found).__name__}, expected a Benchmark "
-            f"(srum_ds/evaluation/benchmarks/protocol.py)"
-        )
-    return found
-
-
-def load_checks(name: str) -> Checks:
-    """What checks pixels, for commands that ask no judge: a benchmark that does, or such an object itself.
-
-    UserError for an unknown name, and for a benchmark that needs a judge or a detector.
-    """
-    found = _found(name)
-    grading = found.grading if isinstance(found, Benchmark) else found
-    if isinstance(grading, Checks):
-        return grading
-    if isinstance(found, Benchmark):
-        raise UserError(
-            f"eval.benchmark={name}: is scored by a judge or a detector, not from pixels: use `srum-ds eval draw` and "
-            f"`srum-ds eval score --benchmark {name}`"
-        )
-    raise UserError(
-        f"eval.benchmark={name}: is {type(found).__name__}, expected a benchmark with name, refuse, check and "
-        f"region_truths (srum_ds/evaluation/benchmarks/protocol.py)"
-    )
-
-
-def _found(name: str, registry: Registry[Any] = BENCHMARKS) -> object:
-    found = registry.get(name)
-    # A class without arguments stands for its one instance.
-    return found() if isinstance(found, type) else found

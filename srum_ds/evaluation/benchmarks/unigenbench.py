@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import parse_json
 from srum_ds.evaluation.benchmarks.pooling import part_shares
 from srum_ds.evaluation.benchmarks.protocol import Benchmark, Canary, Figure, Grade, Published
 from srum_ds.evaluation.benchmarks.replies import after_thinking, excerpt, numbers, read_object
 from srum_ds.evaluation.benchmarks.yes_no_canaries import blank, blue_square, two_discs
 from srum_ds.judges.protocol import Question, Reply
+from srum_ds.prompts.files import found_in
 from srum_ds.types import Prompt
 
 DIMENSIONS = (
@@ -97,7 +99,7 @@ def read_scores(text: str, count: int) -> list[int] | None:
     found = _SCORE_TAG.findall(said)
     if found:
         try:
-            value: Any = json.loads(found[-1])
+            value: Any = parse_json(found[-1])
         except ValueError:
             return None
     else:
@@ -171,7 +173,7 @@ def _points(prompt: Prompt) -> list[tuple[str, str]]:
 
 
 def read(source: Path | None) -> list[Prompt]:
-    """The prompts of ``test_prompts_en.csv`` or ``test_prompts_en_long.csv`` (a folder: the first).
+    """The prompts of ``test_prompts_en.csv`` or ``test_prompts_en_long.csv`` (a folder or checkout: the first).
 
     Ids are ``unigenbench-INDEX``; the category is the prompt's theme. UserError without a file, for the Chinese files
     (their judge is asked in Chinese, which is not done here), and naming the line of a malformed row. One list of the
@@ -182,7 +184,7 @@ def read(source: Path | None) -> list[Prompt]:
             "--prompts is missing: UniGenBench's prompts are data/test_prompts_en.csv of "
             "https://github.com/CodeGoat24/UniGenBench (CC BY 4.0); give that file or its folder"
         )
-    path = source / "test_prompts_en.csv" if source.is_dir() else source
+    path = found_in(source, ("test_prompts_en.csv", "data/test_prompts_en.csv"), "CodeGoat24/UniGenBench")
     prompts: dict[str, Prompt] = {}
     for where, row in _rows(path):
         prompt = _prompt(row, where)
@@ -196,7 +198,7 @@ def read(source: Path | None) -> list[Prompt]:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
@@ -235,10 +237,10 @@ def _prompt(row: Mapping[str, str], where: str) -> Prompt:
 
 def _record(text: str, where: str) -> tuple[dict[str, Any], bool]:
     try:
-        record, repaired = json.loads(text), False
+        record, repaired = parse_json(text), False
     except ValueError as error:
         try:
-            record, repaired = json.loads(re.sub(r'(?<=[^\\,:\[{])"\s+"', '", "', text)), True
+            record, repaired = parse_json(re.sub(r'(?<=[^\\,:\[{])"\s+"', '", "', text)), True
         except ValueError:
             raise UserError(f"{where}: sub_dims_en is not valid JSON ({error})") from error
     if not isinstance(record, dict):

@@ -12,7 +12,7 @@ failure and not the same.
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.files import write_atomic
+from srum_ds.common.files import file_bytes, write_atomic
+from srum_ds.common.texts import is_number, parse_json, require_encodable
 from srum_ds.evaluation.benchmarks import Detection, Grade
 
 _FORMS = 'an object {"images/ID_000.png": [...], ...}, or lines {"picture": "images/ID_000.png", "detections": [...]}'
 _OBJECT = '{"label": text, "score": number in [0, 1], "box": [x0, y0, x1, y1]} and perhaps "color" and "mask"'
+
+
+# How JSON spells half of a character that was cut in two.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class RecordedDetections:
 def read_detections(path: Path) -> RecordedDetections:
     """The detections of a JSON or JSONL file. UserError naming file, line (or picture) and object where malformed."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
@@ -87,6 +92,8 @@ def read_detections(path: Path) -> RecordedDetections:
             raise UserError(f"{where}: the picture {picture!r} occurs twice")
         if not isinstance(objects, list):
             raise UserError(f"{where}: the detections of {picture!r} are {type(objects).__name__}, expected a list")
+        if _HALF.search(text):
+            require_encodable(json.dumps([picture, objects], ensure_ascii=False), where)
         found[picture] = [_detection(one, f"{where}: object {n}", size) for n, one in enumerate(objects, 1)]
     if not found:
         raise UserError(f"{path}: names no pictures")
@@ -127,7 +134,7 @@ _Entry = tuple[str, str, Any, tuple[float, float] | None]
 def _is_lines(text: str) -> bool:
     first = text.lstrip().split("\n", 1)[0]
     try:
-        record = json.loads(first)
+        record = parse_json(first)
     except ValueError:
         # A first line that is no JSON by itself is the beginning of one object over several lines, or a broken line.
         return '"picture"' in first
@@ -140,7 +147,7 @@ def _lines(text: str, path: Path) -> Iterator[_Entry]:
             continue
         where = f"{path}: line {number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise UserError(f"{where}: not valid JSON ({error})") from error
         if not isinstance(record, dict) or not isinstance(record.get("picture"), str) or "detections" not in record:
@@ -150,7 +157,7 @@ def _lines(text: str, path: Path) -> Iterator[_Entry]:
 
 def _whole(text: str, path: Path) -> Iterator[_Entry]:
     try:
-        record = json.loads(text, object_pairs_hook=_Object)
+        record = parse_json(text, object_pairs_hook=_Object)
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); expected {_FORMS}") from error
     if not isinstance(record, _Object):
@@ -164,7 +171,7 @@ def _whole(text: str, path: Path) -> Iterator[_Entry]:
 def _size(size: Any, where: str) -> tuple[float, float] | None:
     if size is None:
         return None
-    if not isinstance(size, list) or len(size) != 2 or not all(_is_number(side) and side > 0 for side in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(is_number(side) and side > 0 for side in size):
         raise UserError(f"{where}: size is {size!r}, expected [width, height] in pixels")
     return float(size[0]), float(size[1])
 
@@ -174,9 +181,9 @@ def _detection(record: Any, where: str, size: tuple[float, float] | None) -> Det
         raise UserError(f"{where}: expected {_OBJECT}")
     score: Any = record.get("score")
     box: Any = record.get("box")
-    if not _is_number(score) or not 0 <= score <= 1:
+    if not is_number(score) or not 0 <= score <= 1:
         raise UserError(f"{where}: score is {score!r}, expected a number in [0, 1]")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(side) for side in box):
         raise UserError(f"{where}: box is {box!r}, expected [x0, y0, x1, y1]")
     width, height = size or (1.0, 1.0)
     x0, y0, x1, y1 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
@@ -194,7 +201,3 @@ def _detection(record: Any, where: str, size: tuple[float, float] | None) -> Det
         raise UserError(f"{where}: color is {color!r}, expected a name")
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0))
     return Detection(record["label"], float(score), inside, mask, color or "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

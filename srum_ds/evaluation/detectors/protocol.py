@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import parse_json
 from srum_ds.evaluation.benchmarks import Detection
 
 
@@ -61,6 +61,6 @@ def _model_type(name: str) -> str:
                 f"mask2former-swin-small-coco-instance, or detections made elsewhere by --detections FILE"
             ) from error
     try:
-        return str(json.loads((folder / "config.json").read_text()).get("model_type", ""))
+        return str(parse_json((folder / "config.json").read_text()).get("model_type", ""))
     except (OSError, ValueError) as error:
         raise UserError(f"--detector {name}: config.json cannot be read ({error})") from error

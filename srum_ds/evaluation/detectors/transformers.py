@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.finite import refuse_module
 from srum_ds.evaluation.benchmarks import Detection
 from srum_ds.evaluation.benchmarks.masks import encode_mask
 
@@ -140,12 +141,14 @@ def load_segmenter(name: str, device: str) -> SegmentingDetector:
 
 def _load(model: Any, processor: Any, name: str) -> tuple[Any, Any]:
     try:
-        return model.from_pretrained(name), processor.from_pretrained(name)
+        opened = model.from_pretrained(name), processor.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"--detector {name}: cannot be opened as {model.__name__} ({error}); expected a folder with config.json, "
             f"*.safetensors and preprocessor_config.json of Grounding DINO, OWLv2 or Mask2Former"
         ) from error
+    refuse_module(opened[0], name)
+    return opened
 
 
 def _batches(images: Sequence[Tensor]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ from markupsafe import Markup
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """The HTML of a file in ``templates``. A name that the context lacks is an error, not an empty place."""
+def render(template: str, context: Mapping[str, Any], styles: Sequence[str] = ("page.css",)) -> str:
+    """The HTML of a file in ``templates``. A name that the context lacks is an error, not an empty place.
+
+    styles: the style sheets that the page takes along, in their order.
+    """
     script = _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _environment().get_template(template)
-    return page.render(**context, style=Markup(_text("page.css")), script=Markup(script), script_sha256=digest)
+    style = Markup("\n".join(map(_text, styles)))
+    return page.render(**context, style=style, script=Markup(script), script_sha256=digest)
 
 
 @cache

@@ -10,6 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from srum_ds.common.errors import UserError
+from srum_ds.common.image_files import open_picture
+
 SIDE = 384
 """Longest side of an embedded picture, in pixels. Smaller ones are embedded as they are."""
 
@@ -23,10 +26,14 @@ COLOURS = 6
 
 
 class Thumbnails:
-    """Embeds pictures until the budget is spent, and remembers how many it had to leave out or could not read."""
+    """Embeds pictures until the budget is spent, and remembers how many it had to leave out or could not read.
 
-    def __init__(self, budget: int = BUDGET) -> None:
+    side: longest side of an embedded picture in pixels.
+    """
+
+    def __init__(self, budget: int = BUDGET, side: int = SIDE) -> None:
         self._left = budget
+        self._side = side
         self._made: dict[Path, dict[str, Any] | None] = {}
         self.left_out = 0
         self.unreadable = 0
@@ -46,13 +53,12 @@ class Thumbnails:
 
     def _make(self, path: Path) -> dict[str, Any] | None:
         try:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            picture = open_picture(path)
+        except UserError:
             self.unreadable += 1
             return None
         tiny = picture.width <= TINY
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         if tiny:
             picture.save(stream, "PNG", optimize=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from srum_ds.evaluation.understanding.asking import Answer
 from srum_ds.evaluation.understanding.items import Item
@@ -42,7 +42,7 @@ def compare(items: Sequence[Item], before: Sequence[Answer], after: Sequence[Ans
 def mcnemar(wins: int, losses: int) -> float:
     """The exact two-sided probability of so uneven a split of ``wins + losses`` fair tosses; 1 where there are none."""
     total = wins + losses
-    return float(stats.binomtest(wins, total, 0.5).pvalue) if total else 1.0
+    return float(scipy.stats.binomtest(wins, total, 0.5).pvalue) if total else 1.0
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[str]) -> float:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.image_files import read_image
+from srum_ds.common.image_files import read_image, read_image_bytes
 
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
@@ -45,12 +41,7 @@ class Item:
         """The picture, float32 [3, H, W] in [0, 1]. UserError where it cannot be read."""
         if isinstance(self.picture, Path):
             return read_image(self.picture)
-        try:
-            with Image.open(io.BytesIO(self.picture)) as image:
-                array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"question {self.key!r}: its picture cannot be read ({error})") from error
-        return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        return read_image_bytes(self.picture, f"question {self.key!r}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import require_encodable
 from srum_ds.evaluation.understanding.items import LETTERS, Item, ItemSet, how_often, with_options
 from srum_ds.evaluation.understanding.records import picture_of, read_records
 
@@ -67,11 +68,13 @@ def _item(record: dict[str, Any], number: int, folder: Path, where: str) -> Item
     if isinstance(options, str):
         try:
             options = ast.literal_eval(options)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError(f"{where}: options is no list ({options[:60]!r})") from error
     if not question or not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise UserError(f"{where}: expected a question and options, a list of 2 to {len(LETTERS)} texts")
     texts = tuple(_TAG.sub("", str(option)).strip() for option in options)
+    # A list within a text may spell out what no text of a file can hold.
+    require_encodable("".join(texts), f"{where}: options")
     letters = tuple(LETTERS[: len(texts)])
     answer = str(record["answer"]).strip()
     if answer not in letters:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import parse_json, require_encodable
 from srum_ds.evaluation.understanding.items import from_base64
 
 # No file system takes longer paths, and no picture is smaller in base64.
@@ -17,7 +18,7 @@ _LONGEST_PATH = 500
 def read_text(path: Path) -> str:
     """A file's text. UserError where it is missing or not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
@@ -29,7 +30,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
-            records = json.loads(text)
+            records = parse_json(text)
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from error
         places = [(f"{path}: record {number}", record) for number, record in enumerate(records, 1)]
@@ -38,6 +39,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, record in places:
         if not isinstance(record, dict):
             raise UserError(f"{where}: is {type(record).__name__}, expected an object")
+        for key, value in record.items():
+            require_encodable(f"{key} {value}", f"{where}: {ascii(key)}")
         yield where, record
 
 
@@ -52,11 +55,19 @@ def picture_of(value: Any, folder: Path, where: str) -> Path | bytes:
         raise UserError(f"{where}: expected a picture as a path or in base64")
     if len(value) <= _LONGEST_PATH and not value.startswith("data:"):
         path = folder / value
-        if path.is_file():
+        if _is_file(path):
             return path
         if "." in value:
             raise UserError(f"{where}: no such picture: {path}")
     return from_base64(value, where)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A short picture in base64 is too long a name.
+        return False
 
 
 def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -65,6 +76,6 @@ def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
             continue
         where = f"{path}: line {number}"
         try:
-            yield where, json.loads(line)
+            yield where, parse_json(line)
         except ValueError as error:
             raise UserError(f"{where}: not valid JSON ({error})") from error

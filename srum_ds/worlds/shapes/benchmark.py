@@ -65,8 +65,8 @@ def read(source: Path | None) -> list[Prompt]:
     """The prompts that training never saw: the split ``test`` of a folder of shards, or the same drawn anew (None)."""
     if source is None:
         return shapes_prompts({SPLIT: TEST_PROMPTS}, 0)[SPLIT]
-    reader = PromptReader(source, SPLIT)
-    return [reader[i] for i in range(len(reader))]
+    with PromptReader(source, SPLIT) as reader:
+        return list(reader)
 
 
 BENCHMARK = Benchmark("shapes", "1", read, ShapesChecks(), equal_shares)

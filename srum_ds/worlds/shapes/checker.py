@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from srum_ds.types import Prompt
@@ -83,9 +82,9 @@ def detect(image: np.ndarray | Tensor) -> list[Detected]:
     pixels_HW3 = as_array(image)
     if not np.isfinite(pixels_HW3).all():
         return []
-    labels, _ = ndimage.label(pixels_HW3.max(axis=2) > BRIGHT)
+    labels, _ = scipy.ndimage.label(pixels_HW3.max(axis=2) > BRIGHT)
     found = []
-    for number, window in enumerate(ndimage.find_objects(labels), start=1):
+    for number, window in enumerate(scipy.ndimage.find_objects(labels), start=1):
         blob = labels[window] == number
         if blob.sum() < MIN_AREA:
             continue
@@ -172,7 +171,7 @@ def _best_match(prompt: ShapePrompt, detected: Sequence[Detected]) -> tuple[int,
     if not detected:
         return 0, 0, False
     met = np.array([[_met(slot, thing) for thing in detected] for slot in prompt.slots])
-    rows, columns = linear_sum_assignment(met, maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(met, maximize=True)
     objects_met = int(met[rows, columns].sum())
     if prompt.relation is None:
         return objects_met, objects_met, False

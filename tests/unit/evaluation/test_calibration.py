@@ -225,9 +225,8 @@ def test_labels_of_a_packed_folder_are_found(tmp_path: Path) -> None:
     ("member", "message"),
     [
         (("a.json", b"{"), r"a\.json: not valid JSON"),
-        (("a.png", png()[:45]), r"a\.png: not a readable image"),
-        (("a.png", b"no picture"), r"a\.png: not a readable image"),
-        (("a.png", png("I;16")), r"a\.png: has more than 8 bits"),
+        (("a.png", png()[:45]), r"a\.png: cannot be read as an image"),
+        (("a.png", b"no picture"), r"a\.png: this is no image"),
     ],
 )
 def test_a_broken_member_is_named(tmp_path: Path, member: tuple[str, bytes], message: str) -> None:
@@ -235,9 +234,39 @@ def test_a_broken_member_is_named(tmp_path: Path, member: tuple[str, bytes], mes
         read_labels(tar_of(tmp_path / "labels.tar", [member]), 0.5)
 
 
+def test_endings_count_in_any_case(tmp_path: Path) -> None:
+    members = [("a.JSON", b'{"prompt": "a", "score": 1}'), ("a.PNG", png()), ("b.Json", b'{"prompt": "b", "score": 0}')]
+    found = read_labels(tar_of(tmp_path / "labels.tar", [*members, ("b.Webp", png())]), 0.5)
+    assert [prompt.id for prompt in found.prompts] == ["a", "b"] and found.good_N.tolist() == [True, False]
+
+
+def test_sixteen_bits_a_channel_keep_their_high_byte(tmp_path: Path) -> None:
+    members = [("a.json", b'{"prompt": "a", "score": 1}'), ("a.png", png("I;16"))]
+    found = read_labels(tar_of(tmp_path / "labels.tar", members), 0.5)
+    assert found.images[0].shape == (3, 8, 8) and float(found.images[0].max()) == 0.0
+
+
 def test_a_second_image_of_a_sample_does_not_replace_the_first(tmp_path: Path) -> None:
     members = [("a.json", b'{"prompt": "a", "score": 1}'), ("a.png", png()), ("a.PNG", png())]
     with pytest.raises(UserError, match="'a' has a second image"):
+        read_labels(tar_of(tmp_path / "labels.tar", members), 0.5)
+
+
+RECORD = b'{"prompt": "a", "score": 1}'
+
+
+@pytest.mark.parametrize("keys", [["./0", "./1"], ["run.v1/a", "run.v2/a"], ["0", "./1"]])
+def test_names_are_those_of_webdataset(tmp_path: Path, keys: list[str]) -> None:
+    members = [(f"{key}.{ending}", data) for key in keys for ending, data in (("png", png()), ("JSON", RECORD))]
+    # Another field of a sample, what packing tools of a Mac add, and a file of no sample are none.
+    members += [(f"{keys[0]}.seg.png", b""), ("._0.png", b""), ("README.txt", b"")]
+    found = read_labels(tar_of(tmp_path / "labels.tar", members), 0.5)
+    assert [prompt.id for prompt in found.prompts] == [key.removeprefix("./") for key in keys]
+
+
+def test_a_dot_in_a_samples_name_leaves_no_sample_out(tmp_path: Path) -> None:
+    members = [("0.png", png()), ("0.json", RECORD), ("cfg7.5-1.png", png()), ("cfg7.5-1.json", RECORD)]
+    with pytest.raises(UserError, match=r"cfg7\.5-1\.png: a sample's name ends at the first dot.* 'cfg7'"):
         read_labels(tar_of(tmp_path / "labels.tar", members), 0.5)
 
 

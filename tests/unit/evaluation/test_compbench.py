@@ -230,7 +230,7 @@ def test_prompts_come_from_the_users_files_and_are_never_bundled(tmp_path: Path)
 
 def test_it_is_found_by_its_name() -> None:
     found = load_benchmark("compbench")
-    assert found is BENCHMARK and isinstance(found.grading, Asks)
+    assert found.grading is BENCHMARK.grading and isinstance(found.grading, Asks)
     assert (found.samples, found.full) == (1, 100.0)
 
 

@@ -172,7 +172,7 @@ def test_a_run_draws_with_its_own_settings_of_evaluation(tmp_path: Path) -> None
     assert (made.model, made.seed, made.batch, made.image_size) == (run / "export", 9, 3, (64, 64))
     assert (made.sampling.num_timesteps, made.sampling.text_scale) == (3, 2.0)
     assert draw_request(run, True, SIX, DrawOptions(seed=4), tmp_path / "out").drawing.model == MODEL
-    with pytest.raises(UserError, match=r"train\.lr.*only eval\.\* can be chosen anew"):
+    with pytest.raises(UserError, match=r"train\.lr.*only eval\.\* and limits\.\* can be chosen anew"):
         draw_request(run, False, SIX, DrawOptions(("train.lr=1",)), tmp_path / "out")
     (run / "export").unlink()
     with pytest.raises(UserError, match="has not finished"):

@@ -94,7 +94,7 @@ def test_prompts_without_questions_are_refused(tmp_path: Path) -> None:
 
 def test_overall_is_the_mean_of_four_categories() -> None:
     found = load_benchmark("reasonbench")
-    assert found is BENCHMARK and isinstance(found.grading, Asks)
+    assert found.grading is BENCHMARK.grading and isinstance(found.grading, Asks)
     assert found.full == 100.0 and found.part_figures == ("quality",)
     names = ["idiom", "textual_image", "entity", "scientific"]
     assert found.figures(names) == [Figure("overall", {name: 0.25 for name in names})]

@@ -220,6 +220,7 @@ def test_evaluation_measures_the_skill_of_both_models(run_dir: Path) -> None:
     assert "Base against trained" in (run_dir / "eval.md").read_text()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "better" in text and "overall" in text
+    assert "It works: the trained model is better" in (run_dir / "report.html").read_text()
     grid = Image.open(run_dir / "samples" / "eval_grid.png")
     # Two prompts of each of six categories in two columns of pairs, 192 pixels a picture.
     assert grid.height > 6 * 192 and grid.width > 4 * 192
@@ -252,10 +253,11 @@ def test_new_base_weights_are_drawn_anew(run_dir: Path) -> None:
     assert not result["settings"]["base_from_cache"]
 
 
-def test_a_broken_cache_is_drawn_anew(run_dir: Path) -> None:
+@pytest.mark.parametrize("left", [-100, 0, 10])
+def test_a_broken_cache_is_drawn_anew(run_dir: Path, left: int) -> None:
     first = evaluate_run(run_dir, processes=1, console=quiet())
     (stored,) = (run_dir.parent / ".eval_cache").iterdir()
-    stored.write_bytes(stored.read_bytes()[:-100])
+    stored.write_bytes(stored.read_bytes()[:left])
     second = evaluate_run(run_dir, processes=1, console=quiet())
     assert not second["settings"]["base_from_cache"]
     assert second["base"] == first["base"]

@@ -116,6 +116,8 @@ def test_mmmu_leaves_out_and_counts_what_no_judge_can_take(tmp_path: Path) -> No
     assert (last.answer, last.category) == ("B", "")
     for change, message in (
         ({"options": "a cat"}, "line 1: options is no list"),
+        ({"options": "(" * 5000 + ")" * 5000}, "line 1: options is no list"),
+        ({"options": "['a cat', '\\ud800']"}, "line 1: options"),
         ({"options": ["a cat"]}, "line 1: expected a question and options"),
         ({"answer": "Z"}, "line 1: the answer is 'Z'"),
         ({"image_1": None}, "line 1: has no picture"),

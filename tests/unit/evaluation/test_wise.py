@@ -95,7 +95,7 @@ def test_they_are_two_benchmarks_and_need_the_users_files(tmp_path: Path) -> Non
         ("wise_verified", WISE_VERIFIED, "data_verified"),
     ):
         found = load_benchmark(name)
-        assert found is benchmark and found.name == name and isinstance(found.grading, Asks)
+        assert found.grading is benchmark.grading and found.name == name and isinstance(found.grading, Asks)
         assert found.full == 1.0 and "no licence" in found.notice
         with pytest.raises(UserError, match=f"--benchmark {name}: its prompts.*PKU-YuanGroup/WISE, or its {folder}"):
             found.read(None)

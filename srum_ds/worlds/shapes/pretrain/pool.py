@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.stopping import start_helper
 from srum_ds.worlds.shapes.pretrain.vae import LatentCodec, load_codec
 from srum_ds.worlds.shapes.questions import build_examples
 from srum_ds.worlds.shapes.render import render_arrays
@@ -88,7 +89,7 @@ def build_pool(folder: Path, scenes: int, round_trips: int, seed: int, processes
     counts = [len(part) for part in np.array_split(np.arange(scenes), CHUNKS)]
     # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
+    with ProcessPoolExecutor(processes, spawn, start_helper) as workers:
         chunks = list(workers.map(build_examples, [seed * CHUNKS + i for i in range(CHUNKS)], counts))
     codec = load_codec(folder, autocast=True)
     strings: dict[str, int] = {}

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.stopping import start_helper
 from srum_ds.worlds.shapes import questions
 from srum_ds.worlds.shapes.checker import detect
 from srum_ds.worlds.shapes.pretrain.janus.patches import looked_up, painted, undisturbed
@@ -124,7 +125,7 @@ def build_pool(folder: Path, scenes: int, worn: int, seed: int, processes: int =
     else:
         # Spawned, not forked: a forked child inherits torch's thread pool locked and waits for ever.
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as workers:
+        with ProcessPoolExecutor(processes, spawn, start_helper) as workers:
             chunks = list(workers.map(questions.build_examples, seeds, counts))
 
     strings = _Strings()
