@@ -6,37 +6,50 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
+from srum_ds.common import ranks
 from srum_ds.common.environment import write_environment
 from srum_ds.common.errors import STOPPED, STOPPED_BY_WATCH, UserError
 from srum_ds.common.files import write_atomic
+from srum_ds.common.phases import PHASES
+from srum_ds.common.stopping import StopSignal
 from srum_ds.config import Config
-from srum_ds.engine import Engine, compute_device, read_ds_config, shard_loader, start_distributed
+from srum_ds.engine import Engine, finite
+from srum_ds.engine.checkpoint_files import committed_steps, step_folder
+from srum_ds.evaluation.export_extras import write_export_extras
 from srum_ds.evaluation.held_out import HeldOut
-from srum_ds.models import load_model
-from srum_ds.models.fused import chosen, start_kernels
+from srum_ds.evaluation.lookout import Lookout, open_monitor, taken_up
+from srum_ds.evaluation.run_report import write_run_report
+from srum_ds.evaluation.run_words import end_block, results_told, settings_told, start_block
+from srum_ds.models.fused import chosen
 from srum_ds.models.protocol import UnifiedModel
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.health import Alarm, Watch
 from srum_ds.monitoring.judge_failures import FailureLog, refuse_broken_judge
-from srum_ds.monitoring.metrics import StillLearns
-from srum_ds.monitoring.usage import read_metrics, usage_table
-from srum_ds.monitoring.writer import METRICS, Monitor
+from srum_ds.monitoring.metrics import StillLearns, rate_of
+from srum_ds.monitoring.records import METRICS, read_metrics
+from srum_ds.monitoring.run_binding import BINDING, binding_of, refuse_foreign
+from srum_ds.monitoring.run_fork import take_fork
+from srum_ds.monitoring.usage import usage_table
+from srum_ds.monitoring.watchdog import CRASH
+from srum_ds.monitoring.writer import Monitor
 from srum_ds.objectives import Objective, get_objective
+from srum_ds.opening import open_model
 from srum_ds.planning.accounting import Accounting, open_accounting
 from srum_ds.planning.policies import holds_to_reference, policies_of
+from srum_ds.prompts.reader import PromptReader
 from srum_ds.rewards.judge.host import JudgeHost, choose_judge
 from srum_ds.rewards.judge.pipeline import JudgePipeline
-from srum_ds.rollouts.choose import choose_source, open_data
+from srum_ds.rollouts.choose import check_prompts, choose_source, open_data
 from srum_ds.rollouts.collect import Collector, sampling_of
 from srum_ds.rollouts.fixed_prompts import show_fixed_prompts
 from srum_ds.rollouts.sources import Source, round_length
@@ -66,12 +79,18 @@ class Job:
     source: Source
     monitor: Monitor
     watch: Watch
-    held_out: HeldOut
+    lookout: Lookout
     failures: FailureLog
     stop_signal: StopSignal
     start: int
+    # The step whose weights the watch went back to.
+    kept: int | None = None
+    folder: tuple[int, int] | None = None
     accounting: Accounting | None = None
+    binding: dict[str, str] = field(default_factory=dict)
     learns: StillLearns = field(default_factory=StillLearns)
+    # Called after each step on rank 0 with the step's record; whether the run shall stop there. See srum_ds.api.
+    on_step: Callable[[Mapping[str, Any]], bool] | None = None
 
     @property
     def holds_to_reference(self) -> bool:
@@ -82,38 +101,105 @@ class Job:
         """Whether the run ends with this step."""
         return step + 1 == self.cfg.train.steps
 
+    def begin(self) -> None:
+        """Looks at the held-out prompts and shows the fixed ones before the first step; all ranks call it."""
+        self.lookout.before_step(self.start)
+        if self.start == 0 and self.cfg.log.tensorboard:
+            self._show_samples(0)
+        self.monitor.activity("")
+        self.monitor.pace.begin()
+
     def after_step(
         self, step: int, metrics: dict[str, Any], asked_to_stop: bool, batches: Sequence[Judged]
     ) -> StopReason | None:
         """Records a step, shows and saves what is due, and says why the run ends here, if it does; all ranks call it.
 
-        metrics: the step's, equal on all ranks. asked_to_stop: whether any rank was. Raises UserError, on all ranks,
-        where the judge cannot be understood or nothing is learnt any more.
+        step: from 0, as what a step draws is numbered. metrics: the step's, equal on all ranks. asked_to_stop: whether
+        any rank was. Raises UserError, on all ranks, where the judge cannot be understood, nothing is learnt any more,
+        or the run's folder is gone.
         """
-        cfg = self.cfg
+        cfg, done = self.cfg, step + 1
         self.engine.finish_save(wait=False)
         metrics |= {} if self.accounting is None else self.accounting.rates(metrics)
-        if self.held_out.due(step):
-            metrics["checker_exact"] = self.held_out.share()
+        better = self.lookout.after_step(done, metrics)
         ratios, alarms = self.watch.see(metrics)
-        self.monitor.step(metrics | ratios)
-        self.failures.write(step, batches)
+        timing = self.monitor.pace.told(rate_of(self.engine), metrics["tokens"], metrics)
+        self.monitor.step(metrics | ratios | timing)
+        self.failures.write(done, batches)
+        on_step = self.on_step
+        if on_step is not None:
+            record = metrics | ratios | timing
+            asked_to_stop |= ranks.run_on_all_ranks(lambda: on_step(record), rank_zero=True)[0]
+        if metrics["tokens"] == 0:
+            left_out = f"{metrics['masked']} of {metrics['pictures']} pictures have no score"
+            self.monitor.message(f"step {done}: NOTHING IS LEARNT: no token counts in the loss ({left_out})")
         refuse_broken_judge(cfg.judge.max_failed_share, self.judging.readout.cure, metrics, batches)
-        self.learns.check(step, metrics["grad_norm"])
+        self.learns.check(done, metrics["grad_norm"])
         for alarm in alarms:
             self.monitor.message(alarm.text)
         reason = self._reason_to_stop(step, asked_to_stop, alarms)
-        if cfg.log.tensorboard and (self.is_last(step) or step % cfg.log.image_every == 0):
-            show_fixed_prompts(self.collector, self.engine, self.monitor, step)
-        if reason in (StopReason.FINISHED, StopReason.ASKED) or self._checkpoint_due(step):
-            self.source.settle()
-            self.monitor.sync()
-            extra = {"watch": self.watch.state()}
-            folder = self.run_dir / run_folder.CHECKPOINTS
-            self.engine.save(folder, step + 1, extra, cfg.train.keep_checkpoints, cfg.train.save_in_background)
+        shows = cfg.log.tensorboard and (self.is_last(step) or done % cfg.log.image_every == 0)
+        saves = better or reason in (StopReason.FINISHED, StopReason.ASKED) or self._checkpoint_due(step)
+        known = self.folder
+        if known is not None and (shows or saves or reason is not None):
+            ranks.run_on_all_ranks(lambda: run_folder.refuse_another(self.run_dir, known), rank_zero=True)
+        if shows:
+            self._show_samples(done)
+        if saves:
+            PHASES.enter("save")
+            self.monitor.activity("saving a checkpoint")
+            self._save(done, cfg.train.save_in_background)
+        if better:
+            self.lookout.write_best()
         if reason is StopReason.WATCH:
             self._go_back(min(_ending(alarms), key=lambda alarm: alarm.healthy_until), step)
+        self.monitor.activity("")
         return reason
+
+    def _show_samples(self, done: int) -> None:
+        PHASES.enter("show")
+        self.monitor.activity("drawing the samples")
+        show_fixed_prompts(self.collector, self.engine, self.monitor, done)
+
+    def checkpoint_before(self, step: int) -> tuple[str, str]:
+        """A checkpoint of the weights that a step began with, for its replay; all ranks call it.
+
+        Returns its path relative to the run's folder, or that of the newest one where these weights cannot be saved
+        (empty: there is none), and a sentence on why.
+        """
+        folder = self.run_dir / run_folder.CHECKPOINTS
+        problem = ""
+        try:
+            self.engine.finish_save()
+            there = ranks.run_on_all_ranks(lambda: committed_steps(folder), rank_zero=True)[0]
+            if step not in there:
+                self._save(step, background=False)
+                there = [*there, step]
+        except UserError as error:
+            problem = f" The weights before it could not be saved: {error}"
+            there = ranks.run_on_all_ranks(lambda: committed_steps(folder), rank_zero=True)[0]
+        if not there:
+            return "", problem
+        return str(step_folder(folder, max(there)).relative_to(self.run_dir)), problem
+
+    @property
+    def crash_folder(self) -> Path:
+        """Where steps that went wrong are kept, beside the stacks of ranks."""
+        return self.run_dir / CRASH
+
+    def _save(self, steps: int, background: bool) -> None:
+        """Saves a checkpoint of the state after so many steps."""
+        self.source.settle()
+        self.monitor.sync()
+        extra = {"watch": self.watch.state(), BINDING: self.binding}
+        self.engine.save(
+            self.run_dir / run_folder.CHECKPOINTS,
+            steps,
+            extra,
+            self.cfg.train.keep_checkpoints,
+            background,
+            protected=self.lookout.protected,
+        )
 
     def flops(self, batches: Sequence[Judged]) -> dict[str, float]:
         """FLOPs of this rank's step by phase; none where the model's design does not say what its work costs."""
@@ -121,15 +207,32 @@ class Job:
 
     def stop(self, reason: StopReason, step: int) -> int:
         """Ends the run after its ``step``-th step, exporting what it was made for; returns its exit status."""
+        PHASES.enter("save" if reason is StopReason.ASKED else "export")
         self.engine.finish_save()
         if reason is StopReason.ASKED:
             self.monitor.message(f"stopped after step {step}, as asked; the same command goes on from there.")
+            self._report()
         else:
-            self.export()
-            self.monitor.message(f"trained model: {self.run_dir / run_folder.EXPORT}")
-            self.monitor.show(usage_table(read_metrics(self.run_dir / METRICS)))
+            self.monitor.activity("exporting the model", say=True)
+            self.export(step if self.kept is None else self.kept)
+            self.monitor.activity("")
+            self._report()
+            records = read_metrics(self.run_dir / METRICS) if self.engine.rank == 0 else []
+            self.monitor.show(usage_table(records))
+            if records:
+                looks = self.lookout.looks
+                self.monitor.message(end_block(self.cfg, self.run_dir, records, looks, self.monitor.pace.elapsed))
+                self.monitor.result(settings_told(self.cfg), results_told(records, looks))
         self.monitor.close()
         return {StopReason.FINISHED: 0, StopReason.ASKED: STOPPED, StopReason.WATCH: STOPPED_BY_WATCH}[reason]
+
+    def _report(self) -> None:
+        """Writes the run's report on rank 0. One that cannot be written is told: it spoils no run."""
+        if self.engine.rank == 0:
+            try:
+                self.monitor.message(f"report: {write_run_report(self.run_dir, ending=True)}")
+            except (UserError, OSError) as error:
+                self.monitor.message(f"no report was written: {error}")
 
     def _reason_to_stop(self, step: int, asked_to_stop: bool, alarms: Sequence[Alarm]) -> StopReason | None:
         if self.is_last(step):
@@ -151,7 +254,7 @@ class Job:
         """
         self.engine.finish_save()
         found = self.engine.load(self.run_dir / run_folder.CHECKPOINTS, newest=alarm.healthy_until)
-        kept = found[0] if found is not None else step + 1
+        kept = self.kept = found[0] if found is not None else step + 1
         self.monitor.message(
             f"stopped by the watch after step {step + 1}: {alarm.text}. Kept: the weights after step {kept}."
         )
@@ -159,19 +262,25 @@ class Job:
             said = {"step": step + 1, "kept_step": kept, "signal": alarm.signal, "text": alarm.text}
             write_atomic(self.run_dir / run_folder.STOPPED_BY_WATCH, json.dumps(said, indent=2) + "\n")
 
-    def export(self) -> None:
-        """Writes the trained model as a checkpoint folder of its design, one gathered tensor at a time."""
+    def export(self, step: int) -> None:
+        """Writes the trained model as a checkpoint folder of its design, one gathered tensor at a time.
+
+        step: how many its weights have taken, for the card beside them. Raises UserError, on all ranks, where the
+        folder cannot be written or a weight is not finite; there is no export then.
+        """
         weights = "ema" if self.cfg.eval.weights == "ema" else "live"
         partial = self.run_dir / (run_folder.EXPORT + ".partial")
         names = [name for name, p in self.model.module.named_parameters() if p.requires_grad]
-        tensors = self.engine.consolidate(weights)
+        tensors = _counted(self.monitor, self.engine.consolidate(weights), len(names))
         problem = ""
         if self.engine.rank == 0:
             try:
-                self.model.export(partial, names, tensors, torch.float32)
+                self.model.export(partial, names, finite(tensors), torch.float32)
+                write_export_extras(partial, self.cfg, step, weights, self.run_dir)
                 run_folder.publish_export(partial, self.run_dir)
             except (UserError, OSError) as error:
                 problem = str(error)
+                shutil.rmtree(partial, ignore_errors=True)
         # Whatever is left is gathered all the same: the other ranks are there.
         for _ in tensors:
             pass
@@ -185,21 +294,37 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
 
     Raises UserError for anything that is not there or does not fit, before the first step.
     """
+    monitor = open_monitor(cfg, run_dir)
+    try:
+        return _open_job(cfg, run_dir, monitor)
+    except BaseException:
+        # Its threads and files are not left to a program that goes on; why it ends is what matters.
+        with suppress(OSError, UserError):
+            monitor.close()
+        raise
+
+
+def _open_job(cfg: Config, run_dir: Path, monitor: Monitor) -> Job:
     data = open_data(cfg)
     judging = JudgePipeline(cfg, run_dir)
     if cfg.train.mode != "offline":
         judging.ready()
     model, engine = open_model(cfg)
+    if isinstance(data, PromptReader):
+        check_prompts(model, [data])
     host = choose_judge(cfg, model, engine)
     objective = get_objective(cfg.objective.name)
     for policy in policies_of(cfg, objective):
         engine.add_weights(policy, fixed=policy == "reference")
-    start, kept = engine.load(run_dir / run_folder.CHECKPOINTS) or (0, {})
+    found = engine.load(run_dir / run_folder.CHECKPOINTS)
+    fork = take_fork(engine, run_dir, begins=found is None)
+    start, kept = found or (0, {})
+    ranks.run_on_all_ranks(lambda: refuse_foreign(run_dir, cfg, start, kept), rank_zero=True)
     watch = Watch(cfg.watch, kept.get("watch"))
-    held_out = HeldOut(cfg, engine, model)
-    monitor = Monitor(run_dir, engine.rank, cfg.log.tensorboard, cfg.log.progress, cfg.train.steps)
-    monitor.truncate(start)
+    binding = ranks.run_on_all_ranks(lambda: binding_of(run_dir, cfg), rank_zero=True)[0]
     collector = Collector(cfg, model, host, judging, sampling_of(cfg))
+    held_out = HeldOut(collector, engine, binding)
+    looks = ranks.run_on_all_ranks(lambda: taken_up(monitor, run_dir, start), rank_zero=True)[0]
     accounting, peak, peak_told = open_accounting(cfg, judging, collector.sampling, engine)
     if engine.rank == 0:
         write_environment(
@@ -209,9 +334,16 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
             judge=judging.described(),
             kernels=chosen().described(),
             peak_flops=peak,
+            **({} if fork is None else {"forked_from": asdict(fork)}),
         )
-    announce(monitor, cfg, engine, model, host.judge is model, start)
-    monitor.message(peak_told)
+    monitor.begin(settings_told(cfg))
+    kernels = "; ".join(chosen().lines())
+    monitor.message(start_block(cfg, engine, model, host.judge is model, start, held_out, kernels))
+    if fork is not None and start == 0:
+        monitor.message(fork.told())
+    for line in (peak_told, held_out.missing):
+        if line:
+            monitor.message(line)
     stop_signal = StopSignal()
     source = choose_source(collector, engine, run_dir, data, start, lambda: stop_signal.asked, monitor.message)
     failures = FailureLog(run_dir, engine.rank, cfg.judge.failures_megabytes)
@@ -227,80 +359,25 @@ def open_job(cfg: Config, run_dir: Path) -> Job:
         source=source,
         monitor=monitor,
         watch=watch,
-        held_out=held_out,
+        lookout=Lookout(held_out, monitor, run_dir, looks),
         failures=failures,
         stop_signal=stop_signal,
         start=start,
+        folder=ranks.run_on_all_ranks(lambda: run_folder.identity(run_dir), rank_zero=True)[0],
         accounting=accounting,
+        binding=binding,
     )
 
 
-def open_model(cfg: Config) -> tuple[UnifiedModel, Engine]:
-    """The model of ``model.path``, under ZeRO-3 loaded straight into shards, and the engine that trains it."""
-    ds_config = read_ds_config(Path(cfg.deepspeed.config))
-    start_distributed()
-    if cfg.train.precision == "bf16" and compute_device().type == "cuda":
-        # What stays in float32 then (Segment Anything, small tables) need not be exact to the last bit.
-        torch.set_float32_matmul_precision("high")
-    start_kernels(cfg.kernels.fused, compute_device())
-    materialise = shard_loader(ds_config, cfg.train.precision)
-    model = load_model(cfg.model.path, cfg.model.kind, device=compute_device(), materialise=materialise)
-    if cfg.model.trains == "lora":
-        model.add_lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets, cfg.run.seed)
-    model.enable_checkpointing(cfg.train.activation_checkpointing)
-    if cfg.train.compile:
-        model.compile_blocks()
-    t = cfg.train
-    engine = Engine.create(
-        model.module,
-        set(model.trainable(cfg.model.trains)),
-        ds_config,
-        lr=t.lr,
-        betas=t.betas,
-        eps=t.eps,
-        weight_decay=t.weight_decay,
-        max_grad_norm=t.max_grad_norm,
-        warmup_steps=t.warmup_steps,
-        precision=t.precision,
-        seed=cfg.run.seed,
-        decay_steps=t.steps if t.schedule == "cosine" else 0,
-        leaf_modules=model.shard_units(),
-        stored=model.stored(),
-    )
-    return model, engine
-
-
-def announce(
-    monitor: Monitor, cfg: Config, engine: Engine, model: UnifiedModel, shared_judge: bool, start: int
-) -> None:
-    """What the run is, in a few lines."""
-    where = f"goes on after step {start}" if start else "starts"
-    live = "the live model with LoRA off" if model.lora else "the live model (its understanding half does not train)"
-    judge = live if shared_judge else "a frozen copy"
-    monitor.message(
-        f"{cfg.run.dir} {where}: {cfg.train.steps} steps on {engine.world_size} rank(s), {cfg.train.precision}"
-    )
-    monitor.message(f"trains {cfg.model.trains} with objective {cfg.objective.name}; the judge is {judge}")
-    if model.lora:
-        bound = model.lora
-        monitor.message(
-            f"LoRA of rank {bound.rank}, alpha {bound.alpha:g}, on {len(bound.modules)} modules: "
-            f"{bound.parameters:,} parameters"
-        )
-    for line in chosen().lines():
-        monitor.message(line)
-    monitor.message(f"sharded: {engine.sharded_share():.1%} of the parameters")
-
-
-class StopSignal:
-    """Remembers SIGTERM, so that all ranks can finish the step, save, and stop together."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+def _counted(monitor: Monitor, tensors: Iterator[Any], count: int) -> Iterator[Any]:
+    """The same, with the status line told how many of them have passed."""
+    passed = 0
+    # Not by enumerate, which holds a pair until it has the next one.
+    for pair in tensors:
+        monitor.activity("exporting the model", passed / max(1, count))
+        yield pair
+        del pair
+        passed += 1
 
 
 def _ending(alarms: Sequence[Alarm]) -> list[Alarm]:

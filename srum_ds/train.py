@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,44 +21,42 @@ from torch import Tensor
 
 from srum_ds.common.clock import Clock
 from srum_ds.common.errors import STOPPED
+from srum_ds.common.phases import PHASES
 from srum_ds.config import Config, check_world, load_config, split_arguments
 from srum_ds.evaluation.report import show_result
 from srum_ds.job import Job, StopReason, open_job
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.metrics import measure
+from srum_ds.monitoring.watchdog import watched
 from srum_ds.objectives.apply import Batch, count_tokens, token_losses
 from srum_ds.rewards.token_weights import token_weights
 from srum_ds.rollouts.collect import training_views
 from srum_ds.rollouts.draw import for_drawing
+from srum_ds.second_try import taken
 from srum_ds.types import Judged
 
 
 def train(cfg: Config, run_dir: Path) -> int:
     """Trains from where ``run_dir`` stands to ``train.steps`` and exports; returns the exit status."""
-    job = open_job(cfg, run_dir)
-    model, engine = job.model, job.engine
+    return take_steps(open_job(cfg, run_dir))
+
+
+def take_steps(job: Job) -> int:
+    """The steps that an opened job has still to take, and its export; returns the exit status."""
+    cfg, model, engine = job.cfg, job.model, job.engine
+    job.begin()
     for step in range(job.start, cfg.train.steps):
+        PHASES.enter("data", step + 1)
         clock = Clock()
         judged = job.source.batches(step, clock)
         if judged is None:
-            job.monitor.message(f"stopped while drawing ahead of step {step}; the same command goes on from there.")
+            job.monitor.message(f"stopped while drawing ahead of step {step + 1}; the same command goes on from there.")
             job.monitor.close()
             return STOPPED
         batches = [weigh(job, micro_batch, step) for micro_batch in judged]
         with clock("train"):
-            old = predictions_of("old" if job.objective.needs_old else None, job, batches)
-            reference = predictions_of("reference" if job.holds_to_reference else None, job, batches)
             count = float(engine.all_reduce(count_tokens(batches).to(engine.device)))
-            total = torch.zeros((), dtype=torch.float64, device=engine.device)
-            for batch, p_old, p_reference in zip(batches, old, reference, strict=True):
-                prediction = model.predict(engine, batch.samples.prompt_of_each(), batch.view, batch.samples.grid)
-                losses_BT = token_losses(
-                    job.objective, cfg.objective, model.matching, prediction, batch, p_old, p_reference
-                )
-                loss = losses_BT.sum()
-                engine.backward(loss, max(count, 1.0), micro_batches=len(batches))
-                total += loss.detach().double()
-            grad_norm = engine.step()
+            done = taken(job, step, batches, count, partial(passes, job, batches, count))
             if engine.has_weights("old") and job.source.policy_changes_after(step):
                 engine.update_weights("old", cfg.train.old_decay)
             if engine.has_weights("ema"):
@@ -66,7 +65,7 @@ def train(cfg: Config, run_dir: Path) -> int:
             engine,
             model.token_spec,
             batches,
-            total,
+            done.total,
             count,
             clock,
             job.stop_signal.asked,
@@ -74,7 +73,8 @@ def train(cfg: Config, run_dir: Path) -> int:
             job.judging.externals.names,
         )
         staleness = job.source.staleness(step)
-        metrics |= {"step": step, "grad_norm": grad_norm, "judge": job.judging.label, "staleness": staleness}
+        metrics |= {"step": step + 1, "grad_norm": done.grad_norm, "retried": int(done.retried)}
+        metrics |= {"judge": job.judging.label, "staleness": staleness}
         reason = job.after_step(step, metrics, asked_to_stop, batches)
         if reason is not None:
             return job.stop(reason, step + 1)
@@ -83,9 +83,25 @@ def train(cfg: Config, run_dir: Path) -> int:
 
 def weigh(job: Job, judged: Judged, step: int) -> Batch:
     """A judged micro-batch with the views that this step trains on, and what the reward says of its tokens."""
-    view = training_views(job.cfg, job.model, judged.samples, step, same=job.objective.same_views)
+    # A number that is not finite would reach every gradient, even from an image that does not count.
+    view = training_views(job.cfg, job.model, judged.samples.finite(), step, same=job.objective.same_views)
     weights = token_weights(job.objective.weights, judged, job.cfg.reward)
     return Batch(judged.samples, judged.regions, judged.scores, view, weights)
+
+
+def passes(job: Job, batches: Sequence[Batch], count: float) -> Tensor:
+    """Adds up this rank's gradient of a step, for the engine to step by; returns its sum of losses (float64 scalar)."""
+    model, engine, cfg = job.model, job.engine, job.cfg
+    old = predictions_of("old" if job.objective.needs_old else None, job, batches)
+    reference = predictions_of("reference" if job.holds_to_reference else None, job, batches)
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for batch, p_old, p_reference in zip(batches, old, reference, strict=True):
+        prediction = model.predict(engine, batch.samples.prompt_of_each(), batch.view, batch.samples.grid)
+        losses_BT = token_losses(job.objective, cfg.objective, model.matching, prediction, batch, p_old, p_reference)
+        loss = losses_BT.sum()
+        engine.backward(loss, max(count, 1.0), micro_batches=len(batches))
+        total += loss.detach().double()
+    return total
 
 
 def predictions_of(policy: str | None, job: Job, batches: Sequence[Batch]) -> Sequence[Tensor | None]:
@@ -102,13 +118,18 @@ def main(arguments: Sequence[str]) -> int:
     cfg = load_config(recipe, overrides)
     check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = Path(cfg.run.dir)
-    first = int(os.environ.get("RANK", "0")) == 0
+    rank = int(os.environ.get("RANK", "0"))
+    first = rank == 0
     with ExitStack() as held:
         if first:
             held.enter_context(run_folder.locked(run_dir))
-            run_folder.prepare(run_dir, cfg)
-        if run_folder.is_finished(run_dir):
+            for told in run_folder.prepare(run_dir, cfg):
+                Console().print(told, soft_wrap=True, markup=False)
+        if run_folder.is_finished(run_dir, cfg):
             if first:
                 show_result(run_dir, Console())
             return 0
-        return train(cfg, run_dir)
+        dog = held.enter_context(watched(run_dir, rank, cfg.limits))
+        status = train(cfg, run_dir)
+        dog.stop(status)
+        return status

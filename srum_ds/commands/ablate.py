@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from srum_ds.commands.json_output import Json, one_object
 from srum_ds.common.errors import UserError
 
 
@@ -16,6 +17,7 @@ def ablate(
     out: Path = Path("benchmarks/ablation"),
     runs: Path = Path("runs/ablation"),
     jobs: int = 1,
+    json_: Json = False,
 ) -> int:
     """Train and evaluate a list of recipes over several seeds; one table as Markdown, JSON and a plot.
 
@@ -36,6 +38,7 @@ def ablate(
     jobs
         Runs at once, with one rank each unless deepspeed.ranks says otherwise.
     """
+    from srum_ds.common.texts import parse_json
     from srum_ds.evaluation.ablation import ablate as run
 
     # What follows the numbers of --seeds is taken for seeds by the reader of the command line.
@@ -43,4 +46,8 @@ def ablate(
     numbers = [int(word) for word in words if word.isdecimal()]
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1.")
-    return run([*arguments, *(word for word in words if not word.isdecimal())], numbers, out, runs, jobs)
+    with one_object(json_) as tell:
+        status = run([*arguments, *(word for word in words if not word.isdecimal())], numbers, out, runs, jobs)
+        table = parse_json((out / "ablation.json").read_bytes())
+        tell({"command": "ablate", "status": status, "out": str(out), "table": table})
+    return status

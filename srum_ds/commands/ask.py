@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from srum_ds.commands.placement import Placement, resolve_placement
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import require_encodable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,8 @@ def ask(
         raise UserError("--max-new-tokens must be at least 1.")
     if not question.strip():
         raise UserError("--question is empty; give it a text.")
+    for option, text in [("--question", question), *(("--answer", text) for text in choices)]:
+        require_encodable(text, f"{option} {ascii(text)}")
     placement = Placement(device, dtype)
     if choices:
         replies = choose_answers(model, image, question, choices, placement)
@@ -93,10 +96,14 @@ def choose_answers(
     """The likeliest of the offered answers for each image, read from one prefill.
 
     Their probabilities are the model's own and need not add up to 1. Raises UserError for an image that cannot be
-    read and on a bad model.
+    read and on a bad model, such as one whose numbers are not finite.
     """
     pixels, model = _open(folder, images, placement)
-    shares_QA = model.answer_logprobs(pixels, [question] * len(images), answers).exp().tolist()
+    logprobs_QA = model.answer_logprobs(pixels, [question] * len(images), answers)
+    # An answer that the model thinks impossible may be -inf; a NaN is no probability at all.
+    if bool(logprobs_QA.isnan().any()):
+        raise _not_finite(folder, placement)
+    shares_QA = logprobs_QA.exp().tolist()
     replies = []
     for path, shares_A in zip(images, shares_QA, strict=True):
         best = answers[shares_A.index(max(shares_A))]
@@ -122,8 +129,20 @@ def write_answers(
 
     pixels, model = _open(folder, images, placement)
     seeds = [derive("ask", seed, number) for number in range(len(images))]
-    texts = model.answer(pixels, [question] * len(images), max_new_tokens, None, temperature, seeds)
+    questions = [question] * len(images)
+    texts = model.answer(pixels, questions, max_new_tokens, None, temperature, seeds)
+    # Whatever the numbers are, writing takes the likeliest token of them: only a probability tells them apart.
+    if bool(model.answer_logprobs(pixels, questions, ["yes"]).isnan().any()):
+        raise _not_finite(folder, placement)
     return [Reply(path, text, {}) for path, text in zip(images, texts, strict=True)]
+
+
+def _not_finite(folder: Path, placement: Placement) -> UserError:
+    dtype = str(resolve_placement(placement)[1]).removeprefix("torch.")
+    return UserError(
+        f"the model in {folder} answers with numbers that are not finite: its weights are damaged, or --dtype "
+        f"{dtype} is too narrow for them. Try --dtype float32, or copy the weights again."
+    )
 
 
 def _open(folder: Path, images: Sequence[Path], placement: Placement) -> tuple[list[Tensor], Judge]:

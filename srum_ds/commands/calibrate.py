@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
+
+from srum_ds.commands.json_output import Json, one_object
 
 
 def calibrate(
@@ -18,6 +20,7 @@ def calibrate(
     processes: int = 1,
     localise: Annotated[bool, Parameter(negative=())] = False,
     listed: str | None = None,
+    json_: Json = False,
 ) -> None:
     """Compare readouts of the judge with labels: AUC, rank correlation, reliability, seconds per image.
 
@@ -53,7 +56,9 @@ def calibrate(
     from srum_ds.evaluation.calibration_report import markdown
 
     if localise:
-        _localise(arguments, readouts, labels, out, processes, listed)
+        with one_object(json_) as tell:
+            found = _localise(arguments, readouts, labels, out, processes, listed)
+            tell({"command": "calibrate", "out": str(out), "localise": found})
         return
     if listed is not None:
         raise UserError("--listed belongs to --localise")
@@ -61,8 +66,10 @@ def calibrate(
     words = READOUTS.names() if readouts is None else readouts
     names = [word for word in words if "=" not in word.split(":")[0]]
     recipe, overrides = split_arguments([*arguments, *(word for word in words if word not in names)])
-    result = run(recipe, overrides, names, out, labels, threshold, processes)
-    print(markdown(result), end="")
+    with one_object(json_) as tell:
+        result = run(recipe, overrides, names, out, labels, threshold, processes)
+        print(markdown(result), end="")
+        tell({"command": "calibrate", "out": str(out), "calibration": result})
 
 
 def _localise(
@@ -72,7 +79,7 @@ def _localise(
     out: Path,
     processes: int,
     listed: str | None,
-) -> None:
+) -> Mapping[str, Any]:
     from srum_ds.common.errors import UserError
     from srum_ds.config import split_arguments
     from srum_ds.evaluation.localise_report import markdown
@@ -81,4 +88,6 @@ def _localise(
     if readouts is not None:
         raise UserError("--localise reads the judge as judge.readout says: set that, without --readouts")
     recipe, overrides = split_arguments(arguments)
-    print(markdown(run(recipe, overrides, out, labels, listed, processes)), end="")
+    result = run(recipe, overrides, out, labels, listed, processes)
+    print(markdown(result), end="")
+    return result

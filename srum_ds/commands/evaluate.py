@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, Parameter
 
 from srum_ds.commands.evaluate_options import Drawn, Judging, Prompts, one_folder, settings_behind, split_words
+from srum_ds.commands.json_output import Json, one_object
 from srum_ds.commands.understanding import understanding
 from srum_ds.common.errors import UserError
+
+if TYPE_CHECKING:
+    from srum_ds.evaluation.score_request import ScoreRequest
 
 app = App(
     name="eval",
@@ -25,11 +30,13 @@ def evaluate(
     recipe: Path | None = None,
     processes: int | None = None,
     cache: bool = True,
+    step: int | None = None,
     benchmark: str | None = None,
     out: Path | None = None,
     prompts: Prompts = PROMPTS,
     drawn: Drawn = DRAWN,
     judging: Judging = JUDGING,
+    json_: Json = False,
 ) -> None:
     """Draw held-out prompts with the base and the trained model of a run and compare them.
 
@@ -46,6 +53,9 @@ def evaluate(
         Drawing processes (default: one per core, or one per GPU).
     cache
         Take the base's images from an earlier evaluation.
+    step
+        The checkpoint of this step instead of the trained model (eval.weights=live: not its average); the results are
+        written to RUN/exports/step_000040_ema_eval.
     benchmark
         Which benchmark, such as compbench or geneval.
     out
@@ -54,7 +64,13 @@ def evaluate(
     words = [*arguments, *settings_behind(prompts, drawn)]
     _check(processes)
     if benchmark is not None:
-        _evaluate_benchmark(words, recipe, benchmark, out, processes, prompts, drawn, judging)
+        if step is not None:
+            raise UserError("--step and --benchmark: `srum-ds export RUN --step N`, and give that folder as RUN.")
+        with one_object(json_) as tell:
+            found = _evaluate_benchmark(words, recipe, benchmark, out, processes, prompts, drawn, judging)
+            if found["scores"]:
+                # Of the ranks that a launcher has started, one scores.
+                tell({"command": "eval", "benchmark": benchmark, **found})
         return
     if out is not None or (prompts, drawn, judging) != (PROMPTS, DRAWN, JUDGING):
         raise UserError("--out, prompts, pictures and judges are those of a benchmark: name it by --benchmark.")
@@ -63,7 +79,19 @@ def evaluate(
         from srum_ds.evaluation.evaluate import evaluate_run, evaluation_request
 
         run, overrides = evaluation_request(words, recipe)
-        evaluate_run(run, overrides, processes, cache)
+        with one_object(json_) as tell:
+            folder, results = (None, run) if step is None else _of_checkpoint(run, step, overrides)
+            result = evaluate_run(run, overrides, processes, cache, model=folder, out=results)
+            tell({"command": "eval", "run_dir": str(run), "step": step, "out": str(results), "result": result})
+
+
+def _of_checkpoint(run: Path, step: int, overrides: list[str]) -> tuple[Path, Path]:
+    """A checkpoint as a model folder, and the folder of its results."""
+    from srum_ds.evaluation.run_export import exported
+    from srum_ds.monitoring.run_folder import load_run
+
+    folder = exported(run, step, load_run(run, overrides).eval.weights)
+    return folder, folder.with_name(f"{folder.name}_eval")
 
 
 def _evaluate_benchmark(
@@ -75,7 +103,8 @@ def _evaluate_benchmark(
     prompts: Prompts,
     drawn: Drawn,
     judging: Judging,
-) -> None:
+) -> dict[str, Any]:
+    """Returns, on the rank that scored, what the scored folders and a run's comparison say."""
     from srum_ds.evaluation.evaluate import evaluation_request
     from srum_ds.evaluation.evaluate_benchmark import evaluate_benchmark
     from srum_ds.evaluation.score import compare_folders, score_folder
@@ -87,18 +116,25 @@ def _evaluate_benchmark(
         source, settings = one_folder(words, "folder of a run or of a model")
     else:
         source, settings = evaluation_request(words, recipe)
+    scores: dict[str, Any] = {}
+    comparison: list[Any] = []
+
+    def score(request: ScoreRequest) -> None:
+        scores[str(request.folder)] = score_folder(request)
+
     evaluate_benchmark(
         source,
         prompts.choice(benchmark),
         drawn.options(settings),
         judge,
-        score_folder,
-        compare_folders,
+        score,
+        lambda base, trained: comparison.append(compare_folders(base, trained)),
         out,
         judging.failures,
         judging.srum_compat,
         processes,
     )
+    return {"source": str(source), "scores": scores, "comparison": comparison[0] if comparison else None}
 
 
 @app.command
@@ -145,6 +181,7 @@ def score(
     benchmark: str,
     prompts: Prompts = PROMPTS,
     judging: Judging = JUDGING,
+    json_: Json = False,
 ) -> None:
     """Score a folder of pictures by a benchmark, also one that another tool made.
 
@@ -161,7 +198,10 @@ def score(
     from srum_ds.evaluation.score_request import ScoreRequest
 
     judge = judging.choice(_judge(judging, benchmark))
-    score_folder(ScoreRequest(folder, prompts.choice(benchmark), judge, judging.failures, judging.srum_compat))
+    request = ScoreRequest(folder, prompts.choice(benchmark), judge, judging.failures, judging.srum_compat)
+    with one_object(json_) as tell:
+        scores = {str(folder): score_folder(request)}
+        tell({"command": "eval score", "benchmark": benchmark, "scores": scores})
 
 
 def _check(processes: int | None) -> None:

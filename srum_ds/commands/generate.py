@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,9 @@ from cyclopts import Parameter
 from srum_ds.commands.placement import Placement, resolve_placement
 from srum_ds.commands.sampler import sampling_settings
 from srum_ds.commands.saved_images import SavedImage, output_paths, save
+from srum_ds.commands.whole_set import WHOLE, WholeSet, WholeSetRequest, draw_whole_set
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import require_encodable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +29,12 @@ if TYPE_CHECKING:
 def generate(
     *,
     model: Path,
-    prompt: list[str],
+    prompt: list[str] | None = None,
+    prompts: str | None = None,
     out: Path,
     image: list[Path] | None = None,
     seed: int = 0,
-    count: int = 1,
+    count: Annotated[int, Parameter(name=["--count", "--samples"])] = 1,
     size: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -46,12 +50,15 @@ def generate(
     device: str = "auto",
     dtype: str = "auto",
     force: bool = False,
+    whole: WholeSet = WHOLE,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Draw images of prompts, or edit images.
 
-    The sampler has the defaults of the model's design; those of flow matching are named below. A design may lack
-    some of these settings, and have others (--sampler).
+    The sampler has the settings that the model's training drew with, where the folder says them (generation.json),
+    else the defaults of its design; those of flow matching are named below. A design may lack some of these settings,
+    and have others (--sampler). With --prompts a whole set is drawn on all devices: repeated, the command draws what
+    is missing.
 
     Parameters
     ----------
@@ -59,6 +66,9 @@ def generate(
         Checkpoint folder, such as runs/tiny/export.
     prompt
         What to draw, or what to change; may be given several times.
+    prompts
+        Instead of --prompt, a set of prompts to draw: a text, JSON, CSV or Parquet file, a folder that Hugging Face's
+        datasets saved, the URL of a file, a folder of prompt shards, or for --layout a checkout of its benchmark.
     out
         Folder for the PNG files.
     image
@@ -103,6 +113,8 @@ def generate(
     json_
         Print one JSON object per image.
     """
+    if (prompt is None) == (prompts is None):
+        raise UserError("say what to draw: either --prompt TEXT, once or several times, or --prompts FILE.")
     if image_guidance is not None and not image:
         raise UserError("--image-guidance needs an image to be guided by: give --image.")
     options = {
@@ -114,6 +126,16 @@ def generate(
         "--renorm-min": renorm_min,
         "--shift": shift,
     }
+    if prompts is not None:
+        refused = {"--image": image, "--think": think, "--force": force, "--dtype": dtype != "auto"}
+        whole.refuse(refused)
+        given = WholeSetRequest(
+            model, prompts, out, seed, count, parse_size(size or ()), options, sampler or (), device
+        )
+        draw_whole_set(given, whole, json_)
+        return
+    assert prompt is not None
+    whole.refuse_alone()
     request = Request(
         model=model,
         prompts=prompt,
@@ -173,6 +195,7 @@ class Request:
         for text in self.prompts:
             if not text.strip():
                 raise UserError(f"--prompt {text!r} is empty; give it a text.")
+            require_encodable(text, f"--prompt {ascii(text)}")
         planning = self.planning
         if planning is not None and (planning.tokens < 1 or not 0 <= planning.temperature < math.inf):
             raise UserError("--think-tokens must be at least 1 and --temperature at least 0.")
@@ -191,10 +214,17 @@ def draw_images(
     """
     from srum_ds.common.image_files import read_image
     from srum_ds.models import family_of, load_model
+    from srum_ds.models.generation import read_generation
     from srum_ds.types import Prompt
 
-    sampling = sampling_settings(family_of(request.model), options, further, request.editing)
+    family = family_of(request.model)
+    own = read_generation(request.model, family)
+    sampling = sampling_settings(family, options, further, request.editing, own.sampling if own else None)
     request.check()
+    if own is not None:
+        print(own.line(request.model), file=sys.stderr)
+        if request.size is None and not request.editing:
+            request = replace(request, size=own.image_size)
     paths = output_paths(request.out, request.prompts, request.edits, request.seed, request.count, request.force)
     pixels = {path: read_image(path) for path in request.edits if path is not None}
     device, dtype = resolve_placement(placement)
@@ -203,7 +233,7 @@ def draw_images(
     for place, (text, edit) in enumerate(zip(request.prompts, request.edits, strict=True)):
         edit_CHW = None if edit is None else pixels[edit]
         tokens, images_NCHW, plans = _draw_prompt(model, request, sampling, text, edit_CHW)
-        if not bool(tokens.isfinite().all()):
+        if not bool(tokens.isfinite().all() and images_NCHW.isfinite().all()):
             raise UserError(
                 f"the model in {request.model} draws numbers that are not finite: its weights are damaged, or --dtype "
                 f"{dtype} is too narrow for them. Try --dtype float32, or copy the weights again."

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 
 def inspect(folder: Path, *, json_: Annotated[bool, Parameter(name="--json", negative=())] = False) -> None:
-    """Say what a checkpoint folder holds, without loading its weights.
+    """Say what a checkpoint folder holds, and refuse it where a number of its weights is not finite.
 
     Parameters
     ----------
@@ -19,7 +19,11 @@ def inspect(folder: Path, *, json_: Annotated[bool, Parameter(name="--json", neg
     json_
         Print JSON.
     """
+    from srum_ds.common.model_files import refuse_wild_sizes
     from srum_ds.models import family_of
+    from srum_ds.models.library.files import finite_files
 
+    refuse_wild_sizes(folder)
     facts, text = family_of(folder).inspect(folder)
+    finite_files(folder)
     print(json.dumps(facts, indent=2) if json_ else text)

@@ -10,26 +10,26 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-
-import psutil
 
 from srum_ds.common.compiled_ops import ops_environment
 from srum_ds.common.errors import UserError
+from srum_ds.common.supervise import SUPERVISED, wait_for
 from srum_ds.config import ROOT, Config, check_world, find_path
+from srum_ds.monitoring.blocks import CALLER_PATH
+from srum_ds.monitoring.relay import Relay
 
 TRAIN_SCRIPT = Path("launch/train.sh")
 WORKER = "srum_ds.rollouts.worker"
 # Any of these says itself how many ranks start, and where.
 PLACEMENT_FLAGS = ("--num_gpus", "--num_accelerators", "--num_nodes", "--include", "-i", "--exclude", "-e")
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# In a run's folder: what only a finished run has. It is moved there whole.
+FINISHED = Path("export")
 
 
 def build_command(
@@ -85,6 +85,8 @@ def build_environment(base: Mapping[str, str], ranks: int, cuda: bool) -> dict[s
     segments: each step holds the whole model for a while and lets it go, which would leave holes.
     """
     environment = dict(base) | ops_environment(base)
+    # For commands that a run names at its end: whether the user's own PATH finds them.
+    environment.setdefault(CALLER_PATH, base.get("PATH", ""))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     if not cuda:
@@ -108,44 +110,34 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs the launcher to its end and returns its exit status (128 + n after signal n).
+def run_command(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    run_dir: Path | None = None,
+    verbose: bool = False,
+) -> int:
+    """Runs the launcher to its end and returns the job's exit status (128 + n after signal n).
 
-    DeepSpeed's front end dies of a SIGTERM without telling anyone, so the first one (or Ctrl-C) is
-    handed on to the ranks themselves, which then save and stop together; a second one ends them.
+    Signals that ask to stop go to the ranks, which then save and stop together; a second one ends them. The launcher
+    gets a session of its own, so that Ctrl-C reaches it this way alone. run_dir: of a training run; its status is 0
+    only where a finished export stands there, and what it prints goes to its ``run.log`` too, the launcher's own lines
+    only there unless ``verbose``.
     """
-    process = subprocess.Popen(list(command), env=dict(environment))
-    asked = 0
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        stop = psutil.Process.terminate if asked == 1 else psutil.Process.kill
-        _signal_tree(process.pid, stop, ranks_only=asked == 1)
-
-    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    known = dict(environment) | {SUPERVISED: "1"}
+    if run_dir is None:
+        process = subprocess.Popen(list(command), env=known, start_new_session=True)
+        return wait_for(process.pid, process.poll, lambda: None)
+    relay = Relay(run_dir, verbose)
+    known |= relay.environment()
+    piped = subprocess.Popen(
+        list(command), env=known, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert piped.stdout is not None and piped.stderr is not None
+    relay.follow(piped.stdout, piped.stderr)
     try:
-        status = process.wait()
+        return wait_for(piped.pid, piped.poll, lambda: run_dir, FINISHED, relay.say)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return status if status >= 0 else 128 - status
-
-
-def _signal_tree(pid: int, stop: Callable[[psutil.Process], None], ranks_only: bool) -> None:
-    """Front end -> per-node launcher -> ranks: signals the ranks, or all when there are none yet."""
-    try:
-        front = psutil.Process(pid)
-        launchers = front.children()
-        ranks = [rank for launcher in launchers for rank in launcher.children()]
-    except psutil.NoSuchProcess:
-        return
-    targets = ranks if ranks_only and ranks else [*ranks, *launchers, front]
-    for target in targets:
-        try:
-            stop(target)
-        except psutil.NoSuchProcess:
-            continue
+        relay.close()
 
 
 def run_worker(cfg: Config, words: Sequence[str], launcher_args: str, dry_run: bool) -> int:

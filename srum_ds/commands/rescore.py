@@ -24,10 +24,11 @@ def rescore(folder: Path, *overrides: str, out: Path, launcher_args: str = "", d
         Print the launcher's command line and stop.
     """
     from srum_ds.commands.launcher import run_worker
-    from srum_ds.config import load_config
+    from srum_ds.commands.preflight import look_or_refuse
     from srum_ds.config.messages import refuse_others
     from srum_ds.monitoring.run_folder import CONFIG
-    from srum_ds.rollouts.worker import KEPT, RESCORABLE
+    from srum_ds.preflight import Start
+    from srum_ds.rollouts.rescoring import KEPT, RESCORABLE
 
     recipe = folder / CONFIG
     if not recipe.is_file():
@@ -35,5 +36,7 @@ def rescore(folder: Path, *overrides: str, out: Path, launcher_args: str = "", d
     if out.resolve() == folder.resolve():
         raise UserError(f"--out {out} is the folder that is read: name another one.")
     refuse_others(overrides, RESCORABLE, KEPT)
-    cfg = load_config(recipe, overrides)
+    cfg, status = look_or_refuse(Start("rescore", recipe, overrides, out=out), launcher_args)
+    if cfg is None:
+        return status
     return run_worker(cfg, ["rescore", str(folder), str(out), *overrides], launcher_args, dry_run)

@@ -22,8 +22,12 @@ def rollout(*arguments: str, out: Path, launcher_args: str = "", dry_run: bool =
         Print the launcher's command line and stop.
     """
     from srum_ds.commands.launcher import run_worker
-    from srum_ds.config import load_config, split_arguments
+    from srum_ds.commands.preflight import look_or_refuse
+    from srum_ds.config import split_arguments
+    from srum_ds.preflight import Start
 
     recipe, overrides = split_arguments(arguments)
-    cfg = load_config(recipe, overrides)
+    cfg, status = look_or_refuse(Start("rollout", recipe, overrides, out=out), launcher_args)
+    if cfg is None:
+        return status
     return run_worker(cfg, ["rollout", str(out), str(recipe), *overrides], launcher_args, dry_run)

@@ -28,11 +28,17 @@ OTHERWISE = {"--steps": "steps", "--guidance": "guidance"}
 """What designs that draw codes call it."""
 
 
-def sampling_settings(family: ModelFamily, options: Mapping[str, Any], further: Sequence[str], editing: bool) -> Any:
-    """Settings of the family's ``sampling_type``: its defaults, those for editing, and on top what is given.
+def sampling_settings(
+    family: ModelFamily,
+    options: Mapping[str, Any],
+    further: Sequence[str],
+    editing: bool,
+    trained: Mapping[str, Any] | None = None,
+) -> Any:
+    """Settings of the family's ``sampling_type``: its defaults, the model's own, those for editing, then what is given.
 
     options: values of ``SETTING_OF_OPTION``, None for an option that was not given. further: the KEY=VALUE of
-    `--sampler`. editing: whether an image is edited.
+    `--sampler`. editing: whether an image is edited. trained: what the model's folder says (``generation.json``).
 
     Raises UserError, naming the option, for a setting that the design does not have and for a value out of its range.
     """
@@ -48,7 +54,9 @@ def sampling_settings(family: ModelFamily, options: Mapping[str, Any], further: 
         if key in settings:
             raise UserError(f"--sampler {key} is given twice, or an option beside it says the same: give one of them.")
         settings[key] = value
-    usual = dict(family.edit_sampling or {}) if editing else {}
+    usual = dict(trained or {})
+    if editing:
+        usual |= family.edit_sampling or {}
     try:
         return make_sampling(family, usual | settings, "--sampler {}")
     except UserError as error:

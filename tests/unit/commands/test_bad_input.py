@@ -191,6 +191,9 @@ def test_wrong_configurations(
     assert not (tmp_path / "out").exists()
 
 
+UNREADABLE = {"half the weights", "empty weights", "a folder for weights", "half an autoencoder", "no tail"}
+
+
 @pytest.mark.parametrize("name", WRONG_WEIGHTS)
 def test_wrong_weights_and_tokenizers(
     name: str, whole: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -202,8 +205,8 @@ def test_wrong_weights_and_tokenizers(
     assert str(folder) in message and all(word in message for word in said), message
     assert refused(ask(folder, photo), capsys) == message
     assert not (tmp_path / "out").exists()
-    # Counting needs the configuration alone.
-    assert main(["inspect", str(folder)]) == 0
+    # Counting needs the configuration alone, but numbers that are not finite are looked for wherever there are some.
+    assert main(["inspect", str(folder)]) == (2 if name in UNREADABLE else 0)
 
 
 def test_wrong_folders(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,6 +224,24 @@ def test_weights_that_are_no_numbers(whole: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
+def test_an_autoencoder_of_no_numbers(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    tensors("ae.safetensors", lambda t: t["decoder.conv_in.bias"].fill_(float("nan")))(folder)
+    assert "not finite" in refused(generate(folder, tmp_path / "out"), capsys)
+    assert "not finite" in refused(["inspect", str(folder)], capsys)
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.parametrize("words", [["--max-new-tokens", "1"], ["--answer", "yes", "--answer", "no"]])
+def test_answers_of_numbers_that_are_none(
+    words: list[str], whole: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    # Finite as it is read; what is computed with it is not.
+    tensors(EMA, lambda t: t["connector.fc1.bias"].fill_(3e38))(folder)
+    assert "answers with numbers that are not finite" in refused(ask(folder, photo, *words), capsys)
+
+
 # ---- what is asked for
 
 
@@ -229,6 +250,7 @@ def test_weights_that_are_no_numbers(whole: Path, tmp_path: Path, capsys: pytest
     [
         ("", [], "'' is empty"),
         (" \n\t", [], "is empty"),
+        ("caf\udce9", [], r"--prompt 'caf\udce9': character 4 is \udce9"),
         ("red " * 6000, [], "max_position_embeddings in llm_config.json is 4096"),
         ("a", ["--size", "128x64"], "max_latent_size 4 in config.json allows 64 pixels"),
         ("a", ["--size", "30x32"], "multiples of 16"),
@@ -274,6 +296,8 @@ def test_folders_that_cannot_be_written(photo: Path, tmp_path: Path, capsys: pyt
         ("", [], "--question"),
         ("  ", [], "--question"),
         ("red " * 6000, [], "question is too long"),
+        ("caf\udce9", [], r"--question 'caf\udce9': character 4 is \udce9"),
+        ("a", ["--answer", "yes", "--answer", "n\udce9"], r"--answer 'n\udce9': character 2 is \udce9"),
         ("a", ["--max-new-tokens", "0"], "--max-new-tokens"),
         ("a", ["--max-new-tokens", "5000"], "5000 new tokens are too many"),
         ("a", ["--temperature", "-1"], "temperature"),

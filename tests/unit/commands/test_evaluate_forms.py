@@ -28,7 +28,13 @@ def score(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_run_is_evaluated_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("srum_ds.evaluation.evaluate.evaluate_run", lambda *words: seen.append(words))
+
+    def evaluate_run(*words: Any, **more: Any) -> dict[str, Any]:
+        assert more == {"model": None, "out": tmp_path}
+        seen.append(words)
+        return {}
+
+    monkeypatch.setattr("srum_ds.evaluation.evaluate.evaluate_run", evaluate_run)
     (tmp_path / "config.yaml").write_text("")
     assert main(["eval", str(tmp_path), "eval.prompts=3"]) == 0
     assert main(["eval", str(tmp_path), "--no-cache", "--processes", "1"]) == 0

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from srum_ds import __version__
 from srum_ds.commands.main import main
 from srum_ds.common.errors import UserError, guarded
 from srum_ds.config import load_config
 from srum_ds.evaluation.evaluate import evaluation_request
+from tests.support.paths import MODEL
+
+
+def test_the_home_folder_is_meant_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", f"--model={MODEL}", "--out=~/a", "--prompt=~/x", "--steps=1"]
+    assert main(words) == 0
+    [picture] = (tmp_path / "a").glob("*.png")
+    assert Image.open(picture).info["srum-ds:prompt"] == "~/x", "what is no path stays as it was written"
+    assert main(["shards", "write", "shapes", "--out=~/s", "--sizes.train=12"]) == 0
+    assert (tmp_path / "s/index.json").exists() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ["train"],
+        ["export"],
         ["eval"],
         ["eval", "draw"],
         ["eval", "score"],
@@ -37,6 +52,9 @@ from srum_ds.evaluation.evaluate import evaluation_request
         ["config"],
         ["config", "show"],
         ["config", "schema"],
+        ["config", "explain"],
+        ["config", "page"],
+        ["completion"],
     ],
 )
 def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,3 +135,15 @@ def test_saved_configuration_is_plain_yaml(capsys: pytest.CaptureFixture[str]) -
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["judge"]["answers"] == ["yes", "no"]
     assert shown["train"]["lr"] == 0.0005
+
+
+def test_a_disk_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", "/models/vocab.json")
+
+    assert guarded(work) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "srum-ds: /models/vocab.json: Stale file handle. Look at that file and its disk, then try again."
+    ]
+    with pytest.raises(OSError, match="no file"):
+        guarded(lambda: (_ for _ in ()).throw(OSError("no file at all")))

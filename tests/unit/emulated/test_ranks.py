@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from torch import Tensor, nn
 
-from srum_ds import job
+from srum_ds import opening
 from srum_ds.engine import distributed
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models.bagel.weights import fill
@@ -84,8 +84,8 @@ def sharded_like_zero3(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator
         def create(cls, *args: object, stored: object = None, **settings: object) -> PlainEngine:
             return PlainEngine.create(*args, **settings, device=f"{NAME}:{local}")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job, "shard_loader", lambda *_: materialise)
-    monkeypatch.setattr(job, "Engine", Engine)
+    monkeypatch.setattr(opening, "shard_loader", lambda *_: materialise)
+    monkeypatch.setattr(opening, "Engine", Engine)
 
 
 @pytest.mark.parametrize("local", range(RANKS))
@@ -97,7 +97,7 @@ def test_a_rank_loads_draws_and_decodes_on_its_own_device(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     sharded_like_zero3(monkeypatch, accelerator, local)
     with counted() as counts:
-        model, engine = job.open_model(short_recipe(RECIPE, tmp_path, tmp_path))
+        model, engine = opening.open_model(short_recipe(RECIPE, tmp_path, tmp_path))
         prompts = [Prompt("a", "a red circle")]
         samples = roll_out(model, prompts, 1, (64, 64), FlowSampling(num_timesteps=3), seed=0, step=0)
     own = torch.device(NAME, local)
