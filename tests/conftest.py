@@ -1,16 +1,23 @@
-"""Tiers and order of the tests, for one process and for several (`make test`).
+"""Tiers of the tests, for one process and for several (`make test`).
 
 A test's tier is the folder that it stands in, and its marker, so that `-m integration` means tests/integration.
-Several processes take files whole, and one of them takes all tests that start two ranks: those fill two cores.
+Several processes take files whole, each of which then makes its fixtures once.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 from tests.support.paths import TESTS
+
+# Started by nohup or in a shell's background, this process ignores them, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before torch is imported: the models are tiny, and the processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,19 +29,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TIERS = ("integration", "numerics", "gpu")
-RANKS = "ranks"
-"""The group of the tests that start two ranks (``pytest.mark.xdist_group``)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test with its tier and its group, and puts the long ones first; tests of tests/unit have no tier."""
-    groups = {}
+    """Marks every test with its tier; tests of tests/unit have none."""
     for item in items:
-        file = item.path.relative_to(TESTS)
-        if file.parts[0] in TIERS:
-            item.add_marker(file.parts[0])
-        group = item.get_closest_marker("xdist_group")
-        groups[item] = group.args[0] if group else str(file)
-        if group is None:
-            item.add_marker(pytest.mark.xdist_group(str(file)))
-    items.sort(key=lambda item: groups[item] != RANKS)
+        tier = item.path.relative_to(TESTS).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)

@@ -73,6 +73,11 @@ def main(folder: Path) -> None:
     train(leaf, range(6))
     seen["leaf_distance"] = distance(weights(leaf), reference)
 
+    # Masters, moments and shards in the host's memory: on a CPU that is where all is, but by DeepSpeed's other ways.
+    offloaded = create("zero3_offload")
+    train(offloaded, range(6))
+    seen["offload_distance"] = distance(weights(offloaded), reference)
+
     # A parameter that only one step reaches gets no second helping of its gradient.
     other = create()
     train(other, range(0, 2), mode="sometimes")
@@ -92,7 +97,7 @@ def main(folder: Path) -> None:
     seen["copies"] = named_copies(create)
     seen["resume"] = {
         f"{config} {precision}": resume(create, folder / "resume", config, precision)
-        for config in ("cpu", "zero2", "zero1")
+        for config in ("cpu", "zero2", "zero1", "zero3_offload")
         for precision in ("fp32", "bf16")
     }
 
@@ -115,7 +120,7 @@ def main(folder: Path) -> None:
 def named_copies(create: Any) -> dict[str, Any]:
     """Checks named copies and gathered() on them, under every stage and precision."""
     seen: dict[str, Any] = {}
-    for setup in ("cpu fp32", "cpu bf16", "zero3 fp32", "zero2 fp32", "zero2 bf16"):
+    for setup in ("cpu fp32", "cpu bf16", "zero3 fp32", "zero2 fp32", "zero2 bf16", "zero3_offload bf16"):
         config, precision = setup.split()
         engine = create(config, precision=precision)
         engine.add_weights("old", fixed=setup != "cpu fp32")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,6 +213,7 @@ def memory(folder: Path, run_dir: Path) -> dict[str, Any]:
     import torch.distributed as dist
 
     from srum_ds.config import Config
+    from srum_ds.config.schema import ModelConfig
     from srum_ds.engine import FrozenEngine, read_ds_config, shard_loader
     from srum_ds.engine import gathering as engine_gathering
     from srum_ds.job import Job
@@ -248,9 +249,11 @@ def memory(folder: Path, run_dir: Path) -> dict[str, Any]:
                 pass
             with judge_engine.gathered():
                 pass
-        job = SimpleNamespace(cfg=Config(), run_dir=run_dir, model=model, engine=engine)
+        cfg = replace(Config(), model=ModelConfig(path=str(folder)))
+        monitor = SimpleNamespace(activity=lambda *said: None)
+        job = SimpleNamespace(cfg=cfg, run_dir=run_dir, model=model, engine=engine, monitor=monitor)
         with tensors.measured(limits["export"], python=True) as found["export"]:
-            Job.export(job)  # type: ignore[arg-type]
+            Job.export(job, 1)  # type: ignore[arg-type]
     parameters: list[Any] = list(judge.module.parameters())
     judge_bytes = 4 * sum(p.ds_numel for p in parameters)
     limits["judge_load"] = judge_bytes / ranks + largest + SMALL

@@ -172,8 +172,8 @@ def test_a_real_ablation_does_nothing_twice(tmp_path: Path) -> None:
     assert before.items() <= {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}.items()
 
     # Other settings for the same folders are refused before anything runs.
-    with pytest.raises(UserError, match="train.steps was 1 and is now 2"):
-        ablate([*words, "train.steps=2"], [0], out, runs, 1, console)
+    with pytest.raises(UserError, match="train.max_grad_norm was 1.0 and is now 2.0"):
+        ablate([*words, "train.max_grad_norm=2"], [0], out, runs, 1, console)
 
 
 def test_command_line_reads_seeds_before_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

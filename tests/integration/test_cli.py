@@ -15,7 +15,7 @@ import pytest
 import srum_ds.commands.launcher as launcher
 from tests.support.launching import command
 
-COMMANDS = ["train", "eval", "ablate", "compare", "calibrate", "rollout", "rescore"]
+COMMANDS = ["train", "doctor", "init", "eval", "ablate", "compare", "calibrate", "rollout", "rescore", "replay"]
 COMMANDS += ["generate", "ask", "inspect", "check-adapter", "shards", "config"]
 SLOW_IMPORTS = ("torch", "deepspeed", "transformers", "diffusers", "scipy", "omegaconf")
 
@@ -70,11 +70,18 @@ signal.signal(signal.SIGTERM, stop)
 pathlib.Path(sys.argv[1], "started").write_text("")
 time.sleep(60)
 """
-NEXT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c'] + sys.argv[1:]))"
+NEXT = """
+import os, subprocess, sys
+environment = os.environ | ({"RANK": "0"} if len(sys.argv) == 4 else {})
+sys.exit(subprocess.call([sys.executable, "-c"] + sys.argv[1:], env=environment))
+"""
 
 
-@pytest.mark.parametrize("status", [0, 3])
-def test_sigterm_reaches_the_ranks_and_their_status_comes_back(tmp_path: Path, status: int) -> None:
+@pytest.mark.parametrize(
+    "status, number",
+    [(0, signal.SIGTERM), (3, signal.SIGINT), (75, signal.SIGHUP), (75, signal.SIGUSR1)],
+)
+def test_stops_reach_the_ranks_and_their_status_comes_back(tmp_path: Path, status: int, number: int) -> None:
     command = [sys.executable, "-c", NEXT, NEXT, RANK, str(tmp_path), str(status)]
     code = (
         "import os, sys; from srum_ds.commands.launcher import run_command; "
@@ -82,11 +89,12 @@ def test_sigterm_reaches_the_ranks_and_their_status_comes_back(tmp_path: Path, s
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
-        for _ in range(300):
-            if (tmp_path / "started").exists():
-                break
+        # Asked before there is a rank, it ends at once: nothing has begun.
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.wait(timeout=30) == status
     finally:
         process.kill()

@@ -18,8 +18,6 @@ from tests.support.designs import DESIGNS
 from tests.support.ranks import kill_after, run_ranks, start_ranks
 from tests.support.runs import metrics, write_prompts
 
-pytestmark = pytest.mark.xdist_group("designs")
-
 SAME_WEIGHTS = 1e-6
 SAME_LOSS = 1e-4
 ONE_LEVEL = 1.01 / 255

@@ -44,7 +44,6 @@ def test_two_processes_make_the_bytes_of_one(alone: dict[str, bytes], tmp_path: 
     assert contents(tmp_path) == alone
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_make_the_bytes_of_one_and_rank_0_alone_prints(alone: dict[str, bytes], tmp_path: Path) -> None:
     output = finish(launch(2, words(tmp_path), "launch/eval.sh"))
     assert contents(tmp_path) == alone
@@ -56,7 +55,6 @@ def test_two_ranks_make_the_bytes_of_one_and_rank_0_alone_prints(alone: dict[str
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
 
 
-@pytest.mark.xdist_group("ranks")
 def test_ranks_that_are_refused_end_alike_and_say_it_once(alone: dict[str, bytes], tmp_path: Path) -> None:
     for name, data in alone.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -86,7 +84,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [("UserError('rank 1 has no room')", 2, "srum-ds: rank 1 has no room"), ("ZeroDivisionError()", 1, "ZeroDivision")],

@@ -18,8 +18,6 @@ from tests.support.launching import environment
 from tests.support.ranks import run_alone, run_ranks
 from tests.support.toy import distance, plain, same, toy, train, weights
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 WORKER = "tests/integration/engine_worker.py"
 
 
@@ -79,6 +77,11 @@ def test_leaf_modules_learn_the_same(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["leaf_distance"] < 1e-6
 
 
+def test_offloaded_to_the_host_it_learns_the_same(ranks: list[dict[str, Any]]) -> None:
+    """`ds_configs/zero3_offload.json`, with torch's AdamW: DeepSpeed's own for the host would be compiled first."""
+    assert ranks[0]["offload_distance"] < 1e-6
+
+
 def test_unreached_parameter_does_not_reuse_its_old_gradient(folder: Path, ranks: Any) -> None:
     engine = plain()
     train(engine, range(0, 2), mode="sometimes")
@@ -100,7 +103,9 @@ def test_gathering_between_micro_batches_changes_nothing(ranks: list[dict[str, A
     assert all(rank["gathered_changes_nothing"] for rank in ranks)
 
 
-@pytest.mark.parametrize("setup", ["cpu fp32", "cpu bf16", "zero3 fp32", "zero2 fp32", "zero2 bf16"])
+@pytest.mark.parametrize(
+    "setup", ["cpu fp32", "cpu bf16", "zero3 fp32", "zero2 fp32", "zero2 bf16", "zero3_offload bf16"]
+)
 def test_named_copies(ranks: list[dict[str, Any]], setup: str) -> None:
     for rank in ranks:
         seen = rank["copies"][setup]
@@ -113,7 +118,11 @@ def test_named_copies(ranks: list[dict[str, Any]], setup: str) -> None:
 
 @pytest.mark.parametrize(
     "setup",
-    [f"{config} {precision}" for config in ("cpu", "zero2", "zero1") for precision in ("fp32", "bf16")],
+    [
+        f"{config} {precision}"
+        for config in ("cpu", "zero2", "zero1", "zero3_offload")
+        for precision in ("fp32", "bf16")
+    ],
 )
 def test_resume_is_bit_exact(ranks: list[dict[str, Any]], setup: str) -> None:
     for rank in ranks:

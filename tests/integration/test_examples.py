@@ -1,4 +1,4 @@
-"""The files of docs/examples as a user has them: copied to a folder of their own and named in a recipe."""
+"""The code of docs/own_code.md in a run of ranks, and docs/examples/palette as a package that others install."""
 
 from __future__ import annotations
 
@@ -13,30 +13,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srum_ds.config import Config, load_config
-from srum_ds.config.schema import ObjectiveConfig
-from srum_ds.evaluation.checkers import load_checker
-from srum_ds.models.matching import CategoricalTokens, FlowMatching
-from srum_ds.objectives import Terms, get_objective
-from srum_ds.rewards.judge.external import function_scores, load_function
-from srum_ds.rewards.judge.readouts import Request, readout_of
-from srum_ds.rewards.regions.boxes import select
-from srum_ds.rewards.regions.pipeline import proposer_of
-from srum_ds.types import Prompt
-from tests.support.batches import samples_of
-from tests.support.judges import MuteJudge, ScoringJudge
+from srum_ds.config import load_config
 from tests.support.launching import environment
-from tests.support.paths import RECIPE, ROOT
+from tests.support.pages import OWN_CODE, write_files
+from tests.support.paths import ROOT
 from tests.support.ranks import srum_ds
 
 SETTINGS = (
     "objective.name=objective.py:PROXIMAL",
     "objective.options.strength=3",
     "judge.readout=readout.py:margin",
-    "regions.kind=region_proposer.py:strips",
+    "regions.kind=proposer.py:strips",
     "regions.options.count=4",
-    "judge.external=external_judge.py:fullness",
+    "judge.external=judge.py:fullness",
     "watch.checker=checker.py:not_blank",
+    "model.kind=model.py:FAMILY",
 )
 SHORT = (
     "run.dir=run",
@@ -54,73 +45,17 @@ SHORT = (
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder outside the package with copies of the examples, as the working directory."""
-    for example in (ROOT / "docs" / "examples").glob("*.py"):
-        shutil.copy(example, tmp_path)
+    """A folder outside the package with the page's files, as the working directory."""
+    write_files(OWN_CODE, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def cfg(folder: Path) -> Config:
-    return load_config(RECIPE, SETTINGS)
-
-
-@pytest.mark.parametrize("discrete", [False, True])
-def test_objective(cfg: Config, discrete: bool) -> None:
-    """w E + s D for velocities and for codes, its gradient w dE where nothing has moved yet."""
-    torch.manual_seed(0)
-    matching = CategoricalTokens() if discrete else FlowMatching()
-    shape = (2, 3) if discrete else (2, 3, 5)
-    prediction = torch.randn(shape, requires_grad=True)
-    target = torch.randint(0, 5, shape) if discrete else torch.randn(shape)
-    weights_BT = torch.tensor([[0.5, -1.0, 0.0], [1.0, 0.0, -0.5]])
-    old = torch.randn(shape)
-    objective = get_objective(cfg.objective.name)
-    losses_BT = objective.losses(Terms(matching, prediction, target, weights_BT, old), cfg.objective)
-    energy_BT, divergence_BT = matching.energy(prediction, target), matching.divergence(prediction, old)
-    torch.testing.assert_close(losses_BT, weights_BT * energy_BT + 3 * divergence_BT)
-
-    at_old = Terms(matching, prediction, target, weights_BT, prediction.detach().clone())
-    (gradient,) = torch.autograd.grad(objective.losses(at_old, ObjectiveConfig()).sum(), prediction, retain_graph=True)
-    (expected,) = torch.autograd.grad((weights_BT * matching.energy(prediction, target)).sum(), prediction)
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_readout(cfg: Config) -> None:
-    judge = ScoringJudge(lambda question, image: (0.7, 0.1))
-    requests = [Request(0, "is this a circle?", "a circle")] * 3
-    replies = readout_of(cfg).read(judge, [torch.zeros(3, 8, 8)], requests)
-    torch.testing.assert_close(replies.score_Q, torch.tensor([0.6] * 3))
-    assert replies.status_Q.tolist() == [0, 0, 0] and len(replies.raw) == 3
-
-
-def test_region_proposer(cfg: Config) -> None:
-    proposer = proposer_of(cfg)
-    found = proposer(torch.zeros(2, 3, 8, 8), [Prompt("a", "a circle")] * 2, MuteJudge())
-    regions = select(found, max_count=cfg.regions.max_count)
-    assert regions.owner_R.tolist() == [0] * 4 + [1] * 4
-    assert regions.boxes_R4[1].tolist() == [0.25, 0.0, 0.5, 1.0]
-
-
-def test_external_judge(cfg: Config) -> None:
-    samples = samples_of(torch.zeros(2, 4, 3), (2, 2), [0, 1])
-    samples.images_NCHW[1, :, :32] = 1.0
-    score_N, status_N, failures = function_scores(load_function(str(cfg.judge.external)), "fullness", samples)
-    assert score_N.tolist() == [-1.0, 1.0] and status_N.tolist() == [0, 0] and failures == ()
-
-
-def test_checker(cfg: Config) -> None:
-    images_NCHW = torch.zeros(2, 3, 8, 8)
-    images_NCHW[1, 0, 3, 3] = 1.0
-    assert load_checker(cfg.watch.checker)([Prompt("a", "a circle")] * 2, images_NCHW) == [False, True]
 
 
 def test_a_run_uses_all_of_them(folder: Path) -> None:
     status, printed = srum_ds("train", *SETTINGS, *SHORT, cwd=folder)
     assert status == 0, printed[-6000:]
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1]
+    assert [line["step"] for line in lines] == [1, 2]
     # Four strips of each of the 2 x 2 images.
     assert [line["regions"] for line in lines] == [16, 16]
     assert lines[-1]["judge"].startswith("readout.py:margin")

@@ -15,8 +15,6 @@ from srum_ds.rewards.templates import load_template
 from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 @pytest.fixture(scope="module")
 def garbage_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +34,7 @@ def test_garbage_judge(garbage_runs: Path) -> None:
     """The run goes on, masks exactly the spoiled requests, reports exactly their share, learns nothing of them."""
     lines = metrics(garbage_runs / "plain")
     ranks = [lines_of(garbage_runs / f"plain_rank{rank}.jsonl") for rank in (0, 1)]
-    assert [line["step"] for line in lines] == [0, 1]
+    assert [line["step"] for line in lines] == [1, 2]
     for step, line in enumerate(lines):
         # a step asks about whole pictures, then about crops
         calls = [call for rank in ranks for call in rank[2 * step : 2 * step + 2]]

@@ -10,8 +10,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from srum_ds.judges import read_store
 from tests.support.judge_server import JudgeServer, Seen, Trouble
 from tests.support.paths import ROOT
@@ -19,7 +17,6 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
 
-@pytest.mark.xdist_group("ranks")
 def test_training_with_two_servers_beside_the_own_judge(tmp_path: Path) -> None:
     """Both ranks ask; what a server does not answer is masked, counted and told; each has metrics of its own."""
     shards = write_prompts(tmp_path / "shards", 8)

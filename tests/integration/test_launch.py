@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.paths import ROOT
@@ -22,13 +24,14 @@ from tests.support.paths import ROOT
 BIN = Path(sys.executable).parent
 
 TRAIN = """
-import json, os, signal, sys, time
+import json, os, sys, time
 from pathlib import Path
+from srum_ds.common.stopping import handle_stops
 
 def main(argv):
     out = Path(os.environ["SEEN"])
     stopping = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    handle_stops(lambda *_: stopping.append(1))
     seen = {"argv": argv, "cwd": os.getcwd(), "package": __file__}
     names = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "MASTER_PORT")
     seen |= {name: os.environ.get(name) for name in names}
@@ -39,7 +42,7 @@ def main(argv):
             if stopping:
                 time.sleep(1.0)  # saves
                 (out / f"saved{seen['RANK']}").touch()
-                return 0
+                return 75
         return 1
     if "train.steps=998" in argv:
         from srum_ds.common.errors import UserError
@@ -52,7 +55,7 @@ import os, sys
 def evaluation_request(words, recipe):
     return words[0], words[1:]
 
-def evaluate_run(run, overrides, *others):
+def evaluate_run(run, overrides, *others, **more):
     print("EVAL", os.environ.get("RANK"), run, overrides)
     sys.exit(3)
 """
@@ -71,6 +74,10 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "srum_ds", tree / "srum_ds", ignore=shutil.ignore_patterns("__pycache__", "assets"))
     shutil.copytree(ROOT / "launch", tree / "launch")
     shutil.copytree(ROOT / "ds_configs", tree / "ds_configs")
+    # What a run of the default recipe wants to see before it starts.
+    (tree / "srum_ds" / "assets").symlink_to(ROOT / "srum_ds" / "assets")
+    (tree / "data_shards").symlink_to(ROOT / "data_shards")
+    (tree / "some.yaml").write_text("base: launch/recipes/tiny.yaml\n")
     (tree / "srum_ds" / "train.py").write_text(TRAIN)
     (tree / "srum_ds" / "evaluation" / "evaluate.py").write_text(EVAL)
     (tree / "srum_ds" / "evaluation" / "draw_folder.py").write_text(DRAW)
@@ -114,26 +121,47 @@ def main(arguments):
     assert [seen(tree, rank) for rank in range(2)] == [False, False]
 
 
+ALONE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def run_alone(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``code`` in a process that no launcher has started."""
+    clean = {name: value for name, value in os.environ.items() if name not in ALONE} | {"LOCAL_SIZE": "1"}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)
+
+
 def test_a_killed_rank_leaves_no_shared_memory() -> None:
     """DeepSpeed's CPU op maps 69 MB a rank under a name that nobody removes: memory lost until a reboot."""
-    code = """
-import os, signal
+    done = run_alone(
+        r"""
+import os, re, signal
 from srum_ds.engine import start_distributed
 start_distributed()
-mapped = "deepspeed_allreduce_buffer" in open("/proc/self/maps").read()
-print(mapped, os.environ["MASTER_PORT"], flush=True)
+print(re.findall(r"deepspeed_allreduce_buffer\S*", open("/proc/self/maps").read()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    clean = {name: value for name, value in os.environ.items() if name not in drop}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=clean | {"LOCAL_SIZE": "1"}, capture_output=True, text=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    mapped, port = done.stdout.split()[-2:]
-    if mapped == "False":
+    names = json.loads(done.stdout.splitlines()[-1].replace("'", '"'))
+    if not names:
         pytest.skip("DeepSpeed's shared-memory op does not run on this machine")
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer*_{port}_*"))
+    assert not [name for name in names if Path("/dev/shm", name).exists()]
+
+
+def test_a_group_of_one_makes_no_ranks_of_what_its_process_starts() -> None:
+    done = run_alone(
+        f"""
+import os, subprocess, sys
+from srum_ds.engine import start_distributed
+start_distributed()
+print([name for name in {ALONE!r} if name in os.environ], flush=True)
+again = "from srum_ds.engine import start_distributed; start_distributed(); print('met')"
+sys.exit(subprocess.call([sys.executable, "-c", again]))
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if "DeepSpeed" not in line]
+    assert said == ["['LOCAL_RANK']", "met"]
 
 
 def test_launcher_runs_the_script_from_anywhere(tree: Path) -> None:
@@ -161,7 +189,7 @@ def test_shell_starts_the_ranks_and_hands_on_a_stop(tree: Path) -> None:
                 time.sleep(0.1)
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=30) == 75
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -170,6 +198,35 @@ def test_shell_starts_the_ranks_and_hands_on_a_stop(tree: Path) -> None:
         assert seen(tree, rank)["WORLD_SIZE"] == "2"
         assert seen(tree, rank)["MASTER_PORT"] != "29500"
         assert (tree.parent / "seen" / f"saved{rank}").exists()
+
+
+@pytest.mark.parametrize("door, number", [("front", signal.SIGTERM), ("front", signal.SIGHUP), ("node", signal.SIGINT)])
+def test_deepspeed_by_hand_hands_on_a_stop(tree: Path, door: str, number: int) -> None:
+    """As `pip install` registers it, the package attaches to both of DeepSpeed's launchers when they import torch."""
+    hook = tree.parent / "site" / "srum_ds_hook-0.dist-info"
+    hook.mkdir(parents=True)
+    (hook / "METADATA").write_text("Metadata-Version: 2.1\nName: srum-ds-hook\nVersion: 0\n")
+    (hook / "entry_points.txt").write_text("[torch.backends]\nsrum_ds_hook = srum_ds.common.front_end:attach\n")
+    path = f"{tree}{os.pathsep}{hook.parent}"
+    command = [str(BIN / "deepspeed"), "--num_gpus", "2", "launch/train.sh", "launch/recipes/tiny.yaml"]
+    command += ["train.steps=999"]
+    built = environment(tree, PYTHONPATH=path)
+    with subprocess.Popen(command, cwd=tree, env=built, start_new_session=True) as process:
+        below: list[psutil.Process] = []
+        try:
+            deadline = time.monotonic() + 60
+            while not all((tree.parent / "seen" / f"rank{rank}.json").exists() for rank in (0, 1)):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            below = psutil.Process(process.pid).children(recursive=True)
+            node = next(p for p in below if "deepspeed.launcher.launch" in p.cmdline())
+            os.kill(process.pid if door == "front" else node.pid, number)
+            assert process.wait(timeout=30) == 75
+        finally:
+            for one in [*below, process]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+    assert all((tree.parent / "seen" / f"saved{rank}").exists() for rank in (0, 1))
 
 
 def test_shell_passes_on_a_user_error(tree: Path) -> None:
@@ -184,7 +241,7 @@ def test_shell_passes_on_a_user_error(tree: Path) -> None:
 @pytest.mark.parametrize(
     "variables, flags",
     [
-        ({"NUM_RANKS": "3"}, "--num_gpus 3"),
+        ({"NUM_RANKS": "1"}, "--num_gpus 1"),
         ({"CUDA_VISIBLE_DEVICES": "0,2,5,7"}, "--num_gpus 4"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "--num_gpus 2"),
         (
@@ -194,13 +251,22 @@ def test_shell_passes_on_a_user_error(tree: Path) -> None:
     ],
 )
 def test_shell_chooses_the_ranks(tree: Path, variables: dict[str, str], flags: str) -> None:
-    command = ["bash", str(tree / "launch" / "train.sh"), "--dry-run"]
+    # As many ranks as there are prompts may be given.
+    command = ["bash", str(tree / "launch" / "train.sh"), "--check", "rollout.micro_batch_prompts=1"]
     done = subprocess.run(
         command, cwd=tree, env=environment(tree, **variables), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert flags in done.stdout and ("--num_gpus" in done.stdout) == ("--num_gpus" in flags)
     assert done.stdout.count("--master_port") == 1
+
+
+def test_visible_gpus_are_counted_as_the_driver_reads_the_list(tree: Path) -> None:
+    counts = {"": 0, "-1": 0, "NoDevFiles": 0, "0,-1,1": 1, "0, 3,none,1": 2, "GPU-4f2a,MIG-1b,2": 3, "0,": 1}
+    lines = [f"CUDA_VISIBLE_DEVICES='{value}'; visible_gpus" for value in counts]
+    script = "\n".join([f"root={tree}", f". {tree}/launch/environment.sh", *lines])
+    done = subprocess.run(["bash", "-euc", script], env=environment(tree), capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(count) for count in counts.values()], done.stderr
 
 
 def test_eval_runs_in_one_process_and_on_rank_0_alone(tree: Path) -> None:

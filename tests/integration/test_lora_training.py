@@ -14,8 +14,6 @@ from tests.support.paths import MODEL
 from tests.support.ranks import run_ranks
 from tests.support.runs import metrics, short_run, write_prompts
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 STEPS = 4
 
 
@@ -38,10 +36,10 @@ def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_the_run_says_what_is_bound_and_who_judges(two_ranks: tuple[Path, str]) -> None:
     run_dir, output = two_ranks
-    assert "the judge is the live model with LoRA off" in output
+    assert "judge      the live model with LoRA off" in output
     adapter = load_file(run_dir / "export/lora/adapter_model.safetensors")
     count = sum(tensor.numel() for tensor in adapter.values())
-    assert f"LoRA of rank 4, alpha 32, on {len(adapter) // 2} modules: {count:,} parameters" in output
+    assert f"lora       rank 4, alpha 32, on {len(adapter) // 2} modules: {count:,} parameters" in output
 
 
 def test_the_exported_folder_is_a_model_that_has_learned(two_ranks: tuple[Path, str]) -> None:
@@ -64,7 +62,7 @@ def test_one_rank_gives_the_same_losses(two_ranks: tuple[Path, str], shards: Pat
     run_ranks(1, words(shards, tmp_path / "one"))
     for one, two in zip(metrics(tmp_path / "one"), metrics(two_ranks[0]), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
-        assert one["reward_global"] == pytest.approx(two["reward_global"], abs=1e-4 if one["step"] < 3 else 1e-2)
+        assert one["reward_global"] == pytest.approx(two["reward_global"], abs=1e-4 if one["step"] <= 3 else 1e-2)
 
 
 def test_from_a_checkpoint_it_ends_with_the_same_weights(

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -20,12 +21,14 @@ from packaging.version import Version
 from srum_ds import __version__
 from tests.support.paths import ROOT
 
+SHIPPED = ("launch", "ds_configs", "data_shards")
+
 
 def setup_keywords() -> dict[str, object]:
     """What setup.py passes to setuptools."""
     code = (
         "import json, setuptools\n"
-        "setuptools.setup = lambda **words: print(json.dumps(words))\n"
+        "setuptools.setup = lambda **words: print(json.dumps(words, default=str))\n"
         "exec(open('setup.py').read(), {'__file__': 'setup.py', '__name__': 'setup'})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -85,10 +88,11 @@ def test_pins_are_closed_under_dependencies() -> None:
 
 
 def test_every_import_of_the_package_is_declared() -> None:
-    names = {"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "annotated-types"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "annotated-types", "mlflow": "mlflow-skinny"}
     extras = KEYWORDS["extras_require"]
     assert isinstance(extras, dict)
-    optional = [text for name in ("fused", "phrases") for text in extras[name]]
+    names_of_extras = ("fused", "phrases", "prompts", "show", "wandb", "mlflow", "trackio")
+    optional = [text for name in names_of_extras for text in extras[name]]
     declared = {canonicalize_name(Requirement(text).name) for text in [*words("install_requires"), *optional]}
     undeclared = {}
     for path in sorted((ROOT / "srum_ds").rglob("*.py")):
@@ -114,16 +118,22 @@ def test_version_and_python_promise() -> None:
     assert "TERMS AND CONDITIONS" in (ROOT / "LICENSE").read_text()
 
 
-def test_built_wheel_ships_what_the_package_reads(tmp_path: Path) -> None:
-    code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
-    # Built in a copy: setuptools leaves a build folder, and would ship what an older one holds.
-    copy = tmp_path / "source"
-    tracked = ["setup.py", "pyproject.toml", "LICENSE", "srum_ds"]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this tree, built in a copy: setuptools leaves a build folder, and would ship what an older one had."""
+    folder = tmp_path_factory.mktemp("wheel")
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})"
+    copy = folder / "source"
+    tracked = ["setup.py", "pyproject.toml", "LICENSE", "srum_ds", *SHIPPED]
     copy.mkdir()
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), str(copy)], check=True)
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("srum_ds-*.whl"))) as wheel:
-        shipped = set(wheel.namelist())
+    return next(folder.glob("srum_ds-*.whl"))
+
+
+def test_built_wheel_ships_what_the_package_reads(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = set(archive.namelist())
     sources = [path for path in (ROOT / "srum_ds").rglob("*.py")]
     data = [
         path
@@ -133,8 +143,54 @@ def test_built_wheel_ships_what_the_package_reads(tmp_path: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in [*sources, *data] if path.is_file()}
     expected = {name for name in expected if "__pycache__" not in name}
     assert len(expected) > 20
+    beside = [path for name in SHIPPED for path in (ROOT / name).rglob("*")]
+    expected |= {f"srum_ds/shipped/{path.relative_to(ROOT)}" for path in beside if path.is_file()}
     assert expected - shipped == set()
     assert {name.split("/")[0] for name in shipped if ".dist-info" not in name} == {"srum_ds"}
+
+
+def test_a_wheel_trains_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """Installed where this project's dependencies are, and no clone: recipes, shards and launch script come along."""
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    site = next(environment.glob("lib/python*/site-packages"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel], check=True
+    )
+    # The dependencies alone: what is installed here in editable mode would be found by its hooks.
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    python = environment / "bin" / "python"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        # -P: not the folder that it is called in, where a clone could be.
+        command = [str(python), "-P", "-m", "srum_ds", *words]
+        return subprocess.run(command, cwd=work, env=variables, capture_output=True, text=True)
+
+    assert (
+        str(site)
+        in subprocess.run(
+            [str(python), "-P", "-c", "import srum_ds; print(srum_ds.__file__)"],
+            cwd=work,
+            env=variables,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+    (environment / "bin" / "deepspeed").write_text(f"#!{python}\nfrom deepspeed.launcher.runner import main\nmain()\n")
+    (environment / "bin" / "deepspeed").chmod(0o755)
+    assert run("init", "my.yaml").returncode == 0
+    done = run("train", "my.yaml", "--dry-run")
+    assert f"{site}/srum_ds/shipped/launch/train.sh" in done.stdout, done.stderr
+    small = (
+        "deepspeed.ranks=1 train.steps=1 rollout.prompts_per_step=1 rollout.images_per_prompt=2 eval.prompts=2".split()
+    )
+    done = run("train", "my.yaml", *small, "rollout.micro_batch_prompts=1", "rollout.num_timesteps=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (work / "runs/my/export/ema.safetensors").is_file()
 
 
 def test_console_script_is_installed_beside_python() -> None:
@@ -156,10 +212,15 @@ def test_make_help_documents_every_target() -> None:
         "eval",
         "test",
         "test-fast",
+        "fuzz",
         "loss-compare",
+        "chaos",
         "lint",
+        "docs",
         "gpu-check",
         "gpu-wheels",
+        "lock",
+        "audit",
         "bench",
         "pretrain",
         "clean",
@@ -199,3 +260,33 @@ def test_make_train_evaluates_the_run_it_trained(tmp_path: Path) -> None:
         ".venv/bin/srum-ds train a.yaml run.dir=runs/x train.steps=2",
         ".venv/bin/srum-ds eval --recipe a.yaml run.dir=runs/x train.steps=2",
     ]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-cpu.lock"])
+def test_the_locked_files_are_those_of_the_constraints(name: str) -> None:
+    locked: dict[str, str] = {}
+    for entry in (ROOT / name).read_text().replace("\\\n", " ").splitlines():
+        if not entry or entry.lstrip().startswith("#"):
+            continue
+        requirement, *hashes = entry.split("--hash=")
+        assert hashes, entry
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text.strip()) for text in hashes), entry
+        found = Requirement(requirement.strip())
+        locked[canonicalize_name(found.name)] = str(found.specifier).removeprefix("==").removesuffix("+cpu")
+    needed = {canonicalize_name(requirement.name) for requirement in requirements()}
+    assert needed <= locked.keys()
+    pinned = {package: str(version) for package, version in pins().items()}
+    assert {package: locked[package] for package in locked.keys() & pinned.keys()} == {
+        package: pinned[package] for package in locked.keys() & pinned.keys()
+    }
+    # What torch's CUDA build brings along, and packages for other systems, are pinned by the lock alone.
+    assert pinned.keys() - locked.keys() == set()
+
+
+def test_only_what_belongs_there_stands_at_the_top() -> None:
+    """A run's folder that was added by mistake would travel with every clone."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("this tree is no clone")
+    folders = {name.partition("/")[0] for name in done.stdout.splitlines() if "/" in name}
+    assert folders <= {".ci", ".github", "benchmarks", "docs", "srum_ds", "tests", *SHIPPED}

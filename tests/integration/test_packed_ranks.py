@@ -13,8 +13,6 @@ from tests.integration.packed_worker import settings, train
 from tests.support.ranks import run_ranks
 from tests.support.tiny_models import write_tiny_bagel
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

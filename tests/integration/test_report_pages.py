@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ from srum_ds.evaluation.benchmarks import equal_shares
 from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.compare import compare
 from srum_ds.evaluation.report_html import write_report
+from srum_ds.evaluation.run_report import write_run_report
+from tests.support.run_folders import evaluated, held_out, run_folder, showing
 from tests.support.scored_folders import BENCHMARK, SCRIPT, scored_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -172,4 +175,77 @@ def test_a_picture_opens_and_closes_by_keyboard(browser: Any, pages: dict[str, P
     assert not dialog.is_visible()
     assert page.evaluate("document.activeElement.className") == "stage"
     assert complaints == []
+    page.context.close()
+
+
+@pytest.fixture(scope="module")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with hostile prompts, a long name, held-out looks, an evaluation and an alarm."""
+    steps: list[float] = [-0.2 + 0.01 * n for n in range(40)]
+    kept = [1.0 if n < 20 else 0.1 for n in range(40)]
+    alarming = [{"group_diversity": share, "diversity_ratio": share} for share in kept]
+    folder = run_folder(tmp_path_factory.mktemp("runs") / LONG[:120], steps, more=alarming)
+    held_out(folder, (0, 0.1, 0.0, 0.0), (20, 0.2, 0.1, 0.04), (40, 0.4, 0.3, 0.04))
+    evaluated(folder, 0.2, 0.02)
+    for step, score in ((0, -0.5), (20, 0.25), (40, 0.75)):
+        showing(folder, step, score, (SCRIPT, LONG))
+    (folder / "judge_failures.jsonl").write_text(json.dumps({"step": 1, "reply": f"{SCRIPT} {LONG}"}) + "\n")
+    return write_run_report(folder)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_runs_report_fits_and_no_prompt_runs(browser: Any, run_page: Path, width: int) -> None:
+    page, complaints = _open(browser, run_page, width)
+    for details in page.locator("summary").all():
+        details.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.title() == f"{LONG[:120]}: srum-ds run"
+    assert page.get_by_text("<script>document.title='owned'</script>").count() > 3
+    assert page.locator("h1").inner_text() == "It works: the trained model is better"
+    assert "+0.200" in page.locator(".big").inner_text()
+    assert complaints == []
+    page.context.close()
+
+
+def test_a_runs_pictures_are_overlaid_by_keyboard(browser: Any, run_page: Path) -> None:
+    """Boxes stand where they are said to, the map covers the picture, and each can be had without a mouse."""
+    page, _ = _open(browser, run_page, 1280)
+    first = page.locator("#pictures .pair").first
+    assert [name.inner_text() for name in first.locator(".name").all()] == [
+        "before training",
+        "after 20 steps",
+        "after all 40 steps",
+    ]
+    assert first.locator(".pill").all_inner_texts() == ["-0.50", "+0.25", "+0.75"]
+    first.scroll_into_view_if_needed()
+    frame = first.locator(".frame").first
+    picture, box = (frame.locator(name).first.bounding_box() for name in ("img", "svg .box"))
+    assert box["x"] - picture["x"] == pytest.approx(picture["width"] / 4, abs=4)
+    assert not frame.locator("img.map").is_visible()
+    page.locator("#over-boxes").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#over-map").is_checked()
+    assert frame.locator("img.map").bounding_box() == picture and not frame.locator("svg").is_visible()
+    page.keyboard.press("ArrowRight")
+    assert not frame.locator("img.map").is_visible() and not frame.locator("svg").is_visible()
+    first.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert "Whole image: yes 0.6" in first.locator(".words").first.inner_text()
+    page.context.close()
+
+
+def test_a_runs_curves_stand_where_their_figures_are(browser: Any, run_page: Path) -> None:
+    page, _ = _open(browser, run_page, 1280)
+    held = page.locator(".chart", has_text="Held-out reward")
+    dots = [dot.bounding_box() for dot in held.locator("circle").all()]
+    base = held.locator("line.base").bounding_box()
+    assert len(dots) == 3 and held.locator("line.error").count() == 3
+    middle = [dot["y"] + dot["height"] / 2 for dot in dots]
+    assert middle[0] == pytest.approx(base["y"], abs=1.5), "the base's value is that of step 0"
+    # 0.1, 0.2 and 0.4 lie as 1 to 2 apart.
+    assert (middle[1] - middle[2]) == pytest.approx(2 * (middle[0] - middle[1]), abs=2)
+    assert "base 0.100" in held.inner_text()
+    page.get_by_text("further curves").click()
+    assert page.locator(".chart", has_text="Diversity of a prompt").locator("line.alarm").count() == 1
+    assert "was out of its range" in page.locator("#watch .notes").inner_text()
     page.context.close()

@@ -123,7 +123,6 @@ def _rounded(value: object) -> object:
     return round(value, 6) if isinstance(value, float) else value
 
 
-@pytest.mark.xdist_group("ranks")
 def test_from_a_public_prompt_set_through_training_to_two_scored_reports(tmp_path: Path) -> None:
     """Prompts of T2I-CompBench's form; every command as docs/evaluation.md has it."""
     source = tmp_path / "dataset"

@@ -16,8 +16,6 @@ from tests.integration.sharding_worker import MB, answers
 from tests.support.ranks import run_ranks
 from tests.support.tiny_models import TINY, write_tiny_bagel
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 RANKS = 2
 PYTHON = 20 * MB
 """Bytes that Python may hold beside tensors: modules as objects, hooks on them (15 MB were seen)."""

@@ -45,6 +45,7 @@ def test_a_run_that_feeds_back_its_errors_is_ended_and_an_earlier_checkpoint_kep
     assert said["step"] < 60 and said["kept_step"] < said["step"]
     assert f"Kept: the weights after step {said['kept_step']}" in output
     assert (run / "export" / "ema.safetensors").exists()
+    assert json.loads((run / "export" / "generation.json").read_text())["step"] == said["kept_step"]
     lines = metrics(run)
     assert len(lines) == said["step"]
-    assert [line["step"] for line in lines if "checker_exact" in line] == list(range(1, said["step"], 2))
+    assert [line["step"] for line in lines if "checker_exact" in line] == list(range(2, said["step"] + 1, 2))

@@ -13,7 +13,6 @@ A refactoring must end in 0. A change that is meant to move numbers says in its 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -29,10 +28,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from srum_ds.monitoring.records import read_metrics
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = "srum_ds/assets/tiny_bagel"
 PROMPTS = ("a red circle above a blue square", "two green crosses", "a striped yellow triangle")
-FREE_KEYS = ("time_", "speed_", "memory_")
+FREE_KEYS = ("time_", "speed_", "memory_", "elapsed_", "wall_")
 SHORT = ("train.steps=2", "train.save_every=2", "log.image_every=2")
 
 
@@ -117,8 +118,11 @@ def make(tree: Path, out: Path, quick: bool) -> None:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` without ``FREE_KEYS``; a NaN becomes a word, so that it equals itself."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of ``metrics.jsonl`` without ``FREE_KEYS``; a NaN becomes a word, so that it equals itself.
+
+    Steps count from 1, also those of trees that counted from 0.
+    """
+    lines = read_metrics(path)
     return [{key: str(value) for key, value in line.items() if not key.startswith(FREE_KEYS)} for line in lines]
 
 

@@ -2,7 +2,8 @@
 
 The self-check's examples are run forward and backward with nothing launched; each kernel that would have been is
 compiled down to machine code for the compute capabilities that are named. Prints a JSON line for each, with the bytes
-that a thread spills. TRITON_INTERPRET must not be set.
+that a thread spills. A kernel with numbers among its parameters is compiled twice, with them in float32, as a plain
+call passes them, and in float64, as torch.compile may. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ TYPES = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
+WIDE = re.compile(r"^\s*(?!ld\.|mov\.|cvt\.)([a-z][a-z0-9.]*\.f64)\b", re.MULTILINE)
+"""Arithmetic of float64 in PTX; that a parameter is loaded and rounded is none."""
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any], int]
 
 
@@ -60,19 +63,21 @@ def launches() -> list[Launch]:
     return list(found.values())
 
 
-def described(kernel: Any, args: Sequence[Any], constants: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Types of a launch's arguments by name, and its constants by name."""
+def described(
+    kernel: Any, args: Sequence[Any], constants: dict[str, Any], number: str = "fp32"
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Types of a launch's arguments by name, and its constants by name; number: the type of Python's floats."""
     names = list(kernel.arg_names)
     types = {}
     for name, x in zip(names, args, strict=False):
-        types[name] = TYPES[x.dtype] if isinstance(x, Tensor) else "fp32" if isinstance(x, float) else "i32"
+        types[name] = TYPES[x.dtype] if isinstance(x, Tensor) else number if isinstance(x, float) else "i32"
     return types | dict.fromkeys(constants, "constexpr"), dict(constants)
 
 
-def compile_for(launch: Launch, capability: int) -> dict[str, Any]:
+def compile_for(launch: Launch, capability: int, number: str) -> dict[str, Any]:
     """Compiles one; raises what the compiler raises."""
     kernel, args, constants, num_warps = launch
-    signature, fixed = described(kernel, args, constants)
+    signature, fixed = described(kernel, args, constants, number)
     # In the order of the kernel's parameters.
     signature = {name: signature[name] for name in kernel.arg_names}
     # torch's arrays begin at addresses that 16 divides.
@@ -91,6 +96,8 @@ def compile_for(launch: Launch, capability: int) -> dict[str, Any]:
     return {
         "kernel": f"{kernel.__module__.rsplit('.', 1)[-1]}.{kernel.__name__}",
         "types": [kind for kind in signature.values() if kind.startswith("*")],
+        "numbers": number,
+        "wide_operations": WIDE.findall(compiled.asm["ptx"]),
         "capability": capability,
         "warps": num_warps,
         "registers": registers,
@@ -101,8 +108,10 @@ def compile_for(launch: Launch, capability: int) -> dict[str, Any]:
 
 def main(capabilities: Sequence[str]) -> int:
     for launch in launches():
+        numbers = ("fp32", "fp64") if any(isinstance(x, float) for x in launch[1]) else ("fp32",)
         for capability in capabilities:
-            print(json.dumps(compile_for(launch, int(capability))))
+            for number in numbers:
+                print(json.dumps(compile_for(launch, int(capability), number)))
     return 0
 
 

@@ -38,6 +38,19 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def variables_of_ranks(ranks: int) -> list[dict[str, str]]:
+    """What a launcher tells each of the ranks that it starts on one machine."""
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_SIZE": str(ranks),
+        "CROSS_RANK": "0",
+        "CROSS_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 def command(*words: str, timeout: float = 600, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """`srum-ds WORDS` in a process of its own, to its end."""
     return subprocess.run(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.launching import environment, free_port
+from tests.support.launching import environment, variables_of_ranks
 from tests.support.paths import ROOT
 
 # DeepSpeed imports torch's compiler with its optimizers, and BAGEL's adapter diffusers and transformers.
@@ -44,7 +44,7 @@ class Forked:
         descriptor, name = tempfile.mkstemp(prefix="printed-")
         os.close(descriptor)
         self._printed = Path(name)
-        context = _server()
+        context = server()
         self.processes = [context.Process(target=target, args=(*own, name), daemon=True) for own in arguments]
         for process in self.processes:
             process.start()
@@ -80,15 +80,7 @@ class Forked:
 
 def start_ranks(ranks: int, words: list[str], script: str = TRAIN) -> Forked:
     """The ranks of a script, as the launcher would start them on one machine."""
-    shared = {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_SIZE": str(ranks),
-        "CROSS_RANK": "0",
-        "CROSS_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
-    each = [environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
+    each = [environment(**own) for own in variables_of_ranks(ranks)]
     started = [[script, f"--local_rank={rank}", *words] for rank in range(ranks)]
     return Forked(_run_script, list(zip(each, started, strict=True)))
 
@@ -127,7 +119,7 @@ def _ended_well(forked: Forked) -> str:
     return forked.printed
 
 
-def _server() -> Any:
+def server() -> Any:
     """The context whose processes are forked from one with everything imported; it starts once per test process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -142,7 +134,8 @@ def _server() -> Any:
     return context
 
 
-def _become(variables: dict[str, str], printed: str, cwd: Path = ROOT) -> None:
+def become(variables: dict[str, str], printed: str, cwd: Path = ROOT) -> None:
+    """Makes this forked process one with these variables, that prints to a file and stands in a folder."""
     descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -154,13 +147,13 @@ def _become(variables: dict[str, str], printed: str, cwd: Path = ROOT) -> None:
 
 
 def _run_script(variables: dict[str, str], argv: list[str], printed: str) -> None:
-    _become(variables, printed)
+    become(variables, printed)
     sys.argv = argv
     runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
 
 
 def _run_command(variables: dict[str, str], words: list[str], cwd: Path, printed: str) -> None:
-    _become(variables, printed, cwd)
+    become(variables, printed, cwd)
     from srum_ds.commands.main import main
 
     sys.exit(main(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,3 +125,16 @@ def plain(model: Toy | None = None, **changes: Any) -> PlainEngine:
     """The engine without DeepSpeed, around a toy model."""
     model = model or toy()
     return PlainEngine.create(model, model.trainable(), **settings(**changes))
+
+
+def saved(folder: Path, steps: int = 2) -> PlainEngine:
+    """An engine with ``steps`` checkpoints behind it, one a step."""
+    engine = plain()
+    for step in range(1, steps + 1):
+        train_step(engine, step)
+        engine.save(folder, step, {"at": step})
+    return engine
+
+
+def loaded(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    return plain().load(folder)

@@ -109,7 +109,7 @@ def _widened(x: Any) -> Any:
 
 
 def _times(name: str, fused: Function, size: Sizes, where: Where) -> dict[str, Any]:
-    """Of bf16, in milliseconds: without gradients as in drawing, and forward with backward."""
+    """Of bf16, in milliseconds: without gradients as in drawing, forward with backward, and the host's part of that."""
     args = _inputs(name, size, torch.bfloat16, where)
     moved = least_bytes(args, _tuple(fused(*args)))
     found: dict[str, Any] = {"least_mb": round(moved / 1e6, 1)}
@@ -144,7 +144,12 @@ def _timed(what: str, function: Function, args: Sequence[Any], where: Where) -> 
 
     # Some write into an argument where there is no gradient; so that numbers stay ordinary, they do so last.
     with_backward = where.milliseconds(both, cold=True)
-    return {f"{what}_forward_ms": where.milliseconds(forward, cold=True), f"{what}_both_ms": with_backward}
+    host = where.host_milliseconds(both)
+    return {
+        f"{what}_forward_ms": where.milliseconds(forward, cold=True),
+        f"{what}_both_ms": with_backward,
+        f"{what}_both_host_ms": host,
+    }
 
 
 def _inputs(name: str, size: Sizes, dtype: torch.dtype, where: Where) -> list[Any]:

@@ -60,7 +60,7 @@ def _drawn(made: RandomModel, images: int, where: Where) -> dict[str, Any]:
 
 
 def _autoencoder(figures: Figures, made: RandomModel, where: Where) -> None:
-    """Decoding two images: in fp32, in bf16, and in bf16 one by one."""
+    """Decoding two images: in fp32, in bf16, and in bf16 one by one, as the code does and a plan has it."""
     kl: Any = made.model.reader.autoencoder.kl
     config = made.config.vae
     side = made.size[0] // config.downsample
@@ -72,13 +72,15 @@ def _autoencoder(figures: Figures, made: RandomModel, where: Where) -> None:
         kl.to(dtype)
         kl.enable_slicing() if one_by_one else kl.disable_slicing()
         latent = made.random(IMAGES, config.z_channels, side, side).to(dtype)
-        planned = made.costs.decode_bytes(1 if one_by_one else IMAGES, made.size, Device(latent.element_size(), False))
-        figures[f"decode_{name}"] = _decoded(partial(_sample, kl, latent), planned, where)
+        planned = made.costs.decode_bytes(1, made.size, Device(latent.element_size()))
+        work = partial(_sample, kl, latent)
+        figures[f"decode_{name}"] = _decoded(work, planned if one_by_one else None, where)
     kl.disable_slicing()
     kl.to(torch.float32)
-    # As an image is drawn, whatever the code at hand makes of it.
+    # As images are drawn, whatever the code at hand makes of it.
     tokens_NTC = made.random(IMAGES, made.tokens, made.config.token_channels)
-    figures["decode_as_drawn"] = _decoded(lambda: made.model.generator.decode(tokens_NTC, made.grid), None, where)
+    planned = made.costs.decode_bytes(IMAGES, made.size, Device(4 if where.rehearse else 2, where.rehearse))
+    figures["decode_as_drawn"] = _decoded(lambda: made.model.generator.decode(tokens_NTC, made.grid), planned, where)
 
 
 def _sample(kl: Any, latent_NCHW: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ class Part:
 
 PARTS = (
     Part("machine", "tests.gpu.check.part_machine:run", 45),
-    Part("training", "tests.gpu.check.part_training:run", 100),
-    Part("kernels", "tests.gpu.check.part_kernels:run", 130),
-    Part("layers", "tests.gpu.check.part_layers:run", 90),
+    Part("training", "tests.gpu.check.part_training:run", 90),
+    Part("kernels", "tests.gpu.check.part_kernels:run", 110),
+    Part("layers", "tests.gpu.check.part_layers:run", 70),
     Part("decoding", "tests.gpu.check.part_decoding:run", 60),
-    Part("whole", "tests.gpu.check.part_whole:run", 110),
-    Part("compile", "tests.gpu.check.part_compile:run", 120),
-    Part("tests", "tests.gpu.check.part_tests:run", 90),
+    Part("whole", "tests.gpu.check.part_whole:run", 90),
+    Part("compile", "tests.gpu.check.part_compile:run", 170),
+    Part("tests", "tests.gpu.check.part_tests:run", 120),
 )
 
 

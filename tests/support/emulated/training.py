@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from srum_ds import job, train
+from srum_ds import job, opening, train
 from srum_ds.common.clock import Clock
+from srum_ds.common.stopping import STOP_SIGNALS
 from srum_ds.config import Config, load_config
 from srum_ds.engine.base import DTYPES
 from srum_ds.engine.plain import PlainEngine
@@ -83,16 +84,17 @@ def one_process(device: torch.device) -> Iterator[pytest.MonkeyPatch]:
         def create(cls, *args: Any, stored: object = None, **settings: Any) -> PlainEngine:
             return super().create(*args, **settings, device=device)
 
-    # A job answers SIGTERM by itself, which is not for the process that runs the tests.
-    before = signal.getsignal(signal.SIGTERM)
+    # A job answers signals by itself, which is not for the process that runs the tests.
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with ExitStack() as held:
-        held.callback(signal.signal, signal.SIGTERM, before)
+        for number, handler in before.items():
+            held.callback(signal.signal, number, handler)
         patch = held.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(job, "start_distributed", lambda: None)
-        patch.setattr(job, "Engine", Engine)
+        patch.setattr(opening, "start_distributed", lambda: None)
+        patch.setattr(opening, "Engine", Engine)
         patch.setattr(job, "write_environment", lambda *_, **__: None)
         patch.setattr(host, "FrozenEngine", _Whole)
-        for module in (job, host):
+        for module in (opening, host):
             patch.setattr(module, "compute_device", lambda: device)
             patch.setattr(module, "shard_loader", lambda *_: None)
         yield patch
