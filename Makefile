@@ -25,8 +25,8 @@ DESIGN ?= bagel
 PRETRAIN_bagel :=
 PRETRAIN_janus := .janus
 
-# Tests run in several processes, each of which takes whole files.
-WORKERS ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Tests run in several processes, each of which takes whole files, those of tests/integration first: they take longest.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -45,7 +45,7 @@ export TORCH_EXTENSIONS_DIR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup train eval test test-fast loss-compare lint bench pretrain gpu-check gpu-wheels clean help
+.PHONY: setup train eval test test-fast fuzz chaos loss-compare lint docs bench pretrain gpu-check gpu-wheels lock audit clean help
 
 setup: $(STAMP)  ## make .venv, install, build DeepSpeed's CPU op (PYTHON=python3.12 picks another Python)
 
@@ -78,14 +78,30 @@ test: setup  ## run the tests (ARGS="-k config ...")
 test-fast: setup  ## the tests that start no process, in 90 s on two cores (ARGS="-k config ...")
 	$(BIN)/python -m pytest tests/unit $(WORKERS) $(ARGS)
 
+fuzz: setup  ## hand a million inputs that are nearly right to everything that reads some (ARGS="--seed 2 --only score")
+	$(BIN)/python -m tests.fuzz --inputs 1000000 $(ARGS)
+
 loss-compare: setup  ## this tree against another commit, bit for bit (REV=138c5fc ARGS=--quick)
 	$(BIN)/python -m tests.numerics.loss_compare $(or $(REV),$(error loss-compare needs a commit: make loss-compare REV=138c5fc)) $(ARGS)
+
+chaos: setup  ## a seeded campaign of faults over the tiny model (ARGS="--faults 100 --seed 0 --only kill --resume")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: setup  ## ruff (rules and format), mypy, and the floors of the house (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A second step of the setup: training needs none of it.
+docs: $(VENV)/.docs-done  ## build the documentation as a site into site/; a broken link is an error
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@echo "written: site/index.html"
+
+# The package is installed: pip adds what the extra names.
+$(VENV)/.docs-done: $(STAMP)
+	$(PIP_INSTALL) -q 'srum-ds[docs]'
+	@touch $@
 
 bench: setup  ## run every benchmark in benchmarks/
 	@ls benchmarks/*.py >/dev/null
@@ -109,8 +125,23 @@ gpu-wheels: setup  ## fill .whl with what gpu-check needs where there is no netw
 	@test "$$(ls .whl/*.whl | wc -l)" -eq $(words $(GPU_WHEELS) deepspeed) || { echo ".whl lacks some wheels" >&2; exit 1; }
 	@test "$$(du -sm .whl | cut -f1)" -lt 64 || { echo ".whl is over 64 MiB" >&2; exit 1; }
 
+# The exact files of constraints.txt by their SHA-256: torch with CUDA from PyPI, for any Python; its CPU build for this one.
+LOCKER := $(VENV)/lock/bin
+LOCK = $(LOCKER)/uv pip compile -q --generate-hashes --no-annotate --no-emit-find-links --python $(BIN)/python \
+    --custom-compile-command 'make lock' --extra test --extra docs -c constraints.txt setup.py
+lock: setup  ## write requirements.lock and requirements-cpu.lock anew, from constraints.txt
+	test -x $(LOCKER)/uv || { $(BIN)/python -m venv $(VENV)/lock && $(LOCKER)/python -m pip install -q --disable-pip-version-check uv; }
+	$(LOCK) --universal -o requirements.lock
+	printf '%s+cpu\n' '$(TORCH_PIN)' > $(VENV)/lock/cpu.txt
+	$(LOCK) -c $(VENV)/lock/cpu.txt $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu) -o requirements-cpu.lock
+
+# Not in `make lint`: it asks an advisory service, and what that says changes without a change here.
+audit: setup  ## look up the locked packages' known vulnerabilities (pip-audit; needs a network)
+	test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit; }
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip -r requirements.lock $(ARGS)
+
 clean:  ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) .whl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .whl build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find srum_ds tests launch benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## show this

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -34,6 +36,10 @@ REQUIRES = [
     "cyclopts>=5.0",
     "deepspeed>=0.19",
     "diffusers>=0.42",
+    # Prompts by URL.
+    "fsspec>=2025.3",
+    # `srum-ds push`; transformers brings it along.
+    "huggingface_hub>=2.0",
     # Judges over HTTP.
     "httpx2>=2.16",
     "jinja2>=3.1",
@@ -44,6 +50,8 @@ REQUIRES = [
     "numpy>=2.0",
     # Structured configs with tuples and literals.
     "omegaconf>=2.4",
+    # What installed packages declare to need (`srum-ds doctor`).
+    "packaging>=24.0",
     # LoRA.
     "peft>=0.21",
     "pillow>=12.0",
@@ -66,27 +74,71 @@ EXTRAS = {
         # Runs the fused kernels under its interpreter where there is no GPU.
         "triton>=3.6; sys_platform == 'linux'",
         # The floors and rooms of docs/development.md.
+        "hypothesis>=6.150",
         "import-linter>=2.17",
         "mypy>=2.0",
         # Drives the reports in headless Chromium, where there is one.
         "playwright>=1.60",
+        # Playwright imports it, whatever its metadata say.
+        "pyee>=12",
+        # Prompts in Parquet files.
+        "pyarrow>=22",
         "pytest>=9.0",
         "pytest-xdist>=3.8",
         "ruff>=0.17",
     ],
+    # The documentation as a site (`make docs`). MkDocs 2, as announced, has neither plug-ins nor this configuration.
     "docs": [
-        "mkdocs-material>=9.7",
+        "mkdocs>=1.6,<2",
         "mkdocstrings[python]>=1.0",
+        "pymdown-extensions>=10.14",
+    ],
+    # The page of `srum-ds show`. Gradio 6.31 takes Pillow below 13.
+    "show": [
+        "gradio>=6.31",
     ],
     # Object phrases by noun chunks; its English model is installed by `python -m spacy download en_core_web_sm`.
     "phrases": [
         "spacy>=3.8",
+    ],
+    # Prompts of one's own in Parquet files and saved data sets, and by https://; s3:// takes s3fs, gs:// gcsfs.
+    "prompts": [
+        "aiohttp>=3.12",
+        "pyarrow>=22",
+    ],
+    # Experiment trackers (`log.trackers`); mlflow itself works too, and is much larger.
+    "wandb": [
+        "wandb>=0.22",
+    ],
+    "mlflow": [
+        "mlflow-skinny>=3.5",
+    ],
+    "trackio": [
+        "trackio>=0.27",
     ],
     # Fused kernels (`kernels.fused`). torch's CUDA builds bring it along, in the version that they need.
     "fused": [
         "triton>=3.6; sys_platform == 'linux'",
     ],
 }
+
+# Folders of a clone that commands name; a wheel brings them along inside the package (srum_ds.config.marks.SHIPPED).
+SHIPPED = ("launch", "ds_configs", "data_shards")
+
+
+class BuildWithShipped(build_py):  # type: ignore[misc]
+    """Copies the folders of ``SHIPPED`` into the package that is built. An editable install reads the clone's own."""
+
+    def run(self) -> None:
+        """Builds as setuptools does, then copies."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "srum_ds" / "shipped"
+        for name in SHIPPED:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(HERE / name, target / name, dirs_exist_ok=True, ignore=ignored)
+
 
 setup(
     name="srum-ds",
@@ -107,9 +159,14 @@ setup(
             "py.typed",
         ],
     },
+    cmdclass={"build_py": BuildWithShipped},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["srum-ds = srum_ds.commands.main:main"]},
+    entry_points={
+        "console_scripts": ["srum-ds = srum_ds.commands.main:main"],
+        # Called when torch is imported: DeepSpeed's launchers import it before they start a rank.
+        "torch.backends": ["srum_ds = srum_ds.common.front_end:attach"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

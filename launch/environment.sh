@@ -10,10 +10,12 @@ else
 fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
-# Prints how many GPUs this process may use.
+# Prints how many GPUs this process may use. In CUDA_VISIBLE_DEVICES the first entry that names no GPU (-1, NoDevFiles,
+# none) hides all behind it, as the driver reads it.
 visible_gpus() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
-        echo "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c '[^[:space:]]' || true
+        echo "$CUDA_VISIBLE_DEVICES" | tr -d '[:blank:]' | tr ',' '\n' |
+            awk '!/^([0-9]+|GPU-.+|MIG-.+)$/ { exit } { count++ } END { print count + 0 }'
     elif command -v nvidia-smi > /dev/null; then
         nvidia-smi -L 2> /dev/null | grep -c '^GPU ' || true
     else

@@ -46,7 +46,10 @@ def run() -> int:
     # The launcher puts this file's folder first on the path; the package lies one above.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from srum_ds.common.errors import guarded
+    from srum_ds.common.stopping import stop_without_launcher
     from srum_ds.commands.launcher import build_environment
+
+    stop_without_launcher()
 
     # Before torch starts its threads: the cores of this node are shared out over its ranks.
     ranks = int(os.environ.get("LOCAL_SIZE", "1"))
@@ -54,10 +57,18 @@ def run() -> int:
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
 
     def train() -> int:
+        from srum_ds.commands.preflight import refuse_on_rank
+
+        refused = refuse_on_rank(words)
+        if refused:
+            return refused
+        from srum_ds.common.stopping import StopSignal
         from srum_ds.engine import leave_distributed
         from srum_ds.train import main
 
         status = main(words)
+        # The run is over: who asks now changes nothing of its status.
+        StopSignal()
         leave_distributed()
         return status
 
