@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from srum_ds.engine.plain import PlainEngine
 from srum_ds.models import family_of, load_model
 from tests.integration.design_worker import SETTINGS, prepare, train_step
-from tests.support.designs import DESIGNS
+from tests.support.designs import DESIGNS, run_words
 from tests.support.ranks import kill_after, run_ranks, start_ranks
 from tests.support.runs import metrics, write_prompts
 
@@ -77,35 +77,6 @@ def test_a_step_on_two_ranks_is_the_step_of_one_process(trained: Path) -> None:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("prompts"), 12)
-
-
-def run_words(name: str, model: Path, shards: Path, run_dir: Path, *more: str) -> list[str]:
-    """A short run of a tiny design: four prompts a step, two images of each, five steps."""
-    design = DESIGNS[name]
-    rows, columns = load_model(model).default_size()
-    recipe = run_dir.parent / f"{run_dir.name}.yaml"
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(
-        yaml.safe_dump(
-            {
-                "run": {"dir": str(run_dir)},
-                "model": {"path": str(model), "trains": design.mode},
-                "data": {"shards": str(shards)},
-                "rollout": {
-                    "prompts_per_step": 4,
-                    "micro_batch_prompts": 2,
-                    "images_per_prompt": 2,
-                    "image_size": [rows, columns],
-                },
-                "judge": {"answers": ["yes", "no"], "min_mass": 0.0},
-                "regions": {"kind": "grid", "grid_side": 2},
-                "train": {"steps": 5, "save_every": 1, "timesteps_per_image": 2, "lr": 1e-3, "precision": "fp32"},
-                "deepspeed": {"config": "ds_configs/cpu.json"},
-                "log": {"tensorboard": False},
-            }
-        )
-    )
-    return [str(recipe), *design.words, *more]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from srum_ds.models import load_model
 from tests.support.tiny_blip3o import parts_redraw, write_tiny_blip3o
 from tests.support.tiny_janus import janus_redraws, write_tiny_janus
 from tests.support.tiny_models import write_tiny_bagel
@@ -47,3 +50,32 @@ DESIGNS: dict[str, TinyDesign] = {
         pipeline_redraws,
     ),
 }
+
+
+def run_words(name: str, model: Path, shards: Path, run_dir: Path, *more: str) -> list[str]:
+    """A short run of a tiny design: four prompts a step, two images of each, five steps."""
+    design = DESIGNS[name]
+    rows, columns = load_model(model).default_size()
+    recipe = run_dir.parent / f"{run_dir.name}.yaml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"dir": str(run_dir)},
+                "model": {"path": str(model), "trains": design.mode},
+                "data": {"shards": str(shards)},
+                "rollout": {
+                    "prompts_per_step": 4,
+                    "micro_batch_prompts": 2,
+                    "images_per_prompt": 2,
+                    "image_size": [rows, columns],
+                },
+                "judge": {"answers": ["yes", "no"], "min_mass": 0.0},
+                "regions": {"kind": "grid", "grid_side": 2},
+                "train": {"steps": 5, "save_every": 1, "timesteps_per_image": 2, "lr": 1e-3, "precision": "fp32"},
+                "deepspeed": {"config": "ds_configs/cpu.json"},
+                "log": {"tensorboard": False},
+            }
+        )
+    )
+    return [str(recipe), *design.words, *more]

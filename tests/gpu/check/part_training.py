@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,7 +51,8 @@ def run(figures: Figures, where: Where) -> None:
     figures["device_of_local_rank"] = chosen_devices(8)
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: Path(folder) / name for name in RUNS}
-        ended = _train_all(runs, where.rehearse)
+        commands = {name: [str(RECIPE), f"run.dir={run_dir}", *WORDS, *RUNS[name]] for name, run_dir in runs.items()}
+        ended = train_all(commands, where.rehearse)
         losses: dict[str, list[float]] = {}
         seen: dict[str, list[dict[str, float]]] = {}
         failed: dict[str, str] = {}
@@ -102,15 +103,17 @@ def chosen_devices(count: int) -> list[int]:
     return taken
 
 
-def _train_all(runs: Mapping[str, Path], rehearse: bool) -> dict[str, tuple[int, str]]:
-    """Exit status and what was said of each run."""
+def train_all(commands: Mapping[str, Sequence[str]], rehearse: bool) -> dict[str, tuple[int, str]]:
+    """Trains with each recipe and its words, all at once; exit status and what was said of each.
+
+    A name that begins with ``cpu`` is the same without DeepSpeed on the CPU.
+    """
     started: dict[str, subprocess.Popen[str]] = {}
-    for name, run_dir in runs.items():
+    for name, words in commands.items():
         on_cpu = name.startswith("cpu")
         variables = environment(rehearse)
         if on_cpu:
             variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        words = [str(RECIPE), f"run.dir={run_dir}", *WORDS, *RUNS[name]]
         started[name] = subprocess.Popen(
             [sys.executable, "-m", "tests.gpu.check.train_once", "plain" if on_cpu else "engine", *words],
             cwd=ROOT,

@@ -26,6 +26,7 @@ PARTS = (
     Part("decoding", "tests.gpu.check.part_decoding:run", 60),
     Part("whole", "tests.gpu.check.part_whole:run", 90),
     Part("compile", "tests.gpu.check.part_compile:run", 170),
+    Part("designs", "tests.gpu.check.part_designs:run", 110),
     Part("tests", "tests.gpu.check.part_tests:run", 120),
 )
 
