@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,15 @@ def janus_redraws(folder: Path) -> float:
     return float((codes != library_codes(folder, texts, greedy.guidance)).float().mean())
 
 
+def drawing(library: Any) -> Any:
+    """The library's model, able to draw: before transformers 5.24 its ``generate`` left an argument of its own out."""
+    library._prepare_static_cache = partial(library._prepare_static_cache, prefill_chunk_size=None)
+    return library
+
+
 def library_codes(folder: Path, texts: Sequence[str], guidance: float) -> Tensor:
     """Codes [N, T] that the library's own class draws, greedy, under a guidance above 1."""
-    library = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    library = drawing(JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval())
     processor: Any = JanusProcessor.from_pretrained(folder)
     chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
     rendered = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]

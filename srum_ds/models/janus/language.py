@@ -17,6 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from srum_ds.models.library.caches import with_cache
+
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """What may serve on an accelerator: cuDNN's kernel makes a plan for every new number of keys."""
 
@@ -43,7 +45,7 @@ def run_layers(
     turn = language.rotary_emb(x_BSD, position_ids=position_BS)
     with backends(x_BSD.device):
         for layer in language.layers:
-            options: dict[str, Any] = {"attention_mask": mask_B1SS, "position_embeddings": turn, "cache": kept}
+            options: dict[str, Any] = {"attention_mask": mask_B1SS, "position_embeddings": turn, **with_cache(kept)}
             if checkpointing and torch.is_grad_enabled():
                 # Nothing in a layer is random.
                 x_BSD = checkpoint(layer, x_BSD, use_reentrant=False, preserve_rng_state=False, **options)
@@ -115,9 +117,10 @@ class Writer:
         if self.on_cpu:
             mask = self.mask_B11W[..., : self.column + 1] if self.padded else None
         x_B1D = x_BD[:, None]
+        kept = with_cache(self)
         with backends(x_BD.device):
             for layer in self.language.layers:
-                x_B1D = layer(x_B1D, attention_mask=mask, position_embeddings=turn, cache=self)
+                x_B1D = layer(x_B1D, attention_mask=mask, position_embeddings=turn, **kept)
         self.column += 1
         self.written += 1
         hidden_BD: Tensor = self.language.norm(x_B1D[:, 0])

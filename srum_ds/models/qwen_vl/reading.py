@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.models.library.caches import cache_of, with_cache
 from srum_ds.models.qwen_vl.chat import Ids
 from srum_ds.models.qwen_vl.pictures import Picture
 
@@ -88,7 +89,7 @@ class VLReader:
             use_cache=True,
         )
         last_P = positions_3PL.masked_fill(mask_PL[None] == 0, -1).amax(dim=(0, 2))
-        return Context(found.cache, mask_PL, last_P + 1)
+        return Context(cache_of(found), mask_PL, last_P + 1)
 
     def append(self, ids_Q: Sequence[Ids], context: Context) -> tuple[Tensor, Context]:
         """Reads on: normed hidden states [Q, L, D] of the ids, which end in the last column, and the context."""
@@ -105,10 +106,10 @@ class VLReader:
             input_ids=ids_QL,
             attention_mask=mask_QL,
             position_ids=place_QL.expand(3, *place_QL.shape),
-            cache=context.cache,
             use_cache=True,
+            **with_cache(context.cache),
         )
-        return found.last_hidden_state, Context(found.cache, mask_QL, context.next_Q + new_QL.sum(dim=1))
+        return found.last_hidden_state, Context(cache_of(found), mask_QL, context.next_Q + new_QL.sum(dim=1))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (float32) of normed hidden states."""

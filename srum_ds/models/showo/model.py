@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PhiConfig, PhiForCausalLM
 
 from srum_ds.kernels.cross_entropy import linear_cross_entropy
+from srum_ds.models.library.caches import with_cache
 from srum_ds.models.showo import attention
 from srum_ds.models.showo.cache import Prefix, Reading, Room
 from srum_ds.models.showo.layout import AROUND, drawing_mask
@@ -90,8 +91,8 @@ class Showo(nn.Module):
             input_ids=ids_BL,
             attention_mask=seen_BLK[:, None],
             position_ids=position_BL,
-            cache=cache,
             use_cache=False,
+            **with_cache(cache),
         ).last_hidden_state
         return hidden_BLD
 

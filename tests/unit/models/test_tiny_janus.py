@@ -15,6 +15,7 @@ from srum_ds.types import Prompt
 from srum_ds.worlds.shapes.checker import check
 from srum_ds.worlds.shapes.pretrain.reward import measure
 from tests.support.paths import ROOT
+from tests.support.tiny_janus import drawing
 
 FOLDER = ROOT / "srum_ds/assets/tiny_janus"
 
@@ -26,13 +27,13 @@ def _validation(step: int) -> list[Prompt]:
 
 def test_the_library_draws_with_it() -> None:
     """The library's own ``generate``, greedy, then its own decoder: of twelve prompts at least three exactly."""
-    model = JanusForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32)
+    model = drawing(JanusForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32))
     processor = JanusProcessor.from_pretrained(FOLDER)
     exact = []
     for prompt in _validation(27):
         turn: Any = [{"role": "user", "content": [{"type": "text", "text": prompt.text}]}]
         text = processor.apply_chat_template(turn, add_generation_prompt=True)
-        inputs = processor(text=text, generation_mode="image", return_tensors="pt")
+        inputs = processor(text=[text], generation_mode="image", return_tensors="pt")
         with torch.no_grad():
             codes = model.generate(**inputs, generation_mode="image", do_sample=False)
             pixels_NHW3 = model.decode_image_tokens(codes)

@@ -24,6 +24,7 @@ from srum_ds.worlds.shapes.pretrain.janus.publish import publish
 from srum_ds.worlds.shapes.pretrain.janus.vq import VqSchedule, code_maps, decoded, load_vq, make_vq, vq_config
 from srum_ds.worlds.shapes.render import random_arrays, render_arrays
 from srum_ds.worlds.shapes.world import has_held_out_pair
+from tests.support.tiny_janus import drawing
 
 SIZE = Size(
     hidden=32,
@@ -159,7 +160,7 @@ def test_passes_equal_the_library_s_own(work: Path) -> None:
     rendered = [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
     inputs = processor(text=rendered, generation_mode="image", padding=True, return_tensors="pt")
     model.generation_config = generation_config(processor.tokenizer, 3.0)
-    codes = model.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=3.0)
+    codes = drawing(model).generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=3.0)
     # A very low temperature takes the likeliest code.
     drawn = draw_codes(model, wording, texts, 3.0, 1e-4, torch.full((2, 16), 0.5, dtype=torch.float64))
     assert torch.equal(codes, drawn)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from srum_ds.models.library.caches import with_cache
 from srum_ds.worlds.shapes.pretrain.janus.model import Janus
 from srum_ds.worlds.shapes.pretrain.janus.prompting import Wording
 
@@ -27,13 +28,13 @@ def draw_codes(
     if guidance != 1.0:
         ids_BL = torch.cat([ids_BL, torch.where(valid, wording.emptied(ids_BL), ids_BL)])
         valid = torch.cat([valid, valid])
-    cache = DynamicCache()
+    kept = with_cache(DynamicCache())
     x_BLD = model.model.language_model.embed_tokens(ids_BL)
     position = (valid.long().cumsum(1) - 1).clamp(min=0)
     found = []
     for step in range(uniform_NT.shape[1]):
         hidden = model.model.language_model(
-            inputs_embeds=x_BLD, attention_mask=valid.long(), position_ids=position, cache=cache, use_cache=True
+            inputs_embeds=x_BLD, attention_mask=valid.long(), position_ids=position, use_cache=True, **kept
         ).last_hidden_state
         logits = model.model.generation_head(hidden[:, -1]).float()
         if guidance != 1.0:
