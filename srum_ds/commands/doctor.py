@@ -98,8 +98,9 @@ def _on_rank(folder: Path, json_: bool, out: Path | None) -> int:
     from srum_ds.preflight.group import look_at_group, of_all_nodes
     from srum_ds.preflight.libraries import alone
 
-    start_distributed()
+    # Asked for first: where each rank sees one device only, all of them have the local number 0 from then on.
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    start_distributed()
     here = int(os.environ.get("LOCAL_SIZE", str(ranks.world_size())))
     own = _machine(folder, here) if first_here else []
     together = list(look_at_group()) if ranks.world_size() > 1 else list(alone())

@@ -52,6 +52,8 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch has renamed: a line of warning for each.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # A group of one has no device bound to it (DeepSpeed), and its barriers take the current one, as they should.
+    warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context", UserWarning)
     if dist.is_initialized() and deepspeed.comm.is_initialized():
         return
     alone = "RANK" not in os.environ
@@ -68,7 +70,8 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
             # Between the looking and the listening another process took the port.
             if not alone or attempt == 1 or "EADDRINUSE" not in str(error):
                 raise
-    _unlink_shared_buffer()
+    if get_accelerator().device_name() == "cpu":
+        _unlink_shared_buffer()
     if alone:
         # What this process starts later is no rank of it. DeepSpeed's engine still wants LOCAL_RANK.
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -78,7 +81,8 @@ def start_distributed(timeout_minutes: float = 30.0) -> None:
 def choose_device() -> None:
     """Makes the device of number ``LOCAL_RANK`` the current one of this process; nothing without an accelerator.
 
-    Where a process sees one device only (``srun --gpus-per-task=1``), it is that one. Raises UserError for a rank
+    Where a process sees one device only (``srun --gpus-per-task=1``), it is that one, and ``LOCAL_RANK`` becomes 0:
+    DeepSpeed takes the device of that number when ranks meet and when an engine is made. Raises UserError for a rank
     that has no device of its own.
     """
     accelerator = get_accelerator()
@@ -91,7 +95,10 @@ def choose_device() -> None:
             f"LOCAL_RANK={local}, but this node has {count} devices: start one rank a device "
             "(deepspeed --num_gpus, or --ntasks-per-node under Slurm)."
         )
-    accelerator.set_device(local if count > 1 else 0)
+    if count == 1 and local:
+        local = 0
+        os.environ["LOCAL_RANK"] = "0"
+    accelerator.set_device(local)
 
 
 def _unlink_shared_buffer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -66,6 +67,8 @@ def test_a_process_that_sees_one_device_takes_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LOCAL_RANK", "3")
     distributed.choose_device()
     assert node.switched == [0]
+    # DeepSpeed reads the number of the device from there, and would take the fourth of one.
+    assert os.environ["LOCAL_RANK"] == "0"
 
 
 def test_a_rank_without_a_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
