@@ -115,7 +115,7 @@ def test_killed_in_the_middle_it_goes_on_and_draws_nothing_twice(alone: dict[str
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("*.png")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.rglob("[!.]*.png")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
