@@ -65,7 +65,7 @@ $(STAMP): setup.py constraints.txt
 
 train: setup  ## train and evaluate (RECIPE=launch/recipes/tiny.yaml ARGS="key=value ..." LAUNCHER_ARGS="...")
 	$(BIN)/srum-ds train $(RECIPE) $(ARGS) $(if $(LAUNCHER_ARGS),--launcher-args="$(LAUNCHER_ARGS)")
-	$(BIN)/srum-ds eval --recipe $(RECIPE) $(ARGS)
+	$(BIN)/srum-ds eval --if-checkable --recipe $(RECIPE) $(ARGS)
 
 # Without BENCH: held-out prompts of the run's own kind. With it: draws and scores, a run and its base, or MODEL alone.
 eval: setup  ## base against trained (RUN=runs/tiny BENCH=compbench MODEL=... JUDGE=http://...|self|checker PROMPTS=... ARGS="...")

@@ -28,6 +28,7 @@ PROMPTS, DRAWN, JUDGING = Prompts(), Drawn(), Judging()
 def evaluate(
     *arguments: str,
     recipe: Path | None = None,
+    if_checkable: bool = False,
     processes: int | None = None,
     cache: bool = True,
     step: int | None = None,
@@ -49,6 +50,8 @@ def evaluate(
         [RUN] [key=value ...]: the run's folder (runs/tiny without one) and eval.* settings.
     recipe
         Instead of RUN: the recipe the run was trained by; the settings are then those of the training.
+    if_checkable
+        Where eval.benchmark cannot check the run's prompts, say so and what can, and end well.
     processes
         Drawing processes (default: one per core, or one per GPU).
     cache
@@ -79,10 +82,22 @@ def evaluate(
         from srum_ds.evaluation.evaluate import evaluate_run, evaluation_request
 
         run, overrides = evaluation_request(words, recipe)
+        if if_checkable and (told := _uncheckable(run, overrides)) is not None:
+            with one_object(json_) as tell:
+                print(told)
+                tell({"command": "eval", "run_dir": str(run), "result": None, "why": told})
+            return
         with one_object(json_) as tell:
             folder, results = (None, run) if step is None else _of_checkpoint(run, step, overrides)
             result = evaluate_run(run, overrides, processes, cache, model=folder, out=results)
             tell({"command": "eval", "run_dir": str(run), "step": step, "out": str(results), "result": result})
+
+
+def _uncheckable(run: Path, overrides: list[str]) -> str | None:
+    from srum_ds.evaluation.run_words import uncheckable
+    from srum_ds.monitoring.run_folder import load_run
+
+    return uncheckable(load_run(run, overrides), run)
 
 
 def _of_checkpoint(run: Path, step: int, overrides: list[str]) -> tuple[Path, Path]:

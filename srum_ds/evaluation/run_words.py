@@ -28,9 +28,9 @@ from srum_ds.monitoring.blocks import (
     took,
 )
 from srum_ds.monitoring.records import BEST, METRICS, TENSORBOARD
-from srum_ds.prompts.own import TEST
 from srum_ds.prompts.prompt_set import prompt_folder
 from srum_ds.prompts.shards import load_index
+from srum_ds.prompts.source import held_out_split
 from srum_ds.rollouts.fixed_prompts import fixed_prompts
 
 REPORT = "report.html"
@@ -137,6 +137,17 @@ def results_told(records: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[s
     return {key: float(value) for key, value in found.items() if value is not None}
 
 
+def uncheckable(cfg: Config, run_dir: Path) -> str | None:
+    """Why ``eval.benchmark`` cannot check the run's held-out prompts, and what can; None where it can."""
+    try:
+        benchmark_for(cfg, eval_prompts(cfg))
+    except UserError as error:
+        measured = _evaluation(cfg, run_dir)
+        other = "" if measured is None else f"\nscored by its own judge: {program('srum-ds')} eval {measured}"
+        return f"not evaluated: {error}{other}\nscored as a benchmark scores: docs/evaluation.md"
+    return None
+
+
 def _evaluation(cfg: Config, run_dir: Path) -> str | None:
     """The words behind ``srum-ds eval`` that measure this run; None where its prompts have no part kept out."""
     try:
@@ -146,7 +157,7 @@ def _evaluation(cfg: Config, run_dir: Path) -> str | None:
         pass
     try:
         folder = prompt_folder(cfg)
-        if TEST not in load_index(folder):
+        if held_out_split(load_index(folder)) in (None, cfg.data.split):
             return None
     except UserError:
         return None

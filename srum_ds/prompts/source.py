@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from srum_ds.common.errors import UserError
@@ -17,12 +18,22 @@ def is_shards(source: str) -> bool:
     return not is_url(source) and (Path(at_home(source)) / INDEX).is_file()
 
 
+HELD_OUT = (TEST, "val", "validation")
+"""What a split is called that training leaves out, the one to measure by first."""
+
+
+def held_out_split(splits: Iterable[str]) -> str | None:
+    """The split of shards to measure by; None where none is held out by its name."""
+    known = set(splits)
+    return next((name for name in HELD_OUT if name in known), None)
+
+
 def read_source(source: str, column: str | None = None, split: str | None = None) -> list[Prompt]:
     """The prompts of what ``data.prompts`` takes (``read_own``), or of a split of prompt shards.
 
-    column: the texts' column in a file, None for the usual names. split: of shards; None: "test", or the only one.
-    Raises UserError as ``read_own`` and ``PromptReader`` do, for a column of shards or a split of a file, and for
-    shards with several splits of which none is "test" and none is named.
+    column: the texts' column in a file, None for the usual names. split: of shards; None: the only one, or the first of
+    ``HELD_OUT`` that is there. Raises UserError as ``read_own`` and ``PromptReader`` do, for a column of shards or a
+    split of a file, and for shards with several splits of which none is held out by its name and none is named.
     """
     if not is_shards(source):
         if split is not None:
@@ -32,7 +43,8 @@ def read_source(source: str, column: str | None = None, split: str | None = None
         raise UserError(f"--column {column}: {source} holds prompt shards, which have no columns.")
     folder = Path(at_home(source))
     splits = load_index(folder)
-    chosen = split or (TEST if TEST in splits or len(splits) > 1 else next(iter(splits)))
+    usual = next(iter(splits)) if len(splits) == 1 else held_out_split(splits)
+    chosen = split or usual or TEST
     if chosen not in splits:
         known = ", ".join(sorted(splits))
         cure = "" if split is None else "; name one of them"

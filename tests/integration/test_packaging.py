@@ -258,7 +258,7 @@ def test_make_train_evaluates_the_run_it_trained(tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[-2:] == [
         ".venv/bin/srum-ds train a.yaml run.dir=runs/x train.steps=2",
-        ".venv/bin/srum-ds eval --recipe a.yaml run.dir=runs/x train.steps=2",
+        ".venv/bin/srum-ds eval --if-checkable --recipe a.yaml run.dir=runs/x train.steps=2",
     ]
 
 

@@ -19,9 +19,9 @@ ALL = "all"
 
 
 def read(source: Path | None) -> list[Prompt]:
-    """The prompts of a file (``prompts.own.read_own``), or of a folder of shards: its split "test", or its only one.
+    """The prompts of a file (``prompts.own.read_own``), or of a folder of shards: its held-out split.
 
-    Raises UserError without a source, and as ``read_source``.
+    Raises UserError without a source, and as ``read_source``, which says what held-out is.
     """
     if source is None:
         raise UserError(

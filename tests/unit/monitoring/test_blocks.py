@@ -12,9 +12,12 @@ import pytest
 
 from srum_ds.commands.main import app
 from srum_ds.config import load_config
+from srum_ds.evaluation.benchmarks.own import read as read_own_benchmark
 from srum_ds.evaluation.held_out import best_of, told
-from srum_ds.evaluation.run_words import end_block, next_commands
+from srum_ds.evaluation.run_words import end_block, next_commands, uncheckable
 from srum_ds.monitoring.blocks import CALLER_PATH, block, held_out_told, program, rewards_told
+from srum_ds.prompts.shards import write_shards
+from srum_ds.types import Prompt
 from tests.support.paths import RECIPE
 
 
@@ -100,6 +103,20 @@ def test_commands_at_the_end_are_commands_and_take_what_stands_behind_them(tmp_p
     # Without a report there is none to write anew.
     (run / "report.html").unlink()
     assert "report" not in " ".join(next_commands(shapes, run))
+
+
+def test_prompts_that_no_checker_knows_are_said_to_be_scored_by_the_judge(tmp_path: Path) -> None:
+    """What `make train` ends with after a recipe on a public benchmark's prompts, which have no split `test`."""
+    for split in ("train", "val"):
+        write_shards(tmp_path, split, [Prompt(f"{split}-1", "a green bench and a blue bowl")])
+    run = tmp_path / "run"
+    cfg = load_config(str(RECIPE), [f"run.dir={run}", f"data.shards={tmp_path}"])
+    why = uncheckable(cfg, run)
+    assert why is not None and "no split 'test'; there are train, val" in why
+    [words] = [shlex.split(line)[-5:] for line in why.splitlines() if line.startswith("scored by its own judge")]
+    assert words == ["own", "--prompts", str(tmp_path), "--judge", "self"]
+    assert [prompt.id for prompt in read_own_benchmark(tmp_path)] == ["val-1"]
+    assert uncheckable(load_config(str(RECIPE), [f"run.dir={run}"]), run) is None
 
 
 def test_prompts_without_a_part_kept_out_offer_no_evaluation(tmp_path: Path) -> None:
