@@ -16,7 +16,8 @@ from srum_ds.common.errors import UserError
 from srum_ds.common.texts import parse_json
 
 SETTINGS_FILE = "preprocessor_config.json"
-_READ = ("size", "min_pixels", "max_pixels", "image_mean", "image_std")
+AREAS: Mapping[str, int] = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+"""Smallest and largest area in pixels that an image is brought to, where a checkpoint names none: the library's."""
 LONGEST = 200
 """The library refuses images whose one side is more than so many times the other."""
 
@@ -39,16 +40,26 @@ class PictureReader:
     vision_config: the ``vision_config`` of a Qwen-VL configuration (patch_size, spatial_merge_size,
     temporal_patch_size). settings: keys of a ``preprocessor_config.json``: ``size`` with ``shortest_edge`` and
     ``longest_edge``, which are areas in pixels, ``image_mean``, ``image_std``; what is not given is the library's.
+    Raises UserError for a size that is no object.
     """
 
     def __init__(self, vision_config: Any, settings: Mapping[str, Any] | None = None) -> None:
         self.merge = int(vision_config.spatial_merge_size)
-        known = {name: value for name, value in (settings or {}).items() if name in _READ and value is not None}
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        size = given.get("size", AREAS)
+        if not isinstance(size, Mapping):
+            raise UserError(f"{SETTINGS_FILE}: size is {size!r}, expected an object with {' and '.join(AREAS)}.")
+        # Said here: before transformers 5.24 a processor opened with other areas changed what all have by default.
+        areas = dict(size)
+        for name, older in ("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"):
+            if older in given:
+                areas[name] = given[older]
         self.processor = Qwen2VLImageProcessorPil(
             patch_size=int(vision_config.patch_size),
             merge_size=self.merge,
             temporal_patch_size=int(vision_config.temporal_patch_size),
-            **known,
+            size=areas,
+            **{name: given[name] for name in ("image_mean", "image_std") if name in given},
         )
 
     def read(self, images: Sequence[Tensor]) -> list[Picture]:

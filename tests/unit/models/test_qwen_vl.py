@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from srum_ds.common.errors import UserError
 from srum_ds.models.qwen_vl import answerer as answering
@@ -208,6 +209,14 @@ def test_a_text_ends_where_the_release_says(tmp_path: Path) -> None:
         read_ends(tmp_path)
 
 
+def test_another_processor_changes_nothing_in_how_large_images_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What transformers 5.17 does when a judge is opened whose file has other areas: its classes share one table.
+    monkeypatch.setattr(Qwen2VLImageProcessorPil, "size", {"shortest_edge": 784, "longest_edge": 12544})
+    config: Any = tiny_encoder(tiny_tokenizer()).config.vision_config
+    assert PictureReader(config).read([random_picture(280, 280)])[0].grid == (1, 20, 20)
+    assert PictureReader(config, {"min_pixels": 200 * 280}).read([random_picture(280, 280)])[0].grid == (1, 20, 20)
+
+
 def test_a_processors_file_sets_how_large_images_are_seen(tmp_path: Path) -> None:
     config: Any = tiny_encoder(tiny_tokenizer()).config.vision_config
     image = random_picture(280, 280)
@@ -215,6 +224,8 @@ def test_a_processors_file_sets_how_large_images_are_seen(tmp_path: Path) -> Non
     (tmp_path / "preprocessor_config.json").write_text('{"min_pixels": 784, "max_pixels": 12544, "do_resize": true}')
     seen = PictureReader(config, read_settings(tmp_path / "none", tmp_path)).read([image])[0]
     assert seen.grid == (1, 8, 8) and seen.placeholders(2) == 16
+    with pytest.raises(UserError, match=r"size is 448, expected an object with shortest_edge and longest_edge"):
+        PictureReader(config, {"size": 448})
     (tmp_path / "preprocessor_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"preprocessor_config\.json"):
         read_settings(tmp_path)
