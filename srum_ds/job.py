@@ -133,7 +133,7 @@ class Job:
         if metrics["tokens"] == 0:
             left_out = f"{metrics['masked']} of {metrics['pictures']} pictures have no score"
             self.monitor.message(f"step {done}: NOTHING IS LEARNT: no token counts in the loss ({left_out})")
-        refuse_broken_judge(cfg.judge.max_failed_share, self.judging.readout.cure, metrics, batches)
+        refuse_broken_judge(cfg.judge.max_failed_share, self.judging.cure, metrics, batches)
         self.learns.check(done, metrics["grad_norm"])
         for alarm in alarms:
             self.monitor.message(alarm.text)

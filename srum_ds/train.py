@@ -24,6 +24,7 @@ from srum_ds.common.errors import STOPPED
 from srum_ds.common.phases import PHASES
 from srum_ds.config import Config, check_world, load_config, split_arguments
 from srum_ds.evaluation.report import show_result
+from srum_ds.evaluation.run_words import evaluation_command
 from srum_ds.job import Job, StopReason, open_job
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.metrics import measure
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
                 Console().print(told, soft_wrap=True, markup=False)
         if run_folder.is_finished(run_dir, cfg):
             if first:
-                show_result(run_dir, Console())
+                show_result(run_dir, Console(), evaluation_command(cfg, run_dir))
             return 0
         dog = held.enter_context(watched(run_dir, rank, cfg.limits))
         status = train(cfg, run_dir)

@@ -67,6 +67,8 @@ class Model:
             raise UserError(f"prompts is {prompts!r}; expected a text, or some, none of them empty")
         if count < 1:
             raise UserError(f"count={count}: give at least 1")
+        if size is not None and not _is_size(size):
+            raise UserError(f"size={size!r}: give (height, width) in pixels, such as (512, 768)")
         for text in texts:
             require_encodable(text, f"prompt {ascii(text)}")
         known = [Prompt(id=text[:40], text=text) for text in texts]
@@ -111,10 +113,10 @@ class Model:
 
         Raises UserError for an empty question, a single answer, what is no picture, and probabilities that are none.
         """
-        choices = list(answers or ())
+        choices = list(() if answers is None else answers)
         if not question.strip():
             raise UserError("the question is empty; give it a text")
-        if len(choices) == 1:
+        if answers is not None and len(choices) < 2:
             raise UserError(f"answers={choices}: give at least two to choose from")
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens}: give at least 1")
@@ -184,3 +186,7 @@ def _placed(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if dtype != "auto" and dtype not in widths:
         raise UserError(f"dtype={dtype!r} is unknown; expected auto, {', '.join(widths)}")
     return place, default_dtype(place) if dtype == "auto" else widths[dtype]
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)

@@ -37,7 +37,7 @@ def runs(
     if not found:
         console.print(f"no runs below {folder}", highlight=False, markup=False)
         return
-    console.print(table_of(found))
+    console.print(table_of(found, console.width), crop=False)
     for line in found:
         for problem in line.problems:
             console.print(f"{line.name}: {problem}", soft_wrap=True, highlight=False, markup=False)

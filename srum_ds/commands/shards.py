@@ -251,14 +251,17 @@ def read_prompt_set(
 
 def _print_reports(command: str, folder: Path, reports: Mapping[str, SplitReport], json_: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=str(folder))
+    table = Table(title=escape(str(folder)))
     for name in ("split", "shards", "prompts", "bytes", "categories"):
         table.add_column(name, justify="left" if name in ("split", "categories") else "right")
     for split, report in reports.items():
         kinds = ", ".join(f"{name} {count}" for name, count in report.categories.items())
-        table.add_row(split, f"{report.shards:,}", f"{report.prompts:,}", f"{report.bytes:,}", kinds)
+        # Names as texts: what stands in brackets in a category of the user's would be read as markup.
+        table.add_row(Text(split), f"{report.shards:,}", f"{report.prompts:,}", f"{report.bytes:,}", Text(kinds))
     with one_object(json_) as tell:
         Console().print(table)
         splits = {split: asdict(report) for split, report in reports.items()}

@@ -69,7 +69,7 @@ def train(
     if status or cfg is None:
         return status
     if dry_run:
-        return _plan(cfg, command, ranks_of(cfg, flags))
+        return _plan(cfg, command, ranks_of(cfg, flags), json_)
     # Held by a rank from here on; who is quicker is told by theirs.
     with run_folder.locked(Path(cfg.run.dir)):
         pass
@@ -80,14 +80,18 @@ def train(
     return status
 
 
-def _plan(cfg: Config, command: list[str], ranks: int | None) -> int:
+def _plan(cfg: Config, command: list[str], ranks: int | None, as_json: bool) -> int:
     """Prints the launcher's command line, and what it would do."""
-    print(shlex.join(command))
-    if ranks is None:
-        print("the launcher's own flags say how many ranks there are: no plan without --num_gpus.")
-        return 0
-    from srum_ds.preflight.plan import planned
+    lines: list[str] = []
+    with one_object(as_json) as say:
+        print(shlex.join(command))
+        if ranks is None:
+            print("the launcher's own flags say how many ranks there are: no plan without --num_gpus.")
+        else:
+            from srum_ds.preflight.plan import planned
 
-    for line in planned(cfg, ranks):
-        print(line)
+            lines = list(planned(cfg, ranks))
+        for line in lines:
+            print(line)
+        say({"command": "train --dry-run", "launcher": command, "ranks": ranks, "plan": lines})
     return 0

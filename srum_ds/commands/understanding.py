@@ -124,6 +124,7 @@ def _record(answer: Answer) -> dict[str, Any]:
 
 def _asked(folder: Path, items: Sequence[Item], readout: str, batch: int, placement: Placement) -> list[Answer]:
     from rich.console import Console
+    from rich.markup import escape
 
     from srum_ds.evaluation.understanding.asking import ask_items
     from srum_ds.models import load_model
@@ -131,7 +132,7 @@ def _asked(folder: Path, items: Sequence[Item], readout: str, batch: int, placem
     device, dtype = resolve_placement(placement)
     model = load_model(folder, dtype=dtype, device=device)
     with Console(stderr=True).status("") as status:
-        told = f"asking {folder}"
+        told = escape(f"asking {folder}")
         return ask_items(model, items, readout, batch, lambda n, total: status.update(f"{told}: {n} of {total}"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -75,6 +76,7 @@ class UserError(Exception):
 
 def guarded(work: Callable[[], Any]) -> int:
     """Runs ``work`` and returns an exit status; a UserError becomes its message on stderr and 2."""
+    _open_streams()
     try:
         result = work()
         sys.stdout.flush()
@@ -89,9 +91,13 @@ def guarded(work: Callable[[], Any]) -> int:
         return WRONG_INPUT
     except BrokenPipeError:
         # The reader of a pipe went away; nothing more can be said, at the interpreter's exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
     except OSError as error:
+        if error.filename is None and _stdout_is_full(error):
+            _close_stdout()
+            print(f"srum-ds: what it prints could not be written ({error.strerror}).", file=sys.stderr)
+            return WRONG_INPUT
         if error.filename is None:
             raise
         # A disk or a network that does not answer where nobody expected it; which file it was says all there is.
@@ -101,3 +107,36 @@ def guarded(work: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _open_streams() -> None:
+    """Of a process that was started with a standard stream closed (`>&-`): the null device in its place.
+
+    Otherwise the next file that is opened has its number, and gets what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+
+
+def _stdout_is_full(error: OSError) -> bool:
+    """Whether it is stdout whose disk is full, rather than a file that the error does not name."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return False
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        return True
+    return False
+
+
+def _close_stdout() -> None:
+    """Nothing more is printed, at the interpreter's exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

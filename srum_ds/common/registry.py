@@ -34,6 +34,7 @@ class Registry(Generic[T]):
 
     setting: the key that names an entry, for messages (``objective.name``). what: one entry in words. group: the entry
     points that add to it. builtin: name -> ``module:attribute``. kind: the class whose instances entries are, or None.
+    parts: attributes that an entry has, for a class that stands above this floor; expected: that class in words.
     """
 
     setting: str
@@ -41,6 +42,8 @@ class Registry(Generic[T]):
     group: str
     builtin: Mapping[str, str]
     kind: type | None = None
+    parts: tuple[str, ...] = ()
+    expected: str = ""
     _loaded: dict[str, T] = field(default_factory=dict, repr=False)
 
     def names(self) -> list[str]:
@@ -86,6 +89,8 @@ class Registry(Generic[T]):
             found = foreign.run(f"{self.setting}={name}", found)
         if self.kind is not None and not isinstance(found, self.kind):
             raise UserError(f"{self.setting}={name}: is {type(found).__name__}, expected {self.kind.__name__}")
+        if not all(hasattr(found, part) for part in self.parts):
+            raise UserError(f"{self.setting}={name}: is {type(found).__name__}, expected {self.expected}")
         return cast(T, found)
 
     def _from_package(self, name: str, point: metadata.EntryPoint) -> Any:

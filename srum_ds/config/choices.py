@@ -65,6 +65,8 @@ MODELS: Registry[Any] = Registry(
         "blip3o": "srum_ds.models.blip3o:FAMILY",
         "vlm_dit": "srum_ds.models.vlm_dit:FAMILY",
     },
+    parts=("kind", "modes", "sampling_type", "matches", "load", "costs", "refuses_size", "trained"),
+    expected="a srum_ds.models.protocol.ModelFamily; see docs/own_code.md",
 )
 
 # (prompts, images) -> whether each image is exact: evaluation.checkers.Checker.

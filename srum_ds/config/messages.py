@@ -13,10 +13,28 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from srum_ds.common.errors import UserError
 from srum_ds.config.marks import JudgeList, OneOf
 
+_ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "batch_size": "rollout.prompts_per_step",
+    "group_size": "rollout.images_per_prompt",
+    "num_generations": "rollout.images_per_prompt",
+    "num_samples": "rollout.images_per_prompt",
+    "guidance_scale": "rollout.text_scale",
+    "cfg_scale": "rollout.text_scale",
+    "num_inference_steps": "rollout.num_timesteps",
+    "max_steps": "train.steps",
+    "output_dir": "run.dir",
+    "model_name_or_path": "model.path",
+}
+"""What other trainers call a setting, in letters that are like those of another one here."""
+
 
 def nearest(key: str, known: Sequence[str]) -> str:
     """The known ``section.name`` that ``key`` most probably meant."""
+    key = key.lower()
     name = key.rsplit(".", 1)[-1]
+    if _ELSEWHERE.get(name) in known:
+        return _ELSEWHERE[name]
     # The right name in the wrong section (or in none) is the commonest slip.
     same_name = [other for other in known if other.split(".")[1] == name]
     if same_name:

@@ -167,7 +167,7 @@ def ablate(
         best = None if children.stopped() or not found else best_of(planned, words, prompts, runs, children, console)
     table = write(best)
     console.print(screen_table(table))
-    console.print(f"written: {out}", highlight=False)
+    console.print(f"written: {out}", soft_wrap=True, highlight=False, markup=False)
     if children.stopped():
         console.print("stopped, as asked; the same command goes on from there.")
         return STOPPED

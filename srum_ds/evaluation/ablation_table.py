@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from srum_ds.common.files import write_atomic
 from srum_ds.evaluation.report import without_nan
@@ -157,7 +158,8 @@ def screen_table(table: Mapping[str, Any]) -> Table:
     for number, heading in enumerate(HEADINGS):
         shown.add_column(heading, justify="left" if number == 0 else "right")
     for row in cells(table):
-        shown.add_row(*row)
+        # As texts: rich would read a list among a recipe's settings, lora.targets=[q_proj], as markup.
+        shown.add_row(*map(Text, row))
     return shown
 
 

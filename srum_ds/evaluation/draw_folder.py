@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from srum_ds.common import ranks
 from srum_ds.common.errors import WRONG_INPUT, UserError
@@ -111,11 +112,11 @@ def _draw_folder(request: DrawRequest, device: str, processes: int, console: Con
     source = request.choice.files if request.index else request.choice.benchmark
     said = f"{request.out}: {there} pictures of {len(request.prompts)} prompts of {source}"
     said += f", {drawn} of them drawn now in {time.monotonic() - started:.0f} s" if drawn else ", nothing to draw"
-    console.print(said, soft_wrap=True, highlight=False)
+    console.print(said, soft_wrap=True, highlight=False, markup=False)
     if request.index:
         write_index(folder, request.drawing.seed)
     for line in folder.lines():
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -333,9 +334,9 @@ def _progress(batches: Sequence[PictureBatch], out: Path, console: Console) -> I
             if status is None:
                 return
             words = f"{out}: {done} of {total} pictures drawn"
-            status.update(words)
+            status.update(escape(words))
             if not console.is_terminal and time.monotonic() - said > SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
-                console.print(words, soft_wrap=True, highlight=False)
+                console.print(words, soft_wrap=True, highlight=False, markup=False)
 
         yield tell

@@ -151,11 +151,12 @@ def evaluate_run(
             f"split, and none of them is of these categories",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
     written = [RESULT, str(MARKDOWN), str(GRID)]
     if results == run_dir:
         written.append(write_run_report(run_dir).name)
-    console.print(f"written: {results}/{', '.join(written)}", soft_wrap=True, highlight=False)
+    console.print(f"written: {results}/{', '.join(written)}", soft_wrap=True, highlight=False, markup=False)
     return result
 
 
@@ -174,7 +175,7 @@ def eval_prompts(cfg: Config) -> list[Prompt]:
 def benchmark_for(cfg: Config, prompts: Sequence[Prompt]) -> Checks:
     """The benchmark that ``eval.benchmark`` names. UserError where it cannot score these prompts."""
     benchmark = load_checks(cfg.eval.benchmark)
-    benchmark.refuse(prompts, f"{cfg.written('data.shards')}, split {cfg.eval.split!r}")
+    benchmark.refuse(prompts, f"{prompt_folder(cfg)}, split {cfg.eval.split!r}")
     return benchmark
 
 

@@ -15,7 +15,8 @@ import yaml
 from srum_ds import __version__
 from srum_ds.common.files import file_bytes
 from srum_ds.config import Config
-from srum_ds.config.external import externals_of
+from srum_ds.config.external import externals_of, own_share
+from srum_ds.config.relations import objective_uses_reward
 
 CARD = "README.md"
 GALLERY = "gallery.png"
@@ -42,8 +43,7 @@ _ANSWERS = {
 _OTHER_ANSWERS = "Its understanding was trained too: what it says about images may differ from its base."
 _WEIGHTS = {"ema": "their moving average", "live": "the last ones", "old": "the average that drew the rollouts"}
 _LIMITS = """\
-- It was rewarded by its own understanding half{others}. What that half does not see was not corrected, and may have
-  been learnt: look at pictures before you trust a reward.
+- {rewarded}
 - {answers}
 - Outside of the prompts that it was trained and measured on, nothing is known of it.
 - Nothing was measured about bias, safety or copies of training pictures; the limits of its base are its own too.
@@ -59,32 +59,89 @@ def card_text(cfg: Config, kind: str, step: int, weights: str, measured: str) ->
     base = public_name(str(cfg.written("model.path")))
     name = Path(cfg.run.dir).resolve().name
     said = f"Its base says `{licence}`." if licence else "Its base's folder says nothing of a licence: ask its authors."
-    externals = externals_of(cfg.judge)
-    others = f", beside {len(externals)} further judge(s)" if externals else ""
     answers = _ANSWERS.get(cfg.model.trains, _OTHER_ANSWERS)
     return "\n".join(
         [
-            f"---\n{yaml.safe_dump(_metadata(kind, licence), sort_keys=False, allow_unicode=True).strip()}\n---\n",
+            f"---\n{yaml.safe_dump(_metadata(cfg, kind, licence), sort_keys=False, allow_unicode=True).strip()}\n---\n",
             f"# {name}\n",
-            f"A {_DESIGNS.get(kind, kind)} model that taught itself to draw: its understanding judged its own images, "
-            "and the scores of whole images and of regions weighed the loss of its generator (SRUM, [arXiv "
-            f"2510.12784](https://arxiv.org/abs/2510.12784)). Made with srum-ds {__version__} from `{base}`; the files "
-            "have the layout that its design's own code reads.\n",
+            f"A {_DESIGNS.get(kind, kind)} model {_taught(cfg)}. Made with srum-ds {__version__} from `{base}`; the "
+            "files have the layout that its design's own code reads.\n",
             "## Measured\n",
             f"{BEGIN}\n{measured.strip()}\n{END}\n",
             "## Drawing with it\n",
-            f'```\nsrum-ds generate --model . --prompt "{EXAMPLE}" --out images\n'
-            f'srum-ds ask --model . --image images/{EXAMPLE_FILE} --question "is there a red circle?"\n```\n',
-            "in this folder, with srum-ds installed; elsewhere with its path for the full stop. `generation.json` has "
-            "the sampler's settings that it is evaluated with: `srum-ds generate` begins from them, and other programs "
-            "should set the same.\n",
+            _drawing(cfg),
             "## How it was trained\n",
             _table(_recipe(cfg, base, step, weights)) + "\n",
             "## Limits\n",
-            _LIMITS.format(others=others, answers=answers),
+            _LIMITS.format(rewarded=_rewarded(cfg), answers=answers),
             "## Licence\n",
             f"{said} srum-ds is under Apache-2.0, which covers its code and not these weights.\n",
         ]
+    )
+
+
+def _taught(cfg: Config) -> str:
+    """How it was trained, in a sentence that is true of who judged."""
+    method = "(SRUM, [arXiv 2510.12784](https://arxiv.org/abs/2510.12784))"
+    if not objective_uses_reward(cfg):
+        return f"that was trained on images of its own, without a reward: what {method} is compared with"
+    outside, own = _judges(cfg)
+    scores = "the scores of whole images" + (" and of regions" if _regions_count(cfg) else "")
+    if not own:
+        return (
+            f"that was trained on images of its own: {outside} judge(s) outside of it judged them, and {scores} "
+            f"weighed the loss of its generator (the weighing is SRUM's, {method[7:]}"
+        )
+    others = f" and {outside} further judge(s)" if outside else ""
+    return (
+        f"that taught itself to draw: its understanding{others} judged its own images, and {scores} weighed the loss "
+        f"of its generator {method}"
+    )
+
+
+def _rewarded(cfg: Config) -> str:
+    if not objective_uses_reward(cfg):
+        return "No reward told good images from bad ones: it was trained on what it drew."
+    outside, own = _judges(cfg)
+    others = f", beside {outside} further judge(s)" if outside else ""
+    who, that = (
+        (f"its own understanding half{others}", "What that half does not see")
+        if own
+        else (f"{outside} judge(s) outside of it", "What these do not see")
+    )
+    return (
+        f"It was rewarded by {who}. {that} was not corrected, and may have\n"
+        "  been learnt: look at pictures before you trust a reward."
+    )
+
+
+def _judges(cfg: Config) -> tuple[int, bool]:
+    """How many judges there were beside the model, and whether it was asked itself."""
+    externals = externals_of(cfg.judge)
+    return len(externals), own_share(externals) > 0
+
+
+def _regions_count(cfg: Config) -> bool:
+    """Whether scores of regions were in the reward: somebody judged them, and they have a weight."""
+    externals = externals_of(cfg.judge)
+    judged = own_share(externals) > 0 or any(judge.judges_regions for judge in externals)
+    return judged and cfg.reward.local_weight > 0
+
+
+def _drawing(cfg: Config) -> str:
+    if ":" in cfg.model.kind:
+        return (
+            f"Its design is code of its makers, which they named `model.kind={public_name(cfg.model.kind)}`: "
+            "`srum_ds.models.load_model(FOLDER, kind)` opens this folder where that code is, and the commands of "
+            "srum-ds that go by the folder alone do not. `generation.json` has the sampler's settings that it is "
+            "evaluated with.\n"
+        )
+    return (
+        f'```\nsrum-ds generate --model . --prompt "{EXAMPLE}" --out images\n'
+        f'srum-ds ask --model . --image images/{EXAMPLE_FILE} --question "is there a red circle?"\n```\n\n'
+        "in this folder, with srum-ds installed; elsewhere with its path for the full stop. `generation.json` has "
+        "the sampler's settings that it is evaluated with: `srum-ds generate` begins from them, and other programs "
+        "should set the same.\n"
     )
 
 
@@ -114,26 +171,34 @@ def public_name(path: str) -> str:
     return Path(path).name if path.startswith(("/", "~")) else path
 
 
-def _metadata(kind: str, licence: str | None) -> dict[str, Any]:
+def _metadata(cfg: Config, kind: str, licence: str | None) -> dict[str, Any]:
+    rewarded_itself = objective_uses_reward(cfg) and _judges(cfg)[1]
     return {
         "license": licence or UNKNOWN,
         "library_name": "srum-ds",
         "pipeline_tag": "text-to-image",
-        "tags": ["srum", "self-rewarding", "unified-multimodal", kind],
+        "tags": ["srum", *(["self-rewarding"] if rewarded_itself else []), "unified-multimodal", kind],
     }
 
 
 def _recipe(cfg: Config, base: str, step: int, weights: str) -> Mapping[str, Any]:
     rollout, judge = cfg.rollout, cfg.judge
+    regions = f"regions x {cfg.reward.local_weight:g} ({cfg.regions.kind})" if _regions_count(cfg) else "no regions"
+    reward = f"global x {cfg.reward.global_weight:g}, {regions}" if objective_uses_reward(cfg) else "none"
+    outside, own = _judges(cfg)
+    judges = [f"itself, by {judge.readout}"] if own else []
+    judges += [f"{outside} outside of it"] if outside else []
+    constraint = cfg.objective.constraint
+    held = "not held" if constraint == "none" else f"held by {constraint} x {cfg.objective.constraint_weight:g}"
     prompts = cfg.written("data.shards") if cfg.data.prompts is None else cfg.data.prompts
     return {
         "base": base,
         "trained": cfg.model.trains,
         "prompts": f"{public_name(str(prompts))}, split {cfg.data.split}",
         "steps": f"{step} of {rollout.prompts_per_step} prompts x {rollout.images_per_prompt} images",
-        "objective": f"{cfg.objective.name}, held by {cfg.objective.constraint} x {cfg.objective.constraint_weight:g}",
-        "reward": f"global x {cfg.reward.global_weight:g}, regions x {cfg.reward.local_weight:g} ({cfg.regions.kind})",
-        "judge": f"itself, by {judge.readout}",
+        "objective": f"{cfg.objective.name}, {held}",
+        "reward": reward,
+        "judge": "; ".join(judges),
         "learning rate": f"{cfg.train.lr:g}, {cfg.train.schedule}, {cfg.train.precision}",
         "weights": _WEIGHTS.get(weights, weights),
         "image size": "x".join(map(str, rollout.image_size)),

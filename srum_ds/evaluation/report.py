@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from srum_ds.common.files import write_atomic
 from srum_ds.common.texts import parse_json
@@ -92,14 +93,18 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
         add_evaluation(run_dir, text, figures, len(read_metrics(run_dir / METRICS)))
 
 
-def show_result(run_dir: Path, console: Console) -> None:
-    """Prints how a finished run used its devices, and its result, or how to get it."""
+def show_result(run_dir: Path, console: Console, measured_by: str | None = None) -> None:
+    """Prints how a finished run used its devices, and its result, or how to get it.
+
+    measured_by: the command that measures the run; None where there is none.
+    """
     used = usage_table(read_metrics(run_dir / METRICS))
     if used is not None:
         console.print(used)
     path = run_dir / RESULT
     if not path.exists():
-        console.print(f"{run_dir} is finished; `srum-ds eval {run_dir}` measures it.", highlight=False)
+        how = "." if measured_by is None else f"; `{measured_by}` measures it."
+        console.print(f"{run_dir} is finished{how}", soft_wrap=True, highlight=False, markup=False)
         return
     result = parse_json(path.read_text())
     console.print(result_table(result))
@@ -153,7 +158,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     categories = len(result["base"]["by_category"])
     for number, row in enumerate(table_rows(result)):
         style = "bold" if number == categories else ""
-        table.add_row(*row, end_section=number == categories - 1, style=style)
+        table.add_row(*map(Text, row), end_section=number == categories - 1, style=style)
     return table
 
 

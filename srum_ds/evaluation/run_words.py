@@ -16,6 +16,7 @@ from srum_ds.evaluation.evaluate import benchmark_for, eval_prompts
 from srum_ds.evaluation.held_out import HeldOut, best_of
 from srum_ds.models import family_of
 from srum_ds.models.protocol import UnifiedModel
+from srum_ds.models.registry import AUTO
 from srum_ds.monitoring import run_folder
 from srum_ds.monitoring.blocks import (
     Whole,
@@ -100,11 +101,11 @@ def next_commands(cfg: Config, run_dir: Path) -> list[str]:
     found = []
     if (run_dir / REPORT).is_file():
         found.append(f"{ours} report {run}")
-    measured = _evaluation(cfg, run_dir)
+    measured = evaluation_command(cfg, run_dir)
     if measured is not None:
-        found.append(f"{ours} eval {measured}")
+        found.append(measured)
     prompt = _prompt(cfg)
-    if prompt:
+    if prompt and _told_by_its_folder(cfg, run_dir / run_folder.EXPORT):
         model = path_text(run_dir / run_folder.EXPORT)
         found.append(
             f"{ours} generate --model {model} --prompt {shlex.quote(prompt)} --out {path_text(run_dir / 'images')}"
@@ -142,17 +143,18 @@ def uncheckable(cfg: Config, run_dir: Path) -> str | None:
     try:
         benchmark_for(cfg, eval_prompts(cfg))
     except UserError as error:
-        measured = _evaluation(cfg, run_dir)
-        other = "" if measured is None else f"\nscored by its own judge: {program('srum-ds')} eval {measured}"
+        measured = evaluation_command(cfg, run_dir)
+        other = "" if measured is None else f"\nscored by its own judge: {measured}"
         return f"not evaluated: {error}{other}\nscored as a benchmark scores: docs/evaluation.md"
     return None
 
 
-def _evaluation(cfg: Config, run_dir: Path) -> str | None:
-    """The words behind ``srum-ds eval`` that measure this run; None where its prompts have no part kept out."""
+def evaluation_command(cfg: Config, run_dir: Path) -> str | None:
+    """The `srum-ds eval` that measures this run, as one types it; None where its prompts have no part kept out."""
+    command = f"{program('srum-ds')} eval {path_text(run_dir)}"
     try:
         benchmark_for(cfg, eval_prompts(cfg))
-        return path_text(run_dir)
+        return command
     except UserError:
         pass
     try:
@@ -161,7 +163,17 @@ def _evaluation(cfg: Config, run_dir: Path) -> str | None:
             return None
     except UserError:
         return None
-    return f"{path_text(run_dir)} --benchmark own --prompts {path_text(folder)} --judge self"
+    return f"{command} --benchmark own --prompts {path_text(folder)} --judge self"
+
+
+def _told_by_its_folder(cfg: Config, export: Path) -> bool:
+    """Whether `srum-ds generate`, which goes by the folder, takes an export for the run's design: not for one's own."""
+    if cfg.model.kind == AUTO:
+        return True
+    try:
+        return family_of(export).kind == family_of(export, cfg.model.kind).kind
+    except UserError:
+        return False
 
 
 def _prompt(cfg: Config) -> str:

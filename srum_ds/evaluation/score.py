@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from srum_ds.common.errors import UserError
 from srum_ds.config import find_path
@@ -65,14 +66,14 @@ def score_folder(
     folder = _folder(request, benchmark)
     pictures = folder.pictures()
     for line in folder.lines():
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     if not pictures:
         raise UserError(
             f"{request.folder}: holds no picture of these {len(folder.prompts)} prompts; draw them with `srum-ds eval "
             f"draw`, or name the prompts that its pictures are of (--prompts)"
         )
     with console.status("") as status:
-        told = _teller(status.update)
+        told = _teller(lambda text: status.update(escape(text)))
         graded = _grade(benchmark, folder, request.judge, judge, told)
     scored = [
         Scored(picture.prompt, picture.sample, str(picture.path.relative_to(folder.folder)), grade)
@@ -95,9 +96,11 @@ def score_folder(
     write_report(folder.folder)
     said = [*graded.notes, verdict(graded.canaries)]
     for line in filter(None, said):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(screen_table(results))
-    console.print(f"written: {folder.folder}/{RESULTS}, {MARKDOWN}, {REPORT}", soft_wrap=True, highlight=False)
+    console.print(
+        f"written: {folder.folder}/{RESULTS}, {MARKDOWN}, {REPORT}", soft_wrap=True, highlight=False, markup=False
+    )
     if results["n"] == 0:
         first = next((one.grade.failure for one in scored if one.grade.failure), "no picture is there")
         raise UserError(

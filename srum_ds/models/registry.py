@@ -48,6 +48,8 @@ def family_of(folder: Path | str, kind: str = AUTO) -> ModelFamily:
     if found:
         kinds = ", ".join(family.kind for family in found)
         raise UserError(f"{folder} could be of several designs ({kinds}): say which by model.kind.")
+    if (folder / "export").is_dir():
+        raise UserError(f"{folder} is a run's folder: its trained model is {folder / 'export'}; name that one.")
     known = "; ".join(f"{family.kind}: {family.contains}" for family in families)
     raise UserError(f"{folder} is of no known design: it holds {there}. Known are {known}.")
 

@@ -14,6 +14,7 @@ from srum_ds.common.errors import UserError
 from srum_ds.types import Judged
 
 FAILURES = "judge_failures.jsonl"
+_SCALE = "its scores lie in [-1, 1], NaN where there is none"
 
 FAILED_SHARE = "_failed_share"
 """Ends the metric of a judge outside, ``judge_NAME_failed_share``: the share of images that it gave no score for."""
@@ -84,11 +85,13 @@ def refuse_broken_judge(
 ) -> None:
     """Raises UserError, on every rank alike, when too many pictures were left out or too many answers were unusable.
 
-    max_failed_share: ``judge.max_failed_share``. cure: what the readout says should be looked at. The message shows
-    this rank's most frequent unusable replies.
+    max_failed_share: ``judge.max_failed_share``. cure: what the readout says should be looked at, "" where the model's
+    own judge is not asked. The message shows this rank's most frequent unusable replies.
     """
     pictures = record.get("pictures", 0)
     lost, masked = record.get("pictures_not_finite", 0), record.get("masked", 0)
+    # Scores of a function alone have no questions that one could ask again.
+    hint = f"Try the judge's questions with `srum-ds ask`: {cure}" if cure else f"See judge.external: {_SCALE}"
     if lost > max_failed_share * pictures:
         raise UserError(
             f"step {record['step']}: {lost} of {pictures} pictures are not finite, a larger share than "
@@ -108,16 +111,15 @@ def refuse_broken_judge(
     if share <= max_failed_share and masked > max_failed_share * pictures:
         raise UserError(
             f"step {record['step']}: {masked} of {pictures} pictures have no score and are left out of the loss, a "
-            f"larger share than judge.max_failed_share={max_failed_share:.0%}. Try the judge's questions with "
-            f"`srum-ds ask`: {cure}. All are in {FAILURES}; of this rank's, the most frequent:\n"
-            f"{worst_replies(batches)}"
+            f"larger share than judge.max_failed_share={max_failed_share:.0%}. {hint}. All are in {FAILURES}; of "
+            f"this rank's, the most frequent:\n{worst_replies(batches)}"
         )
     if share <= max_failed_share:
         return
     raise UserError(
         f"step {record['step']}: {share:.0%} of the judge's answers could not be used or lay off the scale, more than "
-        f"judge.max_failed_share={max_failed_share:.0%}. Try its questions with `srum-ds ask`: {cure}. "
-        f"All are in {FAILURES}; of this rank's, the most frequent:\n{worst_replies(batches)}"
+        f"judge.max_failed_share={max_failed_share:.0%}. {hint}. All are in {FAILURES}; of this "
+        f"rank's, the most frequent:\n{worst_replies(batches)}"
     )
 
 

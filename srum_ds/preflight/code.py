@@ -13,7 +13,11 @@ from srum_ds.config.marks import OneOf
 from srum_ds.config.messages import marks
 from srum_ds.preflight.findings import Finding, error, ok
 
-_FACTORIES = ("judge.readout", "regions.kind")
+_FUNCTIONS = {
+    "judge.readout": "a function of the configuration (docs/extending.md)",
+    "regions.kind": "a function of the configuration (docs/extending.md)",
+    "watch.checker": "a function from prompts and images to truth values (docs/own_code.md)",
+}
 
 
 def look_at_code(cfg: Config) -> Iterator[Finding]:
@@ -25,12 +29,8 @@ def look_at_code(cfg: Config) -> Iterator[Finding]:
             and any(isinstance(mark, OneOf) for mark in marks(known_keys()[key]))
         ):
             found = load_attribute(value, key)
-            if key in _FACTORIES and not callable(found):
-                yield error(
-                    key,
-                    f"{key}={value} is {type(found).__name__}, expected a function of the configuration "
-                    "(docs/extending.md).",
-                )
+            if key in _FUNCTIONS and not callable(found):
+                yield error(key, f"{key}={value} is {type(found).__name__}, expected {_FUNCTIONS[key]}.")
             else:
                 yield ok(key, value)
     for judge in externals_of(cfg.judge, cfg.reads_environment("judge.external")):

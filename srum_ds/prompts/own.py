@@ -21,6 +21,7 @@ CATEGORY_COLUMNS = ("category", "tag")
 PHRASE_COLUMNS = ("phrases", "objects")
 TRAIN, TEST = "train", "test"
 _LONGEST_ID = 64
+_OTHERWISE = "make it one, or give the column another name where it holds something else"
 _Row = tuple[str, Mapping[str, Any]]
 
 
@@ -88,7 +89,7 @@ def _prompts(source: str, rows: Iterator[_Row], columns: Columns) -> list[Prompt
         require_encodable(text, where)
         category = _optional(row, columns.category, CATEGORY_COLUMNS, where)
         if category is not None and not isinstance(category, str):
-            raise UserError(f"{where}: expected a category's name, found {category!r}")
+            raise UserError(f"{where}: expected a category's name, found {category!r}; {_OTHERWISE}")
         phrases = _phrases(_optional(row, columns.phrases, PHRASE_COLUMNS, where), where)
         identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         times[identity] = times.get(identity, 0) + 1
@@ -106,10 +107,8 @@ def _column(row: Mapping[str, Any], named: str | None, usual: Sequence[str], whe
     found = next((name for name in wanted if name in row), None)
     if found is None:
         there = ", ".join(str(name) for name in row) or "none"
-        raise UserError(
-            f"{where}: no column {' or '.join(map(repr, wanted))}; there are {there}. Name the one with the prompts: "
-            "--column NAME (data.column)."
-        )
+        cure = "name the one with the prompts: --column NAME (data.column)" if usual else "name one of these, or none"
+        raise UserError(f"{where}: no column {' or '.join(map(repr, wanted))}; there are {there}: {cure}.")
     return found
 
 
@@ -124,7 +123,9 @@ def _phrases(value: Any, where: str) -> tuple[str, ...]:
         return ()
     parts = value.split(";") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"{where}: expected phrases as a list of texts, or one text with ';' between, found {value!r}")
+        raise UserError(
+            f"{where}: expected phrases as a list of texts, or one text with ';' between, found {value!r}; {_OTHERWISE}"
+        )
     found = tuple(part.strip() for part in parts if part.strip())
     for phrase in found:
         require_encodable(phrase, where)

@@ -70,7 +70,7 @@ def rollout(cfg: Config, out: Path) -> None:
                 batches = collector.collect(own, step, Clock(), held)
             # Here the ranks meet.
             PHASES.enter("save")
-            tell_losses(step, batches, cfg.judge.max_failed_share, judging.readout.cure, say)
+            tell_losses(step, batches, cfg.judge.max_failed_share, judging.cure, say)
             writer.write(step, 0, batches)
         dog.stop(0)
         dog.leave_nothing()
@@ -101,7 +101,7 @@ def rescore(source: Path, out: Path, overrides: Sequence[str]) -> None:
             PHASES.enter("judge")
             batches = judge_again(collector, kept, anew)
             PHASES.enter("save")
-            tell_losses(step, batches, cfg.judge.max_failed_share, judging.readout.cure, say)
+            tell_losses(step, batches, cfg.judge.max_failed_share, judging.cure, say)
             writer.write(step, reader.policy(step), batches)
         dog.stop(0)
         dog.leave_nothing()

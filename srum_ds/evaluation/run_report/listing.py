@@ -9,15 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.texts import is_number
 from srum_ds.evaluation.run_report.facts import RunFacts, read_run
-from srum_ds.evaluation.run_report.verdict import evaluated_difference, first_and_last, held_out_difference
+from srum_ds.evaluation.run_report.verdict import evaluated_difference, first_and_last, last_look
 from srum_ds.monitoring.records import METRICS
 from srum_ds.monitoring.run_folder import CONFIG
 
+_NAME = 16
 DEPTH = 4
 """Folders below the named one that are looked into."""
 
@@ -30,7 +33,8 @@ class Line:
 
     state: running, stopped, failed, finished or by watch. reward_first, reward_last: means of the first and the last
     ``reward_steps`` steps. held_out, evaluation: difference from the base with its standard error, None where it is not
-    known; the evaluation is that of ``srum-ds eval`` or of a benchmark. age_seconds: since anything was written.
+    known (the error: where one prompt was looked at); the evaluation is that of ``srum-ds eval`` or of a benchmark.
+    age_seconds: since anything was written.
     """
 
     name: str
@@ -81,7 +85,7 @@ def line_of(facts: RunFacts, below: Path | None = None) -> Line:
     relative = run.relative_to(below) if below is not None and run.is_relative_to(below) else Path(run.name)
     rewards = [value for _, value in facts.values("reward_global")]
     first, last, count = first_and_last(rewards) if rewards else (None, None, 0)
-    held, evaluation = held_out_difference(facts), evaluated_difference(facts)
+    held, evaluation = last_look(facts), evaluated_difference(facts)
     size, newest = _extent(run)
     return Line(
         name=relative.as_posix() if relative.name else run.resolve().name,
@@ -92,8 +96,8 @@ def line_of(facts: RunFacts, below: Path | None = None) -> Line:
         reward_first=first,
         reward_last=last,
         reward_steps=count,
-        held_out=None if held is None else held.mean,
-        held_out_stderr=None if held is None else held.stderr,
+        held_out=None if held is None else float(held["difference"]),
+        held_out_stderr=None if held is None or not is_number(held.get("difference_se")) else held["difference_se"],
         evaluation=None if evaluation is None else evaluation[0].mean,
         evaluation_stderr=None if evaluation is None else evaluation[0].stderr,
         evaluation_of="" if evaluation is None else evaluation[1],
@@ -122,8 +126,12 @@ def plain_lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
     return [asdict(line) for line in lines]
 
 
-def table_of(lines: Sequence[Line]) -> Table:
-    """The lines for a terminal."""
+def table_of(lines: Sequence[Line], width: int | None = None) -> Table:
+    """The lines for a terminal of ``width`` columns; None: of the one it is shown on.
+
+    Names are folded to ``_NAME`` columns where they must. A narrower terminal breaks the rows: cut to its width, 16 of
+    200 steps would read as 16 of 2, and nobody could tell which run it is.
+    """
     table = Table(box=None, pad_edge=False)
     headings = ("run", "state", "steps", "reward", "held-out", "evaluation", "age", "size")
     for position, heading in enumerate(headings):
@@ -141,6 +149,10 @@ def table_of(lines: Sequence[Line]) -> Table:
             age(line.age_seconds),
             size(line.bytes),
         )
+    if width is not None:
+        needed = [max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in table.columns]
+        least = min(needed[0], _NAME) + sum(needed[1:]) + 2 * (len(needed) - 1)
+        table.width = least if least > width else None
     return table
 
 
@@ -149,7 +161,9 @@ def _change(first: float | None, last: float | None) -> str:
 
 
 def _difference(mean: float | None, stderr: float | None) -> str:
-    return "-" if mean is None or stderr is None else f"{mean:+.2f}±{stderr:.2f}"
+    if mean is None:
+        return "-"
+    return f"{mean:+.2f}" if stderr is None else f"{mean:+.2f}±{stderr:.2f}"
 
 
 def age(seconds: float) -> str:

@@ -22,12 +22,18 @@ from srum_ds.evaluation.run_report.facts import RunFacts, read_run
 from srum_ds.evaluation.run_report.listing import Line, line_of
 from srum_ds.evaluation.run_report.verdict import Difference
 from srum_ds.evaluation.scored import RESULTS
+from srum_ds.monitoring.blocks import path_text
 from srum_ds.monitoring.records import METRICS
 from srum_ds.monitoring.run_folder import CONFIG
 
 COMPARISON = "compare.json"
-ALIKE = ("data.shards", "data.prompts", "model.path", "judge.readout", "judge.global_template", "watch.prompts")
-"""Settings that must be equal for held-out figures of two runs to be of the same thing."""
+ALIKE = (
+    *("data.shards", "data.prompts", "data.column", "data.train_share", "watch.prompts", "model.path"),
+    *("rollout.image_size", "rollout.num_timesteps", "rollout.timestep_shift", "rollout.text_scale"),
+    *("judge.readout", "judge.options", "judge.global_template", "judge.answers", "judge.scale", "judge.think"),
+    *("judge.caption_template", "judge.external", "judge.external_weight"),
+)
+"""Settings that must be equal for held-out figures of two runs to be of the same thing: prompts, sampler and judges."""
 
 
 def not_evaluated(runs: Sequence[Path]) -> list[Path]:
@@ -95,8 +101,9 @@ def _table(runs: Sequence[Path], lines: Sequence[Line], against: Sequence[Differ
     for run, line, found in zip(runs, lines, against, strict=True):
         rewards = "-" if line.reward_first is None else f"{line.reward_first:+.3f} to {line.reward_last:+.3f}"
         held = "-"
-        if line.held_out is not None and line.held_out_stderr is not None:
-            held = str(Difference(line.held_out, line.held_out_stderr))
+        if line.held_out is not None:
+            error = line.held_out_stderr
+            held = f"{line.held_out:+.3f}" if error is None else str(Difference(line.held_out, error))
         table.add_row(escape(str(run)), str(line.steps_done), rewards, held, "-" if found is None else str(found))
     return table
 
@@ -104,7 +111,8 @@ def _table(runs: Sequence[Path], lines: Sequence[Line], against: Sequence[Differ
 def _notes(runs: Sequence[Path], facts: Sequence[RunFacts], lines: Sequence[Line]) -> list[str]:
     bare = not_evaluated(runs)
     notes = [
-        f"{run} has no evaluation, so no pictures could be paired: `srum-ds eval {run}` makes one of a finished run."
+        f"{run} has no evaluation, so no pictures could be paired: `srum-ds eval {path_text(run)}` makes one of a "
+        "finished run (with --benchmark, where its prompts are your own)."
         for run in bare
     ]
     notes += [
@@ -112,9 +120,16 @@ def _notes(runs: Sequence[Path], facts: Sequence[RunFacts], lines: Sequence[Line
         for run, line in zip(runs, lines, strict=True)
         if line.held_out is None
     ]
+    notes += [
+        f"{run} looked at too few held-out prompts to know the error of its difference."
+        for run, line in zip(runs, lines, strict=True)
+        if line.held_out is not None and line.held_out_stderr is None
+    ]
     first = facts[0]
     for run, each in zip(runs[1:], facts[1:], strict=True):
-        differing = [key for key in ALIKE if first.config.get(key) != each.config.get(key)]
+        # What a run of a former version does not say had that version's default.
+        known = [key for key in ALIKE if key in first.config and key in each.config]
+        differing = [key for key in known if first.config[key] != each.config[key]]
         if differing:
             said = ", ".join(f"{key} {each.config.get(key)!r} for {first.config.get(key)!r}" for key in differing)
             notes.append(f"{run} looked at something else than {runs[0]}: {said}. Do not compare their figures.")

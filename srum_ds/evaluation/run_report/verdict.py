@@ -133,9 +133,9 @@ def first_and_last(values: Sequence[float]) -> tuple[float, float, int]:
 
 
 def last_look(facts: RunFacts) -> dict[str, Any] | None:
-    """The last look at held-out prompts that has a difference from the base, with its error."""
+    """The last look at held-out prompts that has a difference from the base; of one prompt it has no error."""
     for line in reversed(facts.held_out):
-        if line["step"] > 0 and is_number(line.get("difference")) and is_number(line.get("difference_se")):
+        if line["step"] > 0 and is_number(line.get("difference")):
             return line
     return None
 
@@ -143,7 +143,9 @@ def last_look(facts: RunFacts) -> dict[str, Any] | None:
 def held_out_difference(facts: RunFacts) -> Difference | None:
     """What the last look at held-out prompts says against the base; None without one, or without its error."""
     line = last_look(facts)
-    return None if line is None else Difference(float(line["difference"]), float(line["difference_se"]))
+    if line is None or not is_number(line.get("difference_se")):
+        return None
+    return Difference(float(line["difference"]), float(line["difference_se"]))
 
 
 def evaluated_difference(facts: RunFacts) -> tuple[Difference, str] | None:
@@ -278,10 +280,18 @@ def _of_benchmarks(facts: RunFacts) -> list[Told]:
 
 def _of_held_out(facts: RunFacts, held: Difference | None) -> list[Told]:
     last = last_look(facts)
-    if held is None or last is None:
+    if last is None:
         if facts.held_out:
             return [Told("unsure", "No look at held-out prompts has a difference from the base yet.")]
         return [Told("unsure", "No held-out prompts were looked at during training.")]
+    if held is None:
+        return [
+            Told(
+                "unsure",
+                f"On the held-out prompts the self-reward after step {last['step']} differs from the base’s by "
+                f"{last['difference']:+.3f}; too few prompts to know the error of the difference.",
+            )
+        ]
     what = "more than chance" if held.sure else "no more than chance may give"
     return [
         Told(

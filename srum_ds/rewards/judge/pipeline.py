@@ -118,6 +118,11 @@ class JudgePipeline:
         """Whether the model's own judge has a share of the scores; where the others have all, nobody asks it."""
         return self.externals.own_share > 0
 
+    @property
+    def cure(self) -> str:
+        """What to look at where too many of the own judge's answers could not be used; empty where nobody asks it."""
+        return self.readout.cure if self.asks_own else ""
+
     @cached_property
     def judges_regions(self) -> bool:
         """Whether anybody judges regions: the own judge, or another one. Nobody looks for any where not."""

@@ -141,3 +141,11 @@ def test_uint8_and_pil_pictures_are_the_same(model: Model) -> None:
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     asked = [model.ask(one, "yes?", answers=["yes", "no"]) for one in (image, picture, image.float() / 255)]
     assert asked[0] == asked[1] == pytest.approx(asked[2])
+
+
+def test_sizes_and_answers_are_what_they_must_be(model: Model) -> None:
+    for size in (64, (64,), "64x64", (64.0, 64.0), (0, 64)):
+        with pytest.raises(UserError, match=r"size=.*give \(height, width\)"):
+            model.draw("a red circle", size=size)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"answers=\[\]: give at least two"):
+        model.ask(torch.zeros(3, 64, 64), "is there a red circle?", answers=[])

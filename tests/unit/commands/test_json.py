@@ -106,3 +106,19 @@ def test_eval_ablate_and_calibrate_tell_their_results(
     monkeypatch.setattr(ablation, "ablate", said(1))
     assert main(["ablate", "tiny", f"--out={tmp_path}", "--json"]) == 1
     assert printed(capfd)[0] == {"command": "ablate", "status": 1, "out": str(tmp_path), "table": {"rows": []}}
+
+
+def test_names_of_the_users_own_are_no_markup(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("text,category\na red circle,[/close]\na blue square,[red]cat[/red]\n")
+    out = tmp_path / "[b]own[/b]"
+    assert main(["shards", "write", "own", str(prompts), f"--out={out}"]) == 0
+    said = capfd.readouterr().out
+    assert "[/close] 1" in said and "[red]cat[/red] 1" in said
+
+
+def test_a_dry_run_is_an_object_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", f"run.dir={tmp_path}", "--dry-run", "--json"]) == 0
+    found, told = printed(capfd)
+    assert found["command"] == "train --dry-run" and found["ranks"] == 2 and "tiny" in found["launcher"]
+    assert found["plan"] and found["plan"][0] in told

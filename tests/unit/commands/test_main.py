@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,22 @@ def test_a_disk_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[s
     ]
     with pytest.raises(OSError, match="no file"):
         guarded(lambda: (_ for _ in ()).throw(OSError("no file at all")))
+
+
+def test_a_closed_or_full_stdout_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert guarded(lambda: 0) == 0
+    monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))
+    assert guarded(lambda: print("much", flush=True)) == 2
+    said = "srum-ds: what it prints could not be written (No space left on device).\n"
+    assert capsys.readouterr().err == said
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail() -> None:
+        raise full
+
+    monkeypatch.setattr("sys.stdout", open(os.devnull, "w"))
+    with pytest.raises(OSError, match="No space left"):
+        guarded(fail)

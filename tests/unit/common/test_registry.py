@@ -90,3 +90,10 @@ def test_a_file_that_changed_is_read_again(
         assert registry.get("toys.py:KITE") == length
     Path("toys.py").write_text("KITE = 7\n")
     assert registry.get("toys.py:KITE") == 7
+
+
+def test_what_lacks_the_parts_of_an_entry_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def load():\n    pass\n")
+    toys: Registry[object] = Registry("toy.name", "toy", "srum_ds.toys", {}, parts=("play",), expected="a Toy")
+    with pytest.raises(UserError, match=r"toy\.name=.*own\.py:load: is function, expected a Toy"):
+        toys.get(f"{tmp_path}/own.py:load")

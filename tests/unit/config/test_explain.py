@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from srum_ds.commands.main import main
+from srum_ds.common.errors import UserError
 from srum_ds.config import config_schema, flat_config, known_keys, load_config
 from srum_ds.config.descriptions import descriptions, related
 from srum_ds.config.explain import commented, settings_page
+from srum_ds.config.messages import _ELSEWHERE
 from srum_ds.config.tree import Config
 from tests.support.paths import RECIPE, ROOT
 
@@ -81,3 +83,21 @@ def test_the_page_is_what_the_command_prints() -> None:
     page = (ROOT / "docs/settings.md").read_text()
     assert page == settings_page(), "write it anew: srum-ds config page > docs/settings.md"
     assert all(f"| `{key}`" in page for key in known_keys())
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "here"),
+    [("train.learning_rate", "train.lr"), ("train.batch_size", "rollout.prompts_per_step"), ("TRAIN.LR", "train.lr")],
+)
+def test_what_other_trainers_call_a_setting_is_found(
+    elsewhere: str, here: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "explain", elsewhere]) == 2
+    assert f"The nearest is '{here}'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"unknown key '{elsewhere}'.* nearest known key is '{here}'"):
+        load_config(RECIPE, [f"{elsewhere}=1"])
+
+
+def test_names_from_elsewhere_are_of_settings_that_there_are() -> None:
+    assert set(_ELSEWHERE.values()) <= set(known_keys())
+    assert not set(_ELSEWHERE) & {key.split(".")[1] for key in known_keys()}

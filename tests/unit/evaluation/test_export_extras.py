@@ -189,3 +189,20 @@ def test_a_bases_licence_is_what_its_card_says(tmp_path: Path, card: str, licenc
 def test_a_path_of_this_machine_stays_here() -> None:
     assert public_name("/home/me/models/BAGEL-7B-MoT") == "BAGEL-7B-MoT"
     assert public_name("~/models/x") == "x" and public_name("models/x") == "models/x"
+
+
+def test_a_card_says_who_judged(tmp_path: Path) -> None:
+    own = card_of(run_of(tmp_path / "own")[0])
+    assert "its understanding judged its own images" in own and "| judge | itself, by logprob |" in own
+    assert "whole images and of regions" in own and "- self-rewarding" in own
+    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return [0.0] * len(prompts)\n")
+    by = f"judge.external={tmp_path}/mine.py:score"
+    alone = card_of(run_of(tmp_path / "alone", by, "judge.external_weight=1", "reward.local_weight=0")[0])
+    assert "understanding judged" not in alone and "own understanding half" not in alone and "self-rew" not in alone
+    assert "| judge | 1 outside of it |" in alone and "1 judge(s) outside of it judged them" in alone
+    assert "no regions |" in alone and "and of regions" not in alone
+    beside = card_of(run_of(tmp_path / "beside", by)[0])
+    assert "| judge | itself, by logprob; 1 outside of it |" in beside and "and 1 further judge(s)" in beside
+    plain = card_of(run_of(tmp_path / "plain", "objective.name=sft", "objective.constraint=none")[0])
+    assert "| reward | none |" in plain and "without a reward" in plain and "| objective | sft, not held |" in plain
+    assert "It was rewarded by" not in plain

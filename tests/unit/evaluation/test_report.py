@@ -20,7 +20,9 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.common.seeds import Key, normal
 from srum_ds.config import load_config, save_config
+from srum_ds.evaluation import ablation_table
 from srum_ds.evaluation import processes as drawing
+from srum_ds.evaluation.ablation_table import RunOutcome
 from srum_ds.evaluation.draw import DrawSettings, cache_key, draw_images, image_key
 from srum_ds.evaluation.evaluate import draw_settings, eval_prompts, eval_questions, evaluate_run, grid_positions, main
 from srum_ds.evaluation.report import Measured, build_result, markdown, result_table, verdict, write_result
@@ -343,3 +345,12 @@ def test_a_readout_of_ones_own_has_a_cache_key_that_names_its_settings() -> None
 
 def test_shown_prompts_are_the_first_of_each_category() -> None:
     assert grid_positions(["b", "a", "b", "b", "a"], 2) == [0, 2, 1, 4]
+
+
+def test_brackets_in_names_are_shown_as_they_are() -> None:
+    shown = Console(file=io.StringIO(), width=200)
+    name = "own.yaml:lora.targets=[q_proj] [/x]"
+    shown.print(ablation_table.screen_table(ablation_table.build_table([RunOutcome(name, 0, [0, 1], [1, 1], 8, 1.0)])))
+    shown.print(result_table(build_result(["[/close]", "[red]"], Measured([0, 1]), Measured([1, 1]), 0, 1.0)))
+    said = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert all(text in said for text in (name, "[/close]", "[red]"))

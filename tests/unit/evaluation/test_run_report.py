@@ -23,7 +23,7 @@ from srum_ds.evaluation.report_html.thumbnails import Thumbnails
 from srum_ds.evaluation.run_report import write_run_report
 from srum_ds.evaluation.run_report.charts import Chart, drawn, grouped, running_mean, ticks_of
 from srum_ds.evaluation.run_report.facts import read_run
-from srum_ds.evaluation.run_report.listing import age, list_runs, size
+from srum_ds.evaluation.run_report.listing import age, list_runs, size, table_of
 from srum_ds.evaluation.run_report.pictures import chosen, map_source
 from srum_ds.evaluation.run_report.side_by_side import compare_by_training, not_evaluated
 from srum_ds.evaluation.run_report.state import State, state_of
@@ -339,3 +339,42 @@ def test_report_and_runs_on_the_command_line(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "empty").mkdir()
     assert main(["runs", str(tmp_path / "empty")]) == 0
     assert "no runs below" in capsys.readouterr().out
+
+
+def test_a_look_at_one_prompt_is_shown_without_its_error(tmp_path: Path) -> None:
+    one, two = run_folder(tmp_path / "one [a]", RISING), run_folder(tmp_path / "two", FLAT)
+    for run in (one, two):
+        looks = ({"step": step, "prompts": 1, "reward": 0.1, "difference": gained, "difference_se": None}
+                 for step, gained in ((0, 0.0), (30, 0.378)))  # fmt: skip
+        (run / "held_out.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    stream = io.StringIO()
+    found = compare_by_training([one, two], tmp_path / "out", Console(file=stream, width=200))
+    assert "+0.378" in stream.getvalue() and "no held-out figures" not in stream.getvalue()
+    assert f"{one} looked at too few held-out prompts to know the error of its difference." in found["notes"]
+    assert f"`srum-ds eval '{one}'` makes one" in stream.getvalue()
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(table_of(list_runs(tmp_path)))
+    assert shown.getvalue().count("+0.38") == 2
+    told = [each.text for each in verdict_of(read_run(one)).sentences]
+    assert any("+0.378; too few prompts" in text for text in told)
+
+
+def test_runs_that_others_judged_are_not_called_alike(tmp_path: Path) -> None:
+    one, two = run_folder(tmp_path / "one", RISING), run_folder(tmp_path / "two", RISING)
+    for run, judge in ((one, "null"), (two, "judge.py:fullness")):
+        held_out(run, (0, 0.1, 0.0, 0.0), (30, 0.2, 0.1, 0.03))
+        (run / "config.yaml").write_text(f"judge:\n  external: {judge}\n")
+    found = compare_by_training([one, two], tmp_path / "out", Console(file=io.StringIO()))
+    assert any("judge.external 'judge.py:fullness' for None. Do not compare" in note for note in found["notes"])
+
+
+def test_a_narrow_terminal_cuts_no_figure_of_the_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder(tmp_path / "one", RISING)
+    run_folder(tmp_path / ("a long name " * 6), RISING)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:5] == ["one", "finished", "30/30", "-0.21", "+0.19"] for line in lines)
+    assert max(map(len, lines)) <= 88 and "a long name" in lines[1]

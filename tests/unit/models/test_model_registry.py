@@ -52,3 +52,9 @@ def test_a_samplers_settings_are_its_familys_and_checked() -> None:
     ):
         with pytest.raises(UserError, match=said):
             make_sampling(family, {name: value}, "rollout.{}")
+
+
+def test_a_runs_folder_is_told_from_its_models(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    with pytest.raises(UserError, match=r"is a run's folder: its trained model is .*/export; name that one"):
+        family_of(tmp_path)

@@ -148,3 +148,17 @@ def test_the_end_says_what_came_of_the_run(tmp_path: Path) -> None:
     assert "best       after step 20 (+0.400), kept as" in text and "checkpoints/step_000020" in text
     assert "+0.100 ± 0.040, better, more than chance" in " ".join(text.split())
     assert "\nnext:\n" in text and "tensorboard" not in text
+
+
+def test_a_design_that_its_folder_does_not_tell_is_not_offered_to_be_drawn(tmp_path: Path) -> None:
+    export = tmp_path / "run" / "export"
+    export.mkdir(parents=True)
+    for name in ("llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"):
+        (export / name).write_text("{}")
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import replace\nfrom srum_ds.models.bagel import FAMILY\n"
+        "MINE = replace(FAMILY, kind='mine')\n"
+    )
+    for kind, offered in ((f"{tmp_path}/own.py:MINE", False), ("bagel", True), ("auto", True)):
+        cfg = load_config(str(RECIPE), [f"run.dir={tmp_path / 'run'}", f"model.kind={kind}"])
+        assert any(" generate " in command for command in next_commands(cfg, tmp_path / "run")) == offered, kind

@@ -74,9 +74,12 @@ def test_a_finished_run_shows_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines()) + '{"torn')
     console = Console(width=200, record=True)
-    show_result(tmp_path, console)
+    show_result(tmp_path, console, "srum-ds eval runs/a --benchmark own")
     said = console.export_text()
-    assert "use of the devices over 2 steps" in said and "40.0%" in said and "is finished" in said
+    assert "use of the devices over 2 steps" in said and "40.0%" in said
+    assert "is finished; `srum-ds eval runs/a --benchmark own` measures it." in said
+    show_result(tmp_path, console)
+    assert console.export_text().endswith("is finished.\n"), "nobody is sent to an evaluation that cannot be"
 
 
 def test_a_process_holds_memory() -> None:

@@ -269,3 +269,10 @@ def test_the_plan_builds_the_model_without_its_weights(tmp_path: Path, capsys: p
     size = placing.checkpoint_bytes(load_config("tiny", [f"run.dir={tmp_path / 'run'}"]))
     assert size is not None and f"{size / 1e6:.1f} MB every 20 steps" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_code_of_another_kind_is_told_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("NUMBER = 5\n")
+    for key in ("watch.checker", "model.kind"):
+        (wrong,) = errors(found(tmp_path, f"{key}={tmp_path}/own.py:NUMBER"))
+        assert f"{key}={tmp_path}/own.py:NUMBER" in wrong.text and "is int, expected a" in wrong.text

@@ -182,3 +182,11 @@ def test_records_and_atoms_hold_text(tmp_path: Path) -> None:
     table = f'index,prompt_en,sub_dims_en\n7,a red dog,"{points}"\n'
     with pytest.raises(UserError, match=r"unigenbench-0007.*is \\udc80"):
         load_benchmark("unigenbench").read(Path(write(tmp_path, "test_prompts_en.csv", table)))
+
+
+def test_a_column_that_holds_something_else_has_a_way_out(tmp_path: Path) -> None:
+    boxes = write(tmp_path, "a.jsonl", '{"text": "x", "objects": {"bbox": [1]}}\n')
+    with pytest.raises(UserError, match="give the column another name where it holds something else"):
+        read_own(boxes)
+    with pytest.raises(UserError, match=r"no column 'nope'; there are text, objects: name one of these, or none\."):
+        read_own(boxes, Columns(phrases="nope"))

@@ -313,3 +313,10 @@ def test_scores_off_the_scale_count_as_answers_that_could_not_be_used() -> None:
     refuse_broken_judge(0.5, "", record, [])
     with pytest.raises(UserError, match="62% of the judge's answers could not be used or lay off the scale"):
         refuse_broken_judge(0.5, "", record | {"parse_clamped": 3}, [])
+
+
+def test_scores_of_a_function_alone_are_not_to_be_asked_about() -> None:
+    record = {"step": 1, "parse_failed_share": 0.0, "judged": 4, "parse_clamped": 4}
+    with pytest.raises(UserError, match=r"See judge\.external: its scores lie in \[-1, 1\]") as caught:
+        refuse_broken_judge(0.5, "", record, [])
+    assert "srum-ds ask" not in str(caught.value)
