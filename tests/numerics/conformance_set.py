@@ -13,6 +13,12 @@ from torch import Tensor
 
 Outputs = dict[str, Tensor]
 
+OPEN = ":open"
+"""Behind an output's name: where (bool) float32 leaves open which of two neighbouring levels an 8-bit number is."""
+
+ROOM = 0.005
+"""How near to the boundary of two levels, in levels, a number lies that float32 may put on either side."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -66,6 +72,15 @@ class ConformanceDesign:
         case, _, name = key.partition("/")
         kind = self.kind_of(case)
         return kind is not None and re.fullmatch(self.inputs[kind], name) is not None
+
+
+def open_levels(exact: Tensor, boundary: float) -> Tensor:
+    """Where numbers in levels (0 to 255) lie next to a boundary: at ``boundary`` behind each whole number.
+
+    boundary: 0 where levels are made by truncation, 0.5 by rounding.
+    """
+    beyond = exact - boundary
+    return (beyond - beyond.round()).abs() < ROOM
 
 
 def picture(image_HWC: Tensor) -> Tensor:

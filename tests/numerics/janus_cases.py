@@ -19,8 +19,7 @@ from srum_ds.models.janus.adapter import JanusAdapter, load_janus
 from srum_ds.models.janus.generator import levels, padded
 from srum_ds.models.janus.sampling import CodeSampling
 from srum_ds.models.janus.texts import Ids
-from srum_ds.types import Prompt
-from tests.numerics.conformance_set import Case, ConformanceDesign, Outputs, picture
+from tests.numerics.conformance_set import OPEN, Case, ConformanceDesign, Outputs, open_levels, picture
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class JanusSet:
 
     def ids(self, count: int) -> list[Ids]:
         """Ids of the first ``count`` prompts."""
-        prompts = [Prompt(str(number), text) for number, text in enumerate(self.prompts[:count])]
-        return self.model.generator.prompt_ids(prompts)
+        # Not through the generator, which refuses prompts that a user cannot mean, such as an empty one.
+        return [self.model.reader.texts.prompt(text) for text in self.prompts[:count]]
 
     def placed(self, ids: Sequence[Ids], mask_BS: Tensor) -> Tensor:
         """Ids [B, S] where the mask says that they stand, and pads elsewhere."""
@@ -66,6 +65,7 @@ def run_draw(data: JanusSet, case: Case) -> Outputs:
     # In one pass, as the set has it: truncation makes a whole level of the last bit.
     image_NHWC = generator.decode_unclamped(codes, together=count).permute(0, 2, 3, 1)
     outputs = {"codes": codes, "image": image_NHWC, "image_uint8": levels(image_NHWC).to(torch.uint8)}
+    outputs["image_uint8" + OPEN] = open_levels((image_NHWC + 1) / 2 * 255, 0.0)
     logits = [torch.stack(of_steps, dim=1) for of_steps in zip(*trace, strict=True)]
     names = ("conditional_logits", "unconditional_logits") if sampling.guided else ("logits",)
     return outputs | dict(zip(names, logits, strict=True))
@@ -129,9 +129,19 @@ def run_look(data: JanusSet, case: Case) -> Outputs:
         "input_ids": data.placed(openings, case.input("attention_mask")),
         "features": features_PTD[index] if of_questions else features_PTD,
         "next_logprobs": model.answerer.next_logprobs(images, questions, index),
-        "answer_logprobs": model.answer_logprobs(images, questions, case.settings["answers"], index),
+        "answer_logprobs": _first_logprobs(model, images, questions, case.settings["answers"], index),
         "greedy_tokens": _written(model, images, questions, case.wanted.get("greedy_tokens", (0, 1))[1], index),
     }
+
+
+def _first_logprobs(
+    model: JanusAdapter, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str], index: list[int]
+) -> Tensor:
+    """Of each answer's first token. A judge refuses answers that share it; a set of few merges may have such."""
+    first = [[model.reader.texts.answer(question, answer)[0] for answer in answers] for question in questions]
+    if all(len(set(row)) == len(row) for row in first):
+        return model.answer_logprobs(images, questions, answers, index)
+    return model.answerer.next_logprobs(images, questions, index).gather(1, torch.tensor(first))
 
 
 def _written(
@@ -194,7 +204,14 @@ def special_problems(data: JanusSet, settings: Mapping[str, Any]) -> list[str]:
         "codebook": sizes.codes,
     }
     expected = settings.get("prompts", {})
-    return [
+    look = settings.get("look", {})
+    answer, asked = data.model.reader.texts.answer, (look.get("questions") or [""])[0]
+    wrong = [
+        f"{text!r} begins with {answer(asked, text)[0]}, expected {first}"
+        for text, first in zip(look.get("answers", ()), look.get("answer_first_ids", ()), strict=True)
+        if answer(asked, text)[0] != first
+    ]
+    return wrong + [
         f"{name} is {value}, expected {expected[name]}"
         for name, value in found.items()
         if expected.get(name, value) != value

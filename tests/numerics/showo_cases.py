@@ -20,7 +20,7 @@ from srum_ds.models.showo.decoding import Chooser
 from srum_ds.models.showo.images import squares
 from srum_ds.models.showo.layout import AROUND, drawing_mask, looking_mask, question_text
 from srum_ds.models.showo.sampling import MASKED, MaskedSampling, SamplerStep
-from tests.numerics.conformance_set import Case, ConformanceDesign, Outputs, picture
+from tests.numerics.conformance_set import OPEN, Case, ConformanceDesign, Outputs, open_levels, picture
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,14 @@ def _draw(loaded: Loaded, case: Case, rows: slice, **changes: float) -> Outputs:
     trace: list[SamplerStep] = []
     codes_NT = model.generator.sample(prompts, uniform_N2ST, sampling, trace)
     images = model.generator.decode(codes_NT, model.reader.grid)
+    pixels = model.generator.decode_unclamped(codes_NT, model.reader.grid)
     return {
         "codes": codes_NT,
         "probabilities": torch.stack([step.probability_NTV for step in trace]),
         "tokens_before_step": torch.stack([step.seen_NT for step in trace]),
-        "image": model.generator.decode_unclamped(codes_NT, model.reader.grid),
+        "image": pixels,
         "image_uint8": (images * 255).round().to(torch.uint8),
+        "image_uint8" + OPEN: open_levels((pixels + 1) / 2 * 255, 0.0),
     }
 
 

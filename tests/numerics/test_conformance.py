@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srum_ds.models.bagel.adapter import load_bagel
-from tests.conformance import DESIGNS, case_names, main, read_set, run_case
+from tests.conformance import DESIGNS, case_names, compare, main, read_set, run_case
 from tests.numerics.bagel_cases import RUNNERS
 from tests.numerics.bagel_design import DESIGN, load_set
-from tests.numerics.conformance_set import Case, picture
+from tests.numerics.conformance_set import Case, open_levels, picture
 from tests.support.paths import CONFORMANCE
 from tests.support.tiny_models import random_picture, write_tiny_bagel
 
@@ -195,6 +195,18 @@ def test_one_altered_value_is_enough(copied_set: Path, capsys: pytest.CaptureFix
     assert main([str(copied_set)]) == 1
     failed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
     assert failed == ["t2i_pair/v"]
+
+
+def test_a_level_may_be_its_neighbour_only_where_rounding_leaves_it_open() -> None:
+    exact = torch.tensor([10.001, 10.5, 11.998])
+    found = exact.floor().to(torch.uint8)
+    left_open = open_levels(exact, 0.0)
+    assert left_open.tolist() == [True, False, True]
+    for place, off, right in ((0, -1, True), (2, 1, True), (1, 1, False), (0, 2, False)):
+        expected = found.clone()
+        expected[place] += off
+        assert compare(DESIGN, "draw/image_uint8", found, expected, left_open).ok is right
+    assert not compare(DESIGN, "draw/image_uint8", found, found + 1).ok
 
 
 def test_the_list_of_outputs_decides_what_is_compared(

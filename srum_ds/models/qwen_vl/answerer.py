@@ -89,8 +89,12 @@ class QwenVLAnswerer:
         image_index: Sequence[int] | None = None,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
+        with_end: bool = False,
     ) -> list[list[int]]:
-        """The ids of ``answer``, each text up to its end. RuntimeError where weights are in shards on this rank."""
+        """The ids of ``answer``, each text up to its end; ``with_end``: and the id that ends it.
+
+        RuntimeError where weights are in shards on this rank.
+        """
         image_of = _image_of(images, questions, image_index, "questions")
         if seeds is not None and len(seeds) != len(questions):
             raise ValueError(f"{len(questions)} questions need as many seeds, got {len(seeds)}")
@@ -100,7 +104,7 @@ class QwenVLAnswerer:
             choose = chooser(temperature, None if seeds is None else [seeds[q] for q in run], len(run))
             hidden_QLD, context = self._asked(images, [questions[q] for q in run], [image_of[q] for q in run])
             tokens = write(self.reader, hidden_QLD[:, -1], context, max_new_tokens, self.chat.ends, choose)
-            found |= zip(run, up_to_end(tokens, self.chat.ends), strict=True)
+            found |= zip(run, up_to_end(tokens, self.chat.ends, with_end), strict=True)
         return [found[q] for q in range(len(questions))]
 
     @torch.no_grad()

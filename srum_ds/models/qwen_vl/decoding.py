@@ -48,9 +48,13 @@ def write(
     return torch.stack(tokens, dim=1).cpu()
 
 
-def up_to_end(tokens_QT: Tensor, ends: Sequence[int]) -> list[list[int]]:
-    """The tokens of each text before its end."""
-    return [list(takewhile(lambda token: token not in ends, row)) for row in tokens_QT.tolist()]
+def up_to_end(tokens_QT: Tensor, ends: Sequence[int], with_end: bool = False) -> list[list[int]]:
+    """The tokens of each text before its end; ``with_end``: and the one that ends it, of a text that has ended."""
+    found = []
+    for row in tokens_QT.tolist():
+        own = list(takewhile(lambda token: token not in ends, row))
+        found.append(row[: len(own) + 1] if with_end else own)
+    return found
 
 
 def chooser(temperature: float, seeds: Sequence[int] | None, count: int) -> Choose:

@@ -55,6 +55,14 @@ class Magvit(nn.Module):
         return torch.cat([self.decoder(part) for part in signs_NCHW.split(at_once)])
 
 
+def _swish(x: Tensor) -> Tensor:
+    """x sigmoid(x), rounded as the release has it: pixels are truncated to 8 bits, so that a last bit can be a level.
+
+    ``F.silu`` and the fused attention round otherwise.
+    """
+    return x * torch.sigmoid(x)
+
+
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
@@ -72,8 +80,8 @@ class _Residual(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h: Tensor = self.conv1(_swish(self.norm1(x)))
+        h = self.conv2(_swish(self.norm2(h)))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
@@ -87,9 +95,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        q, k, v = (part(normed).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
-        seen = F.scaled_dot_product_attention(q, k, v)
-        added: Tensor = self.proj_out(seen.transpose(1, 2).reshape(x.shape))
+        q_NCT, k_NCT, v_NCT = (part(normed).flatten(2) for part in (self.q, self.k, self.v))
+        share_NTT = (torch.bmm(q_NCT.transpose(1, 2), k_NCT) * q_NCT.shape[1] ** -0.5).softmax(dim=2)
+        added: Tensor = self.proj_out(torch.bmm(v_NCT, share_NTT.transpose(1, 2)).reshape(x.shape))
         return x + added
 
 
@@ -162,7 +170,7 @@ class _Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        latent: Tensor = self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
+        latent: Tensor = self.quant_conv(self.conv_out(_swish(self.norm_out(self.mid(x)))))
         return latent
 
 
@@ -186,5 +194,5 @@ class _Decoder(nn.Module):
         x: Tensor = self.mid(self.conv_in(self.post_quant_conv(z)))
         for level in reversed(self.up):
             x = level(x)
-        picture: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        picture: Tensor = self.conv_out(_swish(self.norm_out(x)))
         return picture

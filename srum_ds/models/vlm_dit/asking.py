@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,8 +160,15 @@ class DryRun:
 
     def _sigmas(self, steps: int, grid: tuple[int, int]) -> Tensor:
         """Noise levels [steps + 1] (float32, CPU) of the pipeline's own schedule, the last 0."""
-        self._hear(self.size_of(grid), steps)
+        with np.errstate(invalid="ignore"):
+            # What is no number is said below.
+            self._hear(self.size_of(grid), steps)
         sigmas: Tensor = self.scheduler.sigmas.float().cpu()
+        if not bool(sigmas.isfinite().all()):
+            raise UserError(
+                f"{self.folder.name} has no noise levels for {steps} step{'s' if steps > 1 else ''} by its "
+                "scheduler_config.json (shift_terminal stretches at least two): draw in 2 or more (num_timesteps=3)."
+            )
         if len(sigmas) != steps + 1:
             raise UserError(
                 f"{self.folder.name} draws in {len(sigmas) - 1} steps of its own: set the sampler's num_timesteps to "
@@ -239,7 +247,7 @@ def _hear(
     options: Mapping[str, Any],
     steps: int = 2,
 ) -> Conditions:
-    """What the denoiser's first call is given."""
+    """What the denoiser's first call is given. Two steps: one is not a number in some schedules."""
     denoiser.calls.clear()
     _call(pipeline, texts, size_hw, options, steps)
     heard = denoiser.calls.pop()
@@ -250,8 +258,7 @@ def _hear(
 def _call(
     pipeline: Any, texts: Sequence[str], size_hw: tuple[int, int], options: Mapping[str, Any], steps: int
 ) -> None:
-    # One step is not a number in some schedules, so that a call has at least two. The latents' numbers are not used,
-    # but they must not be drawn from torch's own generator either.
+    # The latents' numbers are not used, but they must not be drawn from torch's own generator either.
     generator = torch.Generator().manual_seed(0)
     height, width = size_hw
     try:
@@ -259,7 +266,7 @@ def _call(
             list(texts),
             height=height,
             width=width,
-            num_inference_steps=max(2, steps),
+            num_inference_steps=steps,
             generator=generator,
             output_type="latent",
             **options,

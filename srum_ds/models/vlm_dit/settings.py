@@ -22,8 +22,8 @@ class PipelineSampling:
     text_scale: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.num_timesteps < 3:
-            raise UserError(f"the sampler's num_timesteps is {self.num_timesteps}, expected at least 3")
+        if self.num_timesteps < 2:
+            raise UserError(f"the sampler's num_timesteps is {self.num_timesteps}, expected at least 2")
         if not 0 <= self.text_scale < math.inf:
             raise UserError(f"the sampler's text_scale is {self.text_scale}, expected a number from 0")
 

@@ -108,6 +108,8 @@ def test_greedy_answers_are_the_librarys(judge: QwenVLAnswerer) -> None:
         )[0, ids.shape[1] :].tolist()
         ends = [place for place, token in enumerate(written) if token in judge.chat.ends]
         assert tokens == written[: ends[0] if ends else 9]
+        (whole,) = judge.answer_tokens([shown[image]], [question], 9, with_end=True)
+        assert whole == written[: ends[0] + 1 if ends else 9]
     assert judge.answer(shown, QUESTIONS, 9, SHOWN) == [judge.chat.decode(ids).strip() for ids in found]
 
 

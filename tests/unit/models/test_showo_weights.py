@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from srum_ds.common.errors import UserError
 from srum_ds.models import family_of
+from srum_ds.models.showo import magvit
 from srum_ds.models.showo.adapter import load_showo
 from srum_ds.models.showo.config import MagvitConfig, read_config
 from srum_ds.models.showo.inspect import inspect_folder, inspection_text
@@ -95,6 +96,19 @@ def test_a_picture_tokenizer_without_sizes_has_the_released_ones(copy: Path) -> 
     shutil.rmtree(copy / "magvitv2")
     with pytest.raises(UserError, match="Download config.json and the weights of showlab/magvitv2"):
         read_config(copy)
+
+
+def test_pictures_are_rounded_as_the_release_rounds_them() -> None:
+    # Of what is truncated to 8 bits, a last bit can be a level.
+    torch.manual_seed(0)
+    block, x = magvit._Attention(32), torch.randn(2, 32, 3, 3)
+    with torch.no_grad():
+        h = block.norm(x)
+        q, k, v = (part(h).reshape(2, 32, 9) for part in (block.q, block.k, block.v))
+        share = torch.nn.functional.softmax(torch.bmm(q.permute(0, 2, 1), k) * 32**-0.5, dim=2)
+        seen = torch.bmm(v, share.permute(0, 2, 1)).reshape(2, 32, 3, 3)
+        assert torch.equal(block(x), x + block.proj_out(seen))
+        assert torch.equal(magvit._swish(x), x * torch.sigmoid(x))
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.models import family_of, load_model
 from srum_ds.models.contract import check_adapter
+from srum_ds.models.flow import initial_noise
 from srum_ds.models.vlm_dit import FAMILY
 from srum_ds.models.vlm_dit.adapter import VlmDitAdapter, load_vlm_dit
 from srum_ds.models.vlm_dit.inspect import inspect_folder
@@ -278,6 +279,30 @@ def test_a_missing_component_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lacks vae, tokenizer"):
         load_vlm_dit(tmp_path / "bare")
     assert family_of(tmp_path / "bare").kind == "vlm_dit"
+
+
+def test_one_step_is_drawn_where_the_noise_levels_have_it(folder: Path, tmp_path: Path) -> None:
+    one = PipelineSampling(2, 3.0)
+    with pytest.raises(UserError, match="num_timesteps=3"):
+        load_vlm_dit(folder).generate([Prompt("0", "a star")], [("one", 0)], (2, 2), one)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"shift_terminal": None}))
+    model = load_vlm_dit(copy)
+    tokens, _ = model.generate([Prompt("0", "a star")], [("one", 0)], (2, 2), one)
+    pipeline: Any = QwenImagePipeline.from_pretrained(str(copy), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        ["a star"],
+        negative_prompt=[" "],
+        true_cfg_scale=3.0,
+        height=32,
+        width=32,
+        num_inference_steps=1,
+        latents=initial_noise([("one", 0)], (4, model.token_spec.size)),
+        output_type="latent",
+    ).images
+    assert float((drawn - tokens).abs().max()) < 1e-4
 
 
 def test_sizes_that_the_pipeline_would_cut_are_refused(model: VlmDitAdapter) -> None:
