@@ -19,10 +19,11 @@ def inspect(folder: Path, *, json_: Annotated[bool, Parameter(name="--json", neg
     json_
         Print JSON.
     """
-    from srum_ds.common.model_files import refuse_wild_sizes
+    from srum_ds.common.model_files import refuse_special_files, refuse_wild_sizes
     from srum_ds.models import family_of
     from srum_ds.models.library.files import finite_files
 
+    refuse_special_files(folder)
     refuse_wild_sizes(folder)
     facts, text = family_of(folder).inspect(folder)
     finite_files(folder)

@@ -20,13 +20,16 @@ def is_finite(tensor: Tensor) -> bool:
         return True if not tensor.is_complex() else is_finite(torch.view_as_real(tensor.resolve_conj()))
     if tensor.numel() == 0:
         return True
+    if tensor.element_size() == 1:
+        # torch finds no extremes of 8-bit floats.
+        tensor = tensor.detach().to(torch.bfloat16)
     return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
 
 
 def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
     """The same of each tensor, all on one device, with one look at it where all of them are."""
     plain = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    others = any(tensor.is_complex() for tensor in tensors)
+    others = any(tensor.is_complex() or tensor.element_size() == 1 for tensor in tensors)
     if not others and (not plain or bool(torch.nn.utils.get_total_norm(plain, float("inf")).isfinite())):
         return [True] * len(tensors)
     return [is_finite(tensor) for tensor in tensors]
@@ -52,9 +55,10 @@ class Stored:
 def refuse_not_finite(part: Tensor, name: str, stored: object = None) -> None:
     """Raises UserError where a tensor that was read, or a part of it, holds numbers that are not finite.
 
-    name: of the tensor. stored: what it came from; a ``Stored`` tells the file.
+    name: of the tensor. stored: what it came from; a ``Stored`` tells the file. A number of 64 bits that no model's
+    type holds counts as infinite, which it would become.
     """
-    if not is_finite(part):
+    if not is_finite(part.float() if part.dtype == torch.float64 else part):
         raise UserError(bad_weight(stored.place if isinstance(stored, Stored) else name))
 
 

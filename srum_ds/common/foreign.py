@@ -78,6 +78,8 @@ def is_own(thing: object) -> bool:
 
 def shown(value: object) -> str:
     """What a value is, in a few words that none of its own methods writes."""
+    if _is_tensor(value) and value.is_nested:
+        return "a nested tensor"
     if _is_tensor(value):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')} on {value.device}"
     if type(value).__module__ == "numpy" and hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -108,18 +110,19 @@ def numbers(name: str, value: object, count: int, expected: str) -> Tensor:
     import torch
 
     found = _tensor(value)
-    if found is None or found.is_complex() or found.dtype == torch.bool:
+    if found is None or found.is_nested or found.is_quantized or found.is_complex() or found.dtype == torch.bool:
         raise wrong(name, value, expected)
     if tuple(found.shape) != (count,):
         raise wrong(name, value, f"{expected}, as many as there are images")
-    found = found.double()
-    if bool(found.isinf().any()):
-        at = int(found.isinf().nonzero()[0])
+    # Finite in 64 bits is not yet finite in 32.
+    score_N = found.float()
+    if bool(score_N.isinf().any()):
+        at = int(score_N.isinf().nonzero()[0])
         raise ForeignError(
             f"{name} returned {float(found[at])} for image {at} of {count}; expected {expected}: an infinite number is "
             f"no score"
         )
-    return found.float()
+    return score_N
 
 
 def truths(name: str, value: object, count: int, expected: str) -> list[bool]:
@@ -170,7 +173,8 @@ def _converted(value: Any) -> Tensor | None:
         return None
     if any(isinstance(one, bool) for one in items) and not all(isinstance(one, bool) for one in items):
         return None
-    return torch.tensor(items, dtype=None if items else torch.float64)
+    # Python's floats have 64 bits.
+    return torch.tensor(items, dtype=None if items and not isinstance(items[0], float) else torch.float64)
 
 
 def _is_tensor(value: object) -> TypeGuard[Tensor]:

@@ -39,6 +39,8 @@ _TURNS = {
 }
 # Formats whose numbers in Pillow's mode I are 16 bits wide. In others they have no known range.
 _WIDE_FORMATS = ("PNG", "PPM")
+# Pillow hands these to Ghostscript, or to the system.
+_PROGRAMS = ("EPS", "WMF")
 # A phone's photo with a preview behind it: what it shows is its first frame.
 _PREVIEWED = "MPO"
 
@@ -84,6 +86,8 @@ def decode_picture(data: bytes, where: str) -> Image.Image:
             if image.width * image.height > MOST_PIXELS:
                 size = f"{image.width} x {image.height} pixels, of at most {MOST_PIXELS:,}"
                 raise UserError(f"{where}: too large an image ({size}). Scale it down.")
+            if image.format in _PROGRAMS:
+                raise UserError(f"{where}: {image.format} is no picture but a program that draws one. {READABLE}")
             image.load()
             turn = _TURNS.get(_orientation(image))
             upright = _to_rgb(image, where)

@@ -25,6 +25,7 @@ from srum_ds.common.files import file_bytes
 from srum_ds.common.texts import require_encodable
 from srum_ds.config.marks import find_path
 from srum_ds.config.messages import expected, is_options, is_text, nearest, switch, wants_text
+from srum_ds.config.spelling import as_written
 from srum_ds.config.tree import Config
 
 RECIPES = Path("launch/recipes")
@@ -102,7 +103,11 @@ def read_recipe(path: Path, above: tuple[Path, ...], wrong: list[str] | None = N
             f"({', '.join(sorted(own.stem for own in find_path(RECIPES).glob('*.yaml')))})."
         )
     try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(file_bytes(path).decode("utf-8"))))
+        text = file_bytes(path).decode("utf-8")
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        written = as_written(text, _holds_text)
+        if written != text:
+            content = OmegaConf.to_container(OmegaConf.load(io.StringIO(written)))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}. Correct it there.") from error
@@ -191,6 +196,9 @@ def _override(item: str) -> list[Setting]:
         return [Setting(key, text, COMMAND_LINE)]
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        written = as_written(text, lambda _: _holds_text(key))
+        if written != text:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={written}"]))
     except _YAML_ERRORS as error:
         raise wrong_value(key, text, COMMAND_LINE) from error
     return list(flatten({key: typing.cast(dict[str, Any], parsed)["value"]}, "", COMMAND_LINE))
@@ -231,6 +239,10 @@ def _checked(key: str, value: Any, where: str) -> Setting | Mapping[Any, Any] | 
             'belongs here; put the words in quotes ("yes").'
         )
     return Setting(key, value, where)
+
+
+def _holds_text(key: str) -> bool:
+    return key in known_keys() and wants_text(known_keys()[key])
 
 
 def _check_known(key: str, where: str) -> None:

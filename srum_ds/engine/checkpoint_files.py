@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import refuse_special
 from srum_ds.common.texts import parse_json
 from srum_ds.engine.checkpoint_state import (
     STATE_FILE,
@@ -40,6 +41,7 @@ from srum_ds.engine.checkpoint_state import (
 
 PARTIAL = ".partial"
 CORRUPT = ".corrupt"
+_REPLACED = f".replaced{PARTIAL}"
 # Room for headers, state.json and the file system's own bookkeeping.
 _SLACK_BYTES = 1 << 20
 
@@ -69,6 +71,16 @@ def set_aside(folder: Path) -> list[str]:
     return sorted(name for name in _folders(folder) if name.endswith(CORRUPT))
 
 
+def under_other_names(folder: Path) -> list[str]:
+    """Names of folders that hold a checkpoint's state and have another name than a step's.
+
+    Raises as ``committed_steps``.
+    """
+    left_out = (PARTIAL, CORRUPT)
+    strange = (name for name in _folders(folder) if not STEP_FOLDER.fullmatch(name) and not name.endswith(left_out))
+    return sorted(name for name in strange if os.path.lexists(folder / name / STATE_FILE))
+
+
 def _folders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
@@ -80,7 +92,14 @@ def _folders(folder: Path) -> list[str]:
 
 
 def clean_partial(folder: Path) -> list[str]:
-    """Removes what an interrupted save left behind; returns the names removed. Raises as ``committed_steps``."""
+    """Removes what an interrupted save left behind; returns the names removed. Raises as ``committed_steps``.
+
+    A checkpoint that was about to be replaced by one of the same step gets its name back.
+    """
+    for name in _folders(folder):
+        final = folder / name.removesuffix(_REPLACED)
+        if name.endswith(_REPLACED) and not final.exists():
+            os.rename(folder / name, final)
     partial = sorted(folder / name for name in _folders(folder) if name.endswith(PARTIAL))
     for path in partial:
         shutil.rmtree(path)
@@ -137,7 +156,7 @@ def commit(partial: Path, folder: Path, step: int, state: Mapping[str, Any]) -> 
     final = step_folder(folder, step)
     if final.exists():
         # The same step saved again after a fall-back: rename cannot replace a folder that is not empty.
-        replaced = final.with_name(f"{final.name}.replaced{PARTIAL}")
+        replaced = final.with_name(final.name + _REPLACED)
         os.rename(final, replaced)
         os.rename(partial, final)
         _fsync(folder)
@@ -180,6 +199,7 @@ def verify(checkpoint: Path, record: FileRecord) -> None:
     try:
         if record.name not in os.listdir(checkpoint):
             raise CorruptCheckpoint(f"{path} is missing")
+        refuse_special(path)
         size = path.stat().st_size
         if size != record.bytes:
             raise CorruptCheckpoint(f"{path} has {size:,} bytes instead of {record.bytes:,}")

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
+from srum_ds.common.files import refuse_special
 from srum_ds.common.texts import parse_json
 
 FORMAT = 2
 STATE_FILE = "state.json"
-STEP_FOLDER = re.compile(r"step_(\d{6,})")
+# One name for a step: no other script's digits, no more zeros than six digits need.
+STEP_FOLDER = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")
 _SEAL = "sha256"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -73,6 +75,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         if STATE_FILE not in os.listdir(checkpoint):
             raise CorruptCheckpoint(f"{path} is missing")
+        refuse_special(path)
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise unreadable(path, error) from error

@@ -151,8 +151,8 @@ class CheckpointedEngine(EngineBase):
 
         A checkpoint whose files are not what was written is set aside with a warning and the one before it is taken.
         Raises UserError, on every rank, where none is good, where a good one belongs to another model, where only
-        such are left as were set aside before, and, touching nothing, where one could not be read or was written by a
-        newer version.
+        such are left as were set aside before or have another name than a step's, and, touching nothing, where one
+        could not be read or was written by a newer version.
         """
         removed = self._together(lambda: checkpoint.clean_partial(folder), rank_zero=True)[0]
         if removed and self.rank == 0:
@@ -178,6 +178,13 @@ class CheckpointedEngine(EngineBase):
             raise UserError(
                 f"no usable checkpoint in {folder}: all of them are damaged (they were renamed: {', '.join(lost)}). "
                 f"Restore one from a backup. To start anew, choose another run.dir, or remove {folder}."
+            )
+        renamed = self._together(lambda: checkpoint.under_other_names(folder), rank_zero=True)[0]
+        if renamed:
+            raise UserError(
+                f"no checkpoint in {folder} has a step's name (such as step_000020), but there are some of other "
+                f"names: {', '.join(renamed)}. Give one its step's name back, as its state.json says. To start anew, "
+                "choose another run.dir, or move them away."
             )
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def compared_sides(runs: Sequence[Path], benchmark: str = "") -> list[Compared]:
 
 def _names(runs: Sequence[Path]) -> list[str]:
     """As much of each path's end as it takes to tell them apart; the same folder twice is numbered."""
-    parts = [run.resolve().parts for run in runs]
+    # abspath: links that lead in a circle, or a NUL, are for the reader of the folder to complain about.
+    parts = [Path(os.path.abspath(run)).parts for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-length:]) for own in parts]
         if len(set(names)) == len(set(parts)):

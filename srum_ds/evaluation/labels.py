@@ -18,6 +18,7 @@ from torch import Tensor
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import refuse_special, weights_sha256
 from srum_ds.common.image_files import read_image_bytes
+from srum_ds.common.tars import members_of
 from srum_ds.common.texts import is_encodable, is_number, parse_json
 from srum_ds.config import Config
 from srum_ds.evaluation.draw import draw_images
@@ -188,7 +189,7 @@ def _samples(path: Path) -> list[tuple[str, Any, Tensor]]:
     try:
         refuse_special(path)
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            for member in members_of(tar):
                 key, ending = sample_name(member.name)
                 is_image = ending in IMAGE_ENDINGS
                 stream = tar.extractfile(member)

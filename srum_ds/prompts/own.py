@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from srum_ds.common.errors import UserError
-from srum_ds.common.texts import at_home, require_encodable
+from srum_ds.common.files import file_bytes
+from srum_ds.common.texts import at_home, parse_json, require_encodable
 from srum_ds.types import Prompt
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
@@ -54,7 +55,14 @@ def read_own(source: str, columns: Columns = Columns()) -> list[Prompt]:  # noqa
         rows = _by_ending(source, _Fetched(source))
     else:
         path = Path(at_home(source))
-        rows = _folder(path) if path.is_dir() else _by_ending(str(path), path)
+        try:
+            is_folder = path.is_dir()
+        except (OSError, ValueError) as error:
+            # Longer than names may be, or with NUL.
+            raise UserError(
+                f"{source[:200]!r}: cannot be a path ({getattr(error, 'strerror', None) or error})"
+            ) from error
+        rows = _folder(path) if is_folder else _by_ending(str(path), path)
     return _prompts(source, rows, columns)
 
 
@@ -83,17 +91,18 @@ def _prompts(source: str, rows: Iterator[_Row], columns: Columns) -> list[Prompt
     times: dict[str, int] = {}
     for where, row in rows:
         text = row[_column(row, columns.text, TEXT_COLUMNS, where)]
-        if not isinstance(text, str) or not text.strip():
+        if isinstance(text, str):
+            require_encodable(text, where)
+        if not isinstance(text, str) or not any(sign.isprintable() and not sign.isspace() for sign in text):
             raise UserError(f"{where}: expected a prompt's text, found {text!r}")
         text = text.strip()
-        require_encodable(text, where)
         category = _optional(row, columns.category, CATEGORY_COLUMNS, where)
         if category is not None and not isinstance(category, str):
             raise UserError(f"{where}: expected a category's name, found {category!r}; {_OTHERWISE}")
         phrases = _phrases(_optional(row, columns.phrases, PHRASE_COLUMNS, where), where)
         identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         times[identity] = times.get(identity, 0) + 1
-        found.setdefault(identity, Prompt(identity, text, category or "", phrases))
+        found.setdefault(identity, Prompt(identity, text, (category or "").strip(), phrases))
     if not found:
         raise UserError(f"{source}: holds no prompts; put at least one text there")
     return [
@@ -167,9 +176,10 @@ def _by_ending(name: str, file: Path | _Fetched) -> Iterator[_Row]:
 
 def _bytes(name: str, file: Path | _Fetched) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+        return file_bytes(file) if isinstance(file, Path) else file.read_bytes()
+    except (OSError, ValueError) as error:
+        # ValueError: a name with NUL.
+        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _decoded(name: str, file: Path | _Fetched) -> str:
@@ -185,6 +195,16 @@ def _text(name: str, file: Path | _Fetched) -> Iterator[_Row]:
     return ((f"{name}: line {number}", {"text": line}) for number, line in enumerate(lines, 1) if line.strip())
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. JSONDecodeError where it gives a key two values, of which one would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise json.JSONDecodeError(f"it gives the key {ascii(key)} twice", "", 0)
+        found[key] = value
+    return found
+
+
 def _as_row(item: Any, where: str) -> _Row:
     if isinstance(item, str):
         return where, {"text": item}
@@ -198,16 +218,16 @@ def _json_lines(name: str, file: Path | _Fetched) -> Iterator[_Row]:
         if line.strip():
             where = f"{name}: line {number}"
             try:
-                item = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                item = parse_json(line, object_pairs_hook=_object)
+            except ValueError as error:
                 raise UserError(f"{where}: not valid JSON ({error})") from error
             yield _as_row(item, where)
 
 
 def _json(name: str, file: Path | _Fetched) -> Iterator[_Row]:
     try:
-        items = json.loads(_decoded(name, file))
-    except (ValueError, RecursionError) as error:
+        items = parse_json(_decoded(name, file), object_pairs_hook=_object)
+    except ValueError as error:
         raise UserError(f"{name}: not valid JSON ({error})") from error
     if not isinstance(items, list):
         raise UserError(f"{name}: expected a list of texts or objects, found {type(items).__name__}")
@@ -219,6 +239,12 @@ def _csv(delimiter: str) -> Callable[[str, Path | _Fetched], Iterator[_Row]]:
     def read(name: str, file: Path | _Fetched) -> Iterator[_Row]:
         reader = csv.DictReader(io.StringIO(_decoded(name, file), newline=""), delimiter=delimiter, strict=True)
         try:
+            # "text, category": a space behind the comma belongs to no name.
+            header = [column.strip() for column in reader.fieldnames or ()]
+            twice = sorted({column for column in header if header.count(column) > 1})
+            if twice:
+                raise UserError(f"{name}: line 1: two columns are called {twice[0]!r}; name them apart")
+            reader.fieldnames = header
             for row in reader:
                 where = f"{name}: line {reader.line_num}"
                 if None in row or None in row.values():
@@ -242,7 +268,7 @@ def _parquet(name: str, file: Path | _Fetched) -> Iterator[_Row]:
     data = _bytes(name, file)
     try:
         rows = importlib.import_module("pyarrow.parquet").read_table(io.BytesIO(data)).to_pylist()
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: no readable Parquet file ({error})") from error
     return ((f"{name}: row {number}", row) for number, row in enumerate(rows, 1))
 
@@ -252,7 +278,7 @@ def _arrow_stream(path: Path) -> Iterator[_Row]:
     try:
         with open(path, "rb") as stream:
             rows = importlib.import_module("pyarrow.ipc").open_stream(stream).read_all().to_pylist()
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no readable Arrow file ({error})") from error
     return ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
 

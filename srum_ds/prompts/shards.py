@@ -18,6 +18,7 @@ from typing import Any
 
 from srum_ds.common.errors import UserError
 from srum_ds.common.files import file_bytes, refuse_special, replacing, sha256_of, write_atomic
+from srum_ds.common.tars import members_of
 from srum_ds.common.texts import parse_json, require_encodable
 from srum_ds.prompts.files import sample_name
 from srum_ds.types import Prompt
@@ -307,7 +308,7 @@ def scan_tar(path: Path, extensions: Sequence[str] = ("json",)) -> Shard:
     try:
         refuse_special(path)
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            for member in members_of(tar):
                 if member.isdir():
                     # `tar -c .` writes the folder itself.
                     continue

@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_OPENS = "<think>"
-_CLOSES = "</think>"
+from srum_ds.rewards import replies
+
 # An object begins with a brace and, after white space, a key or its end: other braces of prose are passed over.
 _BEGINS = re.compile(r'\{(?=[ \t\r\n]*["}])')
 # A number as people write it, alone, as a share of a whole, or in per cent.
@@ -30,14 +30,11 @@ class _Twice(ValueError):
 
 
 def after_thinking(text: str) -> str:
-    """What follows the thoughts of a reply: the text behind the last ``</think>``, and the whole text without any.
+    """What follows the thoughts of a reply, in whatever tags (``rewards.replies``), and the whole text without any.
 
     Empty where thoughts begin and never end: the reply was cut off before it said anything.
     """
-    before, closed, said = text.rpartition(_CLOSES)
-    if closed:
-        return said.strip()
-    return "" if _OPENS in text else text.strip()
+    return (replies.after_thinking(text) or "").strip()
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,12 +46,16 @@ def weight_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     folder = Path(folder)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            entries = {str(key): str(name) for key, name in parse_json(index.read_text())["weight_map"].items()}
+            said = parse_json(index.read_text(), object_pairs_hook=_no_key_twice)
+            entries = {str(key): str(name) for key, name in said["weight_map"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{index} is not a safetensors index ({type(error).__name__}): expected the key weight_map, an object "
-                "of KEY: FILE; copy it again."
+                "of KEY: FILE, each key once; copy it again."
             ) from None
+        outside = sorted({name for name in entries.values() if os.path.isabs(name) or ".." in Path(name).parts})
+        if outside:
+            raise UserError(f"{index} names {', '.join(outside)}, outside {folder}: shards lie in it; copy it again.")
         missing = sorted({name for name in entries.values() if not _is_there(folder / name)})
         if missing:
             raise UserError(f"{index} names {', '.join(missing)}, which is not in {folder}; copy it there.")
@@ -69,6 +74,13 @@ def weight_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     raise UserError(
         f"{folder} holds none of {', '.join(names)} or *.safetensors.index.json; copy the weights there.{hint}"
     )
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
 
 
 def _is_there(path: Path) -> bool:

@@ -10,29 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from srum_ds.rewards.judge.json_replies import regions_in_json, score_in_json
+from srum_ds.rewards.judge.json_replies import REGION_WORDS, regions_in_json, score_in_json
+from srum_ds.rewards.judge.ratings import NOT_A_RANGE, NUMBER, RATING, is_bound, restated
+from srum_ds.rewards.judge.scales import TOP, scale_behind, scale_of_label, speaks_of_another_scale
 from srum_ds.rewards.replies import after_thinking, in_ascii
 from srum_ds.types import Status
 
-# A number that ends here: "0.7" in "0.7." counts, in "0.7x", "0.7.1" or "0,7" (decimal comma, which
-# would read as 0) it does not. Possessive digits keep the engine from settling for a part of it.
-_NUMBER = r"(?P<value>[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?+)(?![\w]|[.,]\d)"
-_TOP = r"(?P<over>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d)"
-# The scale beside a number: /10, of 10, out of a possible 10, (out of 10), (good)/10, on a scale from 0 to 10, %.
-_OVER = (
-    r"(?:(?:[ \t]*\([^()\d\n]{1,30}\))?\s*[(\[]?\s*(?:points?\s+)?(?:/|(?:out\s+)?of)\s*"
-    + r"(?:an?\s+(?:possible|maximum)\s+)?"
-    + _TOP
-    + r"|\s*(?P<percent>%|per\s?cent\b)"
-    + r"|[\s,]*\(?(?:on|in)\s+a\s+scale\s+(?:from|of)\s+(?:[01]\s*(?:to|-)\s*)?"
-    r"(?P<scaled>\d++(?:\.\d++)?+)(?![\w]|[.,/]\d))"
-)
-_RATING = rf"{_NUMBER}{_OVER}?+"
-# Neither the beginning of a range ("0.5-0.8", "-1 to 1", "[-1, 1]") nor of a date or a time.
-_NOT_A_RANGE = (
-    r"(?!\s*(?:to\b|\.\.|\u2026)\s*[-+]?[\d.]|\s*,\s*[-+]?[\d.]+\s*[\])]|[/:]\d|-\.?\d"
-    r"|[ \t]+-[ \t]*[-+]?\.?\d[\d.]*+(?![ \t]*[^\W\d]))"
-)
 _DECORATION = r"[\s*_`~\"'\[\](){}<>$\\#|:=]*+"
 _BOXED = r"(?:\\?boxed\{)?"
 
@@ -40,47 +23,49 @@ _BOXED = r"(?:\\?boxed\{)?"
 _FINAL = r"\b(?:final|overall|total)\b[\s*_]{1,6}"
 
 # Score: / **Score**: / Score (from -1 to 1) = / a heading "Score" with the number below it
-_LABEL = r"\bscore\b(?:(?P<said>[^\n:=]{0,40})[:=]|[*_]*+[ \t]*+\n)"
+_NO_LIMIT = "".join(
+    rf"(?<!\b{word}\s)"
+    for word in ("maximum", "max", "minimum", "highest", "lowest", "possible", "best", "worst", "perfect")
+)
+_LABEL = _NO_LIMIT + r"\bscore\b(?:(?P<said>[^\n:=]{0,40})[:=]|[*_]*+[ \t]*+\n)"
 _PLAIN_LABEL = _LABEL.replace("?P<said>", "?:")
-_SAID = r"\bscore\s+(?:is|of|would\s+be)\b"
+_SAID = _NO_LIMIT + r"\bscore\s+(?:is|of|would\s+be)\b"
+# "A score of 1 would need ...", "is for ...": what is said of a score that is not given.
+_NOT_GIVEN = r"(?!\s+(?:would|could|should|requires?|needs?|means|if|can|is\s+(?:for|only|reserved|when|if))\b)"
+# "I would not give a score of 1", "if ..., the score would be 1".
+_DENIED = re.compile(r"\b(?:not|never|cannot|if|unless)\b|n't\b", re.IGNORECASE)
+_SENTENCE = re.compile(r"[.!?\n][^.!?\n]*\Z")
 
 _LABELLED = re.compile(_PLAIN_LABEL, re.IGNORECASE)
 _LABELLED_SCORES = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"{_FINAL}(?:{_LABEL}|{_SAID}){_DECORATION}{_BOXED}{_RATING}{_NOT_A_RANGE}",
-        rf"(?:{_LABEL}|{_SAID}){_DECORATION}{_BOXED}{_RATING}{_NOT_A_RANGE}",
+        rf"{_FINAL}(?:{_LABEL}|(?P<sentence>{_SAID})){_DECORATION}{_BOXED}{RATING}{NOT_A_RANGE}{_NOT_GIVEN}",
+        rf"(?:{_LABEL}|(?P<sentence>{_SAID})){_DECORATION}{_BOXED}{RATING}{NOT_A_RANGE}{_NOT_GIVEN}",
     )
 )
 _BARE_SCORES = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         # **0.7**
-        rf"\*\*\s*{_RATING}\s*\*\*",
+        rf"\*\*\s*{RATING}\s*\*\*",
         # [0.7], (0.7), \boxed{0.7}; a list such as [-1, 1] is a range, not a score
-        rf"[\[({{]\s*{_RATING}\s*[\])}}]",
+        rf"[\[({{]\s*{RATING}\s*[\])}}]",
         # 3/5 or 3 out of 5 anywhere
-        rf"(?<![\w./,]){_NUMBER}\s*(?:/|out\s+of)\s*{_TOP}",
+        rf"(?<![\w./,]){NUMBER}\s*(?:/|out\s+of)\s*{TOP}",
         # nothing but the number
-        rf"\A{_DECORATION}{_RATING}{_DECORATION}\.?{_DECORATION}\Z",
+        rf"\A{_DECORATION}{RATING}{_DECORATION}\.?{_DECORATION}\Z",
     )
 )
+_FRACTION = _BARE_SCORES[2]
 # The line that the questions ask for, and the beginning of one.
 _LINE_LABEL = rf"^[ \t>*_`#-]*+(?:(?:final|overall|total)[ \t*_]+)?{_LABEL}"
 _VERDICT = re.compile(
-    rf"{_LINE_LABEL}[ \t*_`\"'\[\](){{}}<>$\\|]*+{_BOXED}{_RATING}[ \t*_`~\"'\[\](){{}}<>$\\|,]*+\.?[ \t*_`]*+$",
+    rf"{_LINE_LABEL}[ \t*_`\"'\[\](){{}}<>$\\|]*+{_BOXED}{RATING}{NOT_A_RANGE}"
+    r"[ \t*_`~\"'\[\](){}<>$\\|,]*+\.?[ \t*_`]*+$",
     re.IGNORECASE | re.MULTILINE,
 )
 _VERDICT_BEGINS = re.compile(r"^[ \t>*_`#-]*+(?:(?:final|overall|total)[ \t*_]+)?score[ \t*_]*+[:=]", re.IGNORECASE)
-# What a label says of the scale: (out of 10), (0-10), [0, 10], (from -1 to 1), (%).
-_SPAN = re.compile(r"(?P<low>[-+]?\d++(?:\.\d++)?+)\s*(?:-|to|,|\.\.+|\u2026|and)\s*(?P<high>[-+]?\d++(?:\.\d++)?+)")
-_SPAN_TOP = re.compile(rf"(?:/|\bof)\s*{_TOP}", re.IGNORECASE)
-_SPAN_PERCENT = re.compile(r"%|\bper\s?cent", re.IGNORECASE)
-# A scale that the reply speaks of elsewhere.
-_OTHER_SCALE = re.compile(
-    r"\bscale\s+(?:of|from)\s+(?:[01]\s*(?:to|-)\s*)?(?P<top>\d+)\b|\b(?P<points>\d+)[ -]point\s+scale\b", re.IGNORECASE
-)
-_OUT_OF = re.compile(r"(?<![\w.])(?P<value>\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*(?P<top>\d+)\b", re.IGNORECASE)
 _FAILED = (math.nan, Status.FAILED)
 
 
@@ -126,20 +111,52 @@ def parse_score(text: str, low: float = -1.0, high: float = 1.0) -> tuple[float,
         found = _LABELLED_SCORES[0].search(reply, verdicts[-1].end()) or verdicts[-1]
         return _on_scale(found, low, high, reply)
     for pattern in _LABELLED_SCORES:
-        found = pattern.search(reply)
+        found = next((given for given in pattern.finditer(reply) if _given(given, reply)), None)
         if found is not None:
             return _on_scale(found, low, high, reply)
     if _LABELLED.search(reply):
         return _FAILED
     for pattern in _BARE_SCORES:
-        scores = {_on_scale(found, low, high, reply) for found in islice(pattern.finditer(reply), 8)}
+        marked = (found for found in islice(pattern.finditer(reply), 8) if not _numbers_something(found))
+        scores = {_on_scale(found, low, high, reply) for found in marked}
         if scores:
             # Footnotes, years, "24/7": what no label calls a score and lies off the scale is none, nor are several.
-            return scores.pop() if len(scores) == 1 else _FAILED
+            score, status = scores.pop()
+            return _FAILED if scores or (pattern is _FRACTION and status != Status.PARSED) else (score, status)
     return _FAILED
 
 
-_JSON_RATING = re.compile(rf"\s*{_RATING}\s*\Z", re.IGNORECASE)
+def _given(found: re.Match[str], reply: str) -> bool:
+    """Whether a sentence gives the score it speaks of, rather than denying it or making it a condition's."""
+    if found["sentence"] is None:
+        return True
+    before = reply[max(0, found.start() - 120) : found.start()]
+    begun = _SENTENCE.search(before)
+    return _DENIED.search(before, 0 if begun is None else begun.start()) is None
+
+
+_ALONE = re.compile(r"[\s*_`~\"'\[\](){}<>$\\|.]*+")
+_OF_SOMETHING = re.compile(r"[ \t]+of\b", re.IGNORECASE)
+
+
+def _numbers_something(found: re.Match[str]) -> bool:
+    """Whether a number without a label is a footnote's, an item's or a count's: "(1) It is red", "3/4 of a circle".
+
+    A whole number in brackets or bold is a score where nothing else stands on its line, or in a box.
+    """
+    text, parts = found.string, found.groupdict()
+    if parts.get("over") and _OF_SOMETHING.match(text, found.end()):
+        return True
+    if not parts["value"].lstrip("+-").isdigit() or parts.get("over") or parts.get("percent") or parts.get("scaled"):
+        return False
+    if text[: found.start()].endswith("boxed"):
+        return False
+    begins, ends = text.rfind("\n", 0, found.start()) + 1, text.find("\n", found.end())
+    around = text[begins : found.start()], text[found.end() : len(text) if ends < 0 else ends]
+    return not all(_ALONE.fullmatch(part) for part in around)
+
+
+_JSON_RATING = re.compile(rf"\s*{RATING}\s*\Z", re.IGNORECASE)
 
 
 def parse_reply(text: str, answers: Sequence[str] = ()) -> tuple[float, Status]:
@@ -168,7 +185,9 @@ def _on_scale(found: re.Match[str], low: float, high: float, reply: str) -> tupl
     parts = found.groupdict()
     value = float(parts["value"])
     beside = parts.get("over") or parts.get("scaled")
-    said = _scale_of_label(parts.get("said") or "", low, high)
+    said = scale_of_label(parts.get("said") or "", low, high)
+    if said is None:
+        said = scale_behind(found.string, found.end(), low, high)
     if beside:
         over = float(beside)
     elif parts.get("percent"):
@@ -176,39 +195,17 @@ def _on_scale(found: re.Match[str], low: float, high: float, reply: str) -> tupl
     elif said is not None:
         over = said
     else:
-        over = math.nan if _speaks_of_another_scale(value, reply) else 1.0
-    value = value / over if over > 0 else math.nan
-    if not math.isfinite(value):
+        over = math.nan if speaks_of_another_scale(value, reply) else 1.0
+    value = value / over if 0 < over < math.inf else math.nan
+    if not restated(found, value):
+        return _FAILED
+    if not math.isfinite(value) or is_bound(found):
         return _FAILED
     if value < low:
         return low, Status.CLAMPED
     if value > high:
         return high, Status.CLAMPED
     return value, Status.PARSED
-
-
-def _scale_of_label(said: str, low: float, high: float) -> float | None:
-    """What to divide by after a label that says its scale, NaN where that is not known; None where it says none."""
-    span = _SPAN.search(said)
-    if span is not None:
-        first, last = float(span["low"]), float(span["high"])
-        if (first, last) == (low, high):
-            return 1.0
-        # "1 to 10" is written as "/10" is.
-        return last if first in (0.0, 1.0, -last) and last > first else math.nan
-    top = _SPAN_TOP.search(said)
-    if top is not None:
-        return float(top["over"])
-    return 100.0 if _SPAN_PERCENT.search(said) else None
-
-
-def _speaks_of_another_scale(value: float, reply: str) -> bool:
-    """Whether a number without a scale beside it stands in a reply that gives it, or any number, another one."""
-    if abs(value) < 1:
-        return False
-    if any(float(found["top"] or found["points"]) > 1 for found in _OTHER_SCALE.finditer(reply)):
-        return True
-    return any(float(found["value"]) == value and float(found["top"]) > value for found in _OUT_OF.finditer(reply))
 
 
 @dataclass(frozen=True)
@@ -225,10 +222,15 @@ _UNSAID = RegionReply("", math.nan, Status.FAILED)
 _RULE = re.compile(r"^[ \t]*(?:-[ \t]?){3,}$|^[ \t]*(?:[*=_~][ \t]?){3,}$", re.MULTILINE)
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 _NUMBERED = re.compile(
-    r"^[ \t>#*_|\[({-]*"
-    r"(?:(?:region|box|object|item|area|bbox)[ \t]*+(?:(?:no\.?|number|\#)[ \t]*+)?(?P<named>\d{1,4})\b"
+    r"^[ \t>#*_|\[({-]*(?:scores?[ \t]+(?:of|for)[ \t]+)?"
+    rf"(?:{REGION_WORDS}[ \t]*+(?:(?:no\.?|number|\#)[ \t]*+)?(?P<named>\d{{1,4}})\b"
     r"[ \t]*[\])}]*[*_]*(?:[ \t]*[.):|,\u2013-])?|(?P<plain>\d{1,4})[ \t]*[*_]*[.):|\]]+(?!\d))",
     re.IGNORECASE | re.MULTILINE,
+)
+# "Region 1: 0.5, Region 2: -0.5" on one line.
+_INLINE = re.compile(
+    rf"(?<=[\d.|)\]%*])[,;]?[ \t]+(?=[*_]*{REGION_WORDS}[ \t]*(?:\#[ \t]*)?\d{{1,4}}[*_ \t]*(?:score[*_ \t]*)?[:=])",
+    re.IGNORECASE,
 )
 _OBJECT = re.compile(r"(?<!\w)object[\"'*_ \t]*[:=][ \t\"'*_]*(?P<object>(?:(?!\bscore\b)[^\n\"|;])*)", re.IGNORECASE)
 _BEFORE_NUMBER = re.compile(r"[:=|\d\n]|\bscore\b", re.IGNORECASE)
@@ -236,7 +238,7 @@ _TOTAL = re.compile(rf"{_FINAL}(?:{_PLAIN_LABEL}|{_SAID})", re.IGNORECASE)
 _OBJECT_START = re.compile(r"(?<![\w\"'*])[\"'*_]*+object[\"'*_ \t]*+[:=]", re.IGNORECASE)
 _SCORED_LINE = re.compile(rf"(?:{_PLAIN_LABEL})[^\n]*\n?", re.IGNORECASE)
 # "a red circle: 0.8", "| a red circle | 0.8 |", "a red circle - 4/5"
-_TRAILING = re.compile(rf"(?:[:=|,]|\s-)[\s*_]*{_RATING}{_DECORATION}\.?\s*\Z", re.IGNORECASE)
+_TRAILING = re.compile(rf"(?:[:=|,]|\s-)[\s*_]*{RATING}{_DECORATION}\.?\s*\Z", re.IGNORECASE)
 
 
 def parse_regions(text: str, count: int) -> list[RegionReply]:
@@ -263,6 +265,16 @@ def parse_regions(text: str, count: int) -> list[RegionReply]:
     by_name = regions_in_json(reply, count)
     if by_name is not None:
         return [_json_entry(by_name.get(number)) for number in range(1, count + 1)]
+    reply = _INLINE.sub("\n", reply)
+    entries = _in_words(reply, count)
+    if speaks_of_another_scale(1.0, reply, elsewhere=True):
+        # "Scores (out of 10):" above the list; which of its numbers say their scale is not known any more.
+        return [_UNSAID if abs(entry.score) >= 1 else entry for entry in entries]
+    return entries
+
+
+def _in_words(reply: str, count: int) -> list[RegionReply]:
+    """``parse_regions`` of a reply that is no JSON."""
     numbered = _by_number(reply, count)
     if len(numbered) == count:
         return [numbered[number] for number in range(1, count + 1)]

@@ -44,3 +44,10 @@ def test_looking_takes_no_second_tensor() -> None:
         with tensors.measured(1000) as figures:
             assert is_finite(tensor)
     assert figures.tensor_peak < 1000
+
+
+def test_floats_of_8_bits_are_looked_at_too() -> None:
+    whole = torch.ones(3).to(torch.float8_e5m2)
+    assert is_finite(whole) and are_finite([whole, torch.ones(2)]) == [True, True]
+    broken = torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2)
+    assert not is_finite(broken) and are_finite([broken, torch.ones(2)]) == [False, True]

@@ -165,3 +165,18 @@ def test_a_file_that_the_environment_names_is_a_secret_in_a_stack_too() -> None:
     hide("/home/me/zebra_judge.py:score", "${oc.env:JUDGE}")
     said = concealed('File "/home/me/zebra_judge.py", line 3 (zebra_judge.py, line 3) /home/me/zebra_judge.py:score')
     assert said == 'File "${oc.env:JUDGE}", line 3 (${oc.env:JUDGE}, line 3) ${oc.env:JUDGE}'
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.array([1e300, 0.0]), r"returned 1e\+300 for image 0"),
+        (torch.tensor([0.0, -1e300], dtype=torch.float64), r"returned -1e\+300 for image 1"),
+        (torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), r"returned a tensor \[2\] of qint8"),
+        (torch.nested.nested_tensor([torch.zeros(1), torch.zeros(1)]), "returned a nested tensor"),
+    ],
+    ids=["array", "tensor", "quantised", "nested"],
+)
+def test_numbers_that_would_become_others_are_refused(value: object, shown: str) -> None:
+    with pytest.raises(foreign.ForeignError, match=shown):
+        foreign.numbers(NAME, value, 2, "a list of 2 scores")

@@ -138,3 +138,9 @@ def test_a_judge_is_sent_bytes_that_everybody_reads_alike(tmp_path: Path) -> Non
         sent = png_bytes(path)
         assert not plain_png(data) and plain_png(sent)
         assert np.array_equal(np.asarray(decode_png(sent)), np.asarray(decode_picture(data, "a")))
+
+
+def test_a_program_that_draws_is_not_run() -> None:
+    """Pillow would hand it to Ghostscript, where there is one."""
+    with pytest.raises(UserError, match="a.eps: EPS is no picture but a program"):
+        read_image_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "a.eps")

@@ -139,6 +139,37 @@ def test_all_damaged_stays_an_error(tmp_path: Path) -> None:
             loaded(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["step_2", "step_000002.bak", "step_0000002", "step_\u0660\u0660\u0660\u0660\u0660\u0662"]
+)
+def test_a_run_whose_checkpoints_were_renamed_does_not_begin_anew(name: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    shutil.rmtree(tmp_path / "step_000001")
+    (tmp_path / "step_000002").rename(tmp_path / name)
+    with pytest.raises(UserError, match=f"of other names: {name}. Give one its step's name back"):
+        loaded(tmp_path)
+    (tmp_path / name).rename(tmp_path / "step_000002")
+    assert loaded(tmp_path) == (2, {"at": 2})
+
+
+def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(tmp_path: Path) -> None:
+    """A kill between the two renames of saving a step again."""
+    saved(tmp_path)
+    shutil.rmtree(tmp_path / "step_000001")
+    (tmp_path / "step_000002").rename(tmp_path / "step_000002.replaced.partial")
+    assert loaded(tmp_path) == (2, {"at": 2})
+
+
+@pytest.mark.parametrize("name", ["state.json", "rank_00000.safetensors"])
+def test_a_pipe_in_a_files_place_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "step_000002" / name).unlink()
+    os.mkfifo(tmp_path / "step_000002" / name)
+    with pytest.raises(UserError, match=f"{name} could not be read .it is a pipe"):
+        loaded(tmp_path)
+    assert (tmp_path / "step_000002").is_dir()
+
+
 def test_what_was_set_aside_is_kept(tmp_path: Path) -> None:
     saved(tmp_path)
     for expected in ("step_000002.corrupt", "step_000002.2.corrupt", "step_000002.3.corrupt"):

@@ -18,6 +18,7 @@ from srum_ds.config import load_config, save_config
 from srum_ds.evaluation.benchmarks import Figure, Grade
 from srum_ds.evaluation.canary import CanaryResult
 from srum_ds.evaluation.compare import compare
+from srum_ds.evaluation.compared_runs import compared_sides
 from srum_ds.evaluation.report import Measured, build_result, write_result
 from srum_ds.evaluation.results import build_results, score_rows, write_results
 from srum_ds.evaluation.scored import Scored
@@ -205,3 +206,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "+8.00" in capsys.readouterr().out
     assert main(["compare", "--out", str(tmp_path / "out")]) == 2
     assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="loop: holds neither"):
+        compared_sides([tmp_path / "loop", tmp_path / "loop"])

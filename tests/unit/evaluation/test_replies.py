@@ -108,6 +108,8 @@ def test_thoughts_are_no_answer() -> None:
     assert after_thinking("<think>hm</think> Score: 1") == "Score: 1"
     assert after_thinking("<think>Score: 1, because") == ""
     assert after_thinking(" Score: 1\n") == "Score: 1"
+    assert after_thinking("<thinking>Score: 1") == ""
+    assert after_thinking("<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>Score: 1") == "Score: 1"
     assert excerpt("one\n two  three", 200) == "one two three"
     assert excerpt("x" * 300, 20) == "x" * 17 + "..."
 

@@ -316,3 +316,17 @@ def test_saving_writes_the_present_weights(whole: Path, tmp_path: Path) -> None:
         model.module.get_parameter("llm2vae.bias").fill_(7.0)
     save(model, tmp_path / "saved")
     assert load_file(tmp_path / "saved" / "ema.safetensors")["llm2vae.bias"].eq(7.0).all()
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ('{"weight_map": {"llm2vae.bias": "../model.safetensors"}}', "names ../model.safetensors, outside"),
+        ('{"weight_map": {"llm2vae.bias": "/a/model.safetensors"}}', "names /a/model.safetensors, outside"),
+        ('{"weight_map": {"llm2vae.bias": "ema.safetensors", "llm2vae.bias": "b.safetensors"}}', "each key once"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(folder: Path, index: str, said: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=said):
+        load_model(folder)

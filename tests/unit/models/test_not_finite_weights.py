@@ -78,3 +78,11 @@ def test_a_module_that_a_library_has_filled(tmp_path: Path) -> None:
 def test_pairs_of_no_file_are_named_by_themselves() -> None:
     with pytest.raises(UserError, match="^bias holds numbers that are not finite"):
         fill(torch.nn.Linear(1, 1), [("weight", torch.ones(1, 1)), ("bias", torch.tensor([float("inf")]))])
+
+
+def test_a_number_of_64_bits_that_would_become_infinite_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_bagel(tmp_path / "model")
+    tensors = load_file(folder / "ema.safetensors")
+    save_file({**tensors, "llm2vae.bias": tensors["llm2vae.bias"].double() + 1e300}, folder / "ema.safetensors")
+    with pytest.raises(UserError, match="llm2vae.bias holds numbers that are not finite"):
+        load_model(folder)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from srum_ds.commands.inspect import inspect
 from srum_ds.common.errors import UserError
 from srum_ds.common.model_files import refuse_wild_sizes
 from srum_ds.config import load_config
@@ -134,3 +135,10 @@ def test_a_setting_that_would_overflow(word: str) -> None:
 def test_the_largest_seed_is_one() -> None:
     assert load_config(RECIPE, [f"run.seed={2**64 - 1}"]).run.seed == 2**64 - 1
     torch.manual_seed((2**64 - 1 + 1) % 2**64)
+
+
+def test_inspect_waits_for_no_pipe(tmp_path: Path) -> None:
+    folder = copy_of(MODEL, tmp_path / "model")
+    (folder / "llm_config.json").unlink()
+    os.mkfifo(folder / "llm_config.json")
+    refused_at_once(lambda: inspect(folder), "is a pipe")

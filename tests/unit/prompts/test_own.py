@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,36 @@ def test_a_column_that_holds_something_else_has_a_way_out(tmp_path: Path) -> Non
         read_own(boxes)
     with pytest.raises(UserError, match=r"no column 'nope'; there are text, objects: name one of these, or none\."):
         read_own(boxes, Columns(phrases="nope"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', "line 1.*twice"),
+        ("a.csv", b"text,text\na,b\n", "line 1.*two columns"),
+        ("a.txt", "a\n\u200b\n".encode(), "line 2"),
+        ("a.txt", b"a\n\0\n", "line 2"),
+        ("a.json", b'[{"text": "a", "n": ' + b"9" * 5000 + b"}]", "not valid JSON"),
+    ],
+)
+def test_what_would_lose_a_prompt_is_refused(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        read_own(str(tmp_path / name))
+
+
+def test_a_space_behind_a_comma_belongs_to_no_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text, category\na red circle, color\n")
+    assert [prompt.category for prompt in read_own(str(tmp_path / "a.csv"))] == ["color"]
+
+
+@pytest.mark.parametrize("source", ["a\0b.txt", "x" * 5000 + ".txt"])
+def test_names_that_can_be_no_file_are_refused(source: str) -> None:
+    with pytest.raises(UserError, match="cannot"):
+        read_own(source)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="pipe"):
+        read_own(str(tmp_path / "a.txt"))
