@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from srum_ds.rewards.judge.json_replies import REGION_WORDS, regions_in_json, score_in_json
-from srum_ds.rewards.judge.ratings import NOT_A_RANGE, NUMBER, RATING, is_bound, restated
+from srum_ds.rewards.judge.ratings import NOT_A_RANGE, NUMBER, RATING, counts_things, is_bound, restated
 from srum_ds.rewards.judge.scales import TOP, scale_behind, scale_of_label, speaks_of_another_scale
 from srum_ds.rewards.replies import after_thinking, in_ascii
 from srum_ds.types import Status
@@ -199,7 +199,7 @@ def _on_scale(found: re.Match[str], low: float, high: float, reply: str) -> tupl
     value = value / over if 0 < over < math.inf else math.nan
     if not restated(found, value):
         return _FAILED
-    if not math.isfinite(value) or is_bound(found):
+    if not math.isfinite(value) or is_bound(found) or counts_things(found):
         return _FAILED
     if value < low:
         return low, Status.CLAMPED

@@ -28,8 +28,8 @@ _BESIDE = (
     r"\s*,\s*[-+]?[\d.]+\s*[\])]",
     # A date, a time, a fraction of something below zero.
     rf"[/:]\d|-\.?\d|[ \t]*/[ \t]*[-+]|[ \t]+{_MONTH}",
-    # Units that have no top, or one in words.
-    r"[ \t]*[\u2030\u2031\u2605\u2b50]|[ \t]+stars?\b|[ \t]+of[ \t]+(?:the|all)\b",
+    # Parts of a thousand, a top in words.
+    r"[ \t]*[\u2030\u2031]|[ \t]+of[ \t]+(?:the|all)\b",
     r"[ \t]*(?:/|out[ \t]+of)[ \t]*(?:an?[ \t]+)?(?:five|ten|hundred)\b",
     # A key to the scale: "1 = right, 0 = wrong", "1 if right".
     r"[ \t]*=[ \t]*[^\W\d]|[ \t]+\(?if\b",
@@ -39,6 +39,11 @@ _BESIDE = (
 )
 NOT_A_RANGE = f"(?!{'|'.join(_BESIDE)})"
 
+_COUNTED = re.compile(
+    r"[ \t]*(?:[\u2605\u2b50]|stars?\b)|[ \t]+points?[ \t]+(?:deducted|lost|missing|off|taken)\b"
+    r"|[ \t]+(?:(?:minor|major|small|obvious|visible|other)[ \t]+)?(?:issue|error|mistake|problem|flaw|defect)s?\b",
+    re.IGNORECASE,
+)
 _BOUND = re.compile(r"(?<![-=])[<>]=?[ \t]*\Z")
 _BEHIND = RATING.replace("?P<", "?P<in_")
 _AGAIN = re.compile(
@@ -52,6 +57,13 @@ def is_bound(found: re.Match[str]) -> bool:
     begins = found.start("value")
     limits = _BOUND.search(found.string[max(0, begins - 8) : begins]) is not None
     return limits and not found.string.startswith(">", found.end("value"))
+
+
+def counts_things(found: re.Match[str]) -> bool:
+    """Whether a number counts something: "4 stars", of nobody knows how many, or "0 errors"; not "4/5 stars"."""
+    parts = found.groupdict()
+    topped = any(parts.get(name) for name in ("over", "percent", "scaled"))
+    return not topped and _COUNTED.match(found.string, found.end()) is not None
 
 
 def restated(found: re.Match[str], value: float) -> bool:
