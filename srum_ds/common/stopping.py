@@ -5,6 +5,7 @@ Whichever process of a job gets one of ``STOP_SIGNALS``, the ranks finish their 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -120,7 +121,9 @@ def _print_into_log() -> None:
 
 def end_with_parent(interval: float = 1.0) -> None:
     """Ends this helper process once the process that started it is gone; looks every ``interval`` seconds."""
-    parent = os.getppid()
+    starter = multiprocessing.parent_process()
+    # While this process imported what it needs, its parent may have ended, and another one have taken its place.
+    parent = os.getppid() if starter is None else starter.pid
 
     def look() -> None:
         while os.getppid() == parent:

@@ -112,9 +112,30 @@ time.sleep(60)
 """
 
 
-def test_a_helper_ends_with_a_killed_parent() -> None:
+# The helper of a pool, whose parent ends while it still imports what it needs.
+YOUNG = """
+import multiprocessing, time
+from srum_ds.common.stopping import end_with_parent
+
+def work():
+    time.sleep(2)
+    end_with_parent(0.1)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    helper = multiprocessing.get_context("spawn").Process(target=work)
+    helper.start()
+    print(helper.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("program", [PARENT, YOUNG], ids=["working", "starting"])
+def test_a_helper_ends_with_a_killed_parent(program: str, tmp_path: Path) -> None:
+    file = tmp_path / "parent.py"
+    file.write_text(program)
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(file)], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     helper = psutil.Process(int(parent.stdout.readline()))
