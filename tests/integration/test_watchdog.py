@@ -140,7 +140,9 @@ def test_a_helper_ends_with_a_killed_parent(program: str, tmp_path: Path) -> Non
     assert parent.stdout is not None
     helper = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    # Not read to its end: the helper holds it too.
+    parent.stdout.close()
     deadline = time.monotonic() + 20
     while helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
