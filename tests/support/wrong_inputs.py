@@ -58,28 +58,24 @@ def with_file(name: str, content: str, *more: str) -> Make:
     return make
 
 
-def with_model(spoil: Callable[[Path], object]) -> Make:
-    """A copy of the tiny model with something wrong."""
-
+def _with_copy(source: Path, setting: str, spoil: Callable[[Path], object]) -> Make:
     def make(folder: Path) -> list[str]:
-        model = folder / "model"
-        shutil.copytree(MODEL, model)
-        spoil(model)
-        return words(folder, f"model.path={model}")
+        copy = folder / source.name
+        shutil.copytree(source, copy)
+        spoil(copy)
+        return words(folder, f"{setting}={copy}")
 
     return make
+
+
+def with_model(spoil: Callable[[Path], object]) -> Make:
+    """A copy of the tiny model with something wrong."""
+    return _with_copy(MODEL, "model.path", spoil)
 
 
 def with_shards(spoil: Callable[[Path], object]) -> Make:
     """A copy of the shapes' shards with something wrong."""
-
-    def make(folder: Path) -> list[str]:
-        shards = folder / "shards"
-        shutil.copytree(SHARDS, shards)
-        spoil(shards)
-        return words(folder, f"data.shards={shards}")
-
-    return make
+    return _with_copy(SHARDS, "data.shards", spoil)
 
 
 def with_run(before: list[str], now: list[str], finished: bool = False) -> Make:
